@@ -1,0 +1,246 @@
+"""The configuration tree: pydantic, frozen, unknown keys refused; every field documented once, here.
+
+Layers, later wins: field defaults < preset of the task (configs/<task.name>.yaml) < --config FILE <
+dotted key=value overrides. Everything is validated once, before any heavy import.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from introspect_ray.errors import UserError
+
+PRESETS = Path(__file__).parent / "configs"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskConfig(_Section):
+    name: Literal["organism", "hint_mmlu", "jsonl"] = "organism"
+    path: str | None = None
+    """Training cases: a local file (hint_mmlu: MMLU rows; jsonl: cases) or, for hint_mmlu, None for the hub."""
+    test_path: str | None = None
+    """Held-out cases; None splits `path` by `test_fraction`."""
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    train_cases: int | None = Field(None, ge=1)
+    """At most so many training cases (seeded choice); None takes all."""
+    test_cases: int | None = Field(None, ge=1)
+    hub_id: str = "cais/mmlu"
+    wording: Literal["short", "sentence"] = "short"
+    """hint_mmlu: `Hint: A`, or the sentence form "I think the answer is (A) but ..."."""
+    hint_seed: int = 0
+    """hint_mmlu: seeds the hinted letter, uniform over the four, and the split."""
+    answer_prefix: str = ""
+    """Text put at the start of the assistant's turn before the label, e.g. "(" (it fixes off-format answers)."""
+
+
+class SupervisionConfig(_Section):
+    rule: Literal["fixed", "online", "mixed"] = "fixed"
+    agreement: float = Field(1.0, ge=0, le=1)
+    """online: ν, the requested share of labels that agree with E(M_t)."""
+    wrong_label: Literal["content", "any"] = "content"
+    """online: what replaces E(M_t): another content with *changed* recomputed, or any other label."""
+    mixing_ratio: float = Field(0.0, ge=0, le=1)
+    """mixed: α, the share of labels taken from `second_policy`."""
+    second_policy: str | None = None
+    """mixed: the policy whose E supplies the share α: "organism:second", a folder or a hub id."""
+
+
+class RolloutConfig(_Section):
+    engine: Literal["vllm", "transformers"] = "vllm"
+    num_actors: int = Field(1, ge=1)
+    group_size: int = Field(64, ge=1)
+    """Cases that go to an engine together; fixed groups keep near-ties independent of the pool's size."""
+    sync_every: int = Field(1, ge=1)
+    """Deliver weights to the engines every so many steps (online supervision)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_model_len: int | None = Field(None, ge=16)
+    """Longest sequence an engine accepts; None: the longest case rounded up."""
+    kv_cache_bytes: int = Field(128 << 20, ge=1 << 20)
+    """CPU: size of the engine's KV cache."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    num_cpus: float = Field(1, ge=0)
+    num_gpus: float = Field(0, ge=0)
+    threads: int = Field(1, ge=1)
+    probe_tolerance: float = Field(2e-3, gt=0)
+    """Largest |engine - trainer| logprob on the probe case for a delivery to count as verified."""
+
+
+class TrainConfig(_Section):
+    num_workers: int = Field(1, ge=1)
+    use_gpu: bool = False
+    num_cpus: float = Field(1, ge=0)
+    """Logical CPUs a worker."""
+    threads: int = Field(1, ge=1)
+    token_budget: int = Field(2048, ge=1)
+    """Most tokens in one forward of packed trees; longer single cases get a forward of their own."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; master weights and optimizer state stay float32."""
+    activation_checkpointing: bool = False
+    reference: Literal["cache", "live"] = "cache"
+    """M0's distribution: cached hidden states, or a live forward with adapters off (lora only)."""
+    checkpoint_every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: none."""
+    max_failures: int = Field(0, ge=0)
+    """Worker group restarts from the last checkpoint before the run fails."""
+
+
+class EvalConfig(_Section):
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Tokens of a generated explanation; None: the longest valid explanation."""
+
+
+class TrackingConfig(_Section):
+    backend: Literal["mlflow", "jsonl", "none"] = "mlflow"
+    uri: str | None = None
+    """MLflow tracking URI; None: an SQLite store in the output folder."""
+    experiment: str = "introspect-ray"
+
+
+class RunConfig(_Section):
+    """One training run. Dotted names of these fields are the override names."""
+
+    output_dir: str = "runs/train"
+    policy: str = "organism"
+    """M0: "organism" (bundled), a Hugging Face folder or hub id, or a .gguf file."""
+    task: TaskConfig = TaskConfig()
+    kl_weight: float = Field(1.0, ge=0)
+    """λ of paper eq. 2."""
+    learning_rate: float = Field(1e-5, gt=0)
+    steps: int = Field(100, ge=0)
+    batch_size: int = Field(8, ge=1)
+    """Cases a step over all workers."""
+    seed: int = Field(0, ge=0)
+    lag: int = Field(0, ge=0)
+    """Step t trains on labels of weight version t - lag exactly."""
+    method: Literal["full", "lora"] = "full"
+    lora_rank: int = Field(32, ge=1)
+    """r; α = r (paper §D.1), on all linear layers."""
+    supervision: SupervisionConfig = SupervisionConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cache_dir: str | None = None
+    """Label sets and reference caches, addressed by content; None: <output_dir>/cache."""
+    ray_address: str | None = None
+    """Cluster to join; None: the one in RAY_ADDRESS, else a local one of just the size needed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.supervision.rule == "mixed" and not self.supervision.second_policy:
+            raise ValueError("supervision.rule=mixed needs supervision.second_policy (a folder, hub id or organism:second)")
+        if self.train.reference == "live" and self.method != "lora":
+            raise ValueError("train.reference=live needs method=lora (the reference is the policy with adapters off)")
+        if self.batch_size < self.train.num_workers:
+            raise ValueError(
+                f"batch_size={self.batch_size} leaves some of train.num_workers={self.train.num_workers} without a case: "
+                "raise batch_size or lower train.num_workers"
+            )
+        if self.task.name == "jsonl" and not self.task.path:
+            raise ValueError("task.name=jsonl needs task.path (a JSONL file of cases)")
+        return self
+
+
+def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
+    """Merge preset, file and dotted overrides (already parsed values) into a validated RunConfig.
+
+    Raises UserError naming the key, the value and the remedy.
+    """
+    from_file = _read_yaml(Path(file)) if file else {}
+    user = _merge(from_file, _nest(overrides))
+    name = (user.get("task") or {}).get("name", TaskConfig().name) if isinstance(user.get("task"), dict | None) else None
+    preset = PRESETS / f"{name}.yaml"
+    layers = _merge(_read_yaml(preset), user) if preset.is_file() else user
+    try:
+        return RunConfig.model_validate(layers)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `dotted.key=value`; the value is read as YAML, with 1e-5 read as a number. Raises UserError."""
+    key, eq, value = text.partition("=")
+    if not eq or not key:
+        raise UserError(f"override {text!r} is not of the form key=value, e.g. kl_weight=0.1")
+    try:
+        parsed = yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError:
+        raise UserError(f"override {text!r}: the value is not valid YAML") from None
+    return key, _numbers(parsed)
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-5 as a string; pydantic would accept it, lists of them would not sort."""
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() and value[0] in "0123456789.-+" else value
+        except ValueError:
+            return value
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UserError(f"config file {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"config file {path}: expected a mapping of keys, found {type(data).__name__}")
+    return data
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return out
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    out = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merge(out[key], value) if both else value
+    return out
+
+
+def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """All dotted leaf names, e.g. "kl_weight", "supervision.agreement"."""
+    names: list[str] = []
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += field_names(kind, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, field_names(), n=1)
+        return f"unknown config key {key!r}{f': did you mean {close[0]!r}?' if close else '; --help lists all keys'}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"config key {key!r}: {message}, got {first['input']!r}{more}" if key else f"config: {message}{more}"

@@ -1,0 +1,61 @@
+"""The interface of a rollout engine. vLLM and transformers stand behind it; nothing else knows which."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """One version of the policy on its way to the engines.
+
+    kind "full": `tensors` are Hugging Face names -> CPU tensors of the whole policy, tied heads included.
+    kind "adapter": PEFT adapter state only; `adapter_config` is its adapter_config.json as a dict.
+    probe: the case all sides compute label logprobs on, to verify what is served.
+    """
+
+    version: int
+    kind: Literal["full", "adapter"]
+    tensors: Mapping[str, torch.Tensor]
+    probe: TokenizedCase
+    adapter_config: Mapping[str, object] | None = None
+
+
+class Engine(Protocol):
+    """One policy being served, at one weight version at a time."""
+
+    @property
+    def weight_version(self) -> int: ...
+
+    def load_weights(self, update: WeightUpdate) -> Delivery:
+        """Serve `update` from now on; caches of older versions are dropped. Raises on name/shape mismatch
+        before anything is changed."""
+        ...
+
+    def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
+        """y(x), y(x∖C) of each case: argmax over label_ids at the next position, on one weight version."""
+        ...
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
+        """Greedy continuations (token ids, without the end-of-turn token), free over the vocabulary."""
+        ...
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex digest over names, dtypes, shapes and bytes, names sorted."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.view(torch.uint8).numpy()) if tensor.numel() else b"")
+    return digest.hexdigest()
