@@ -98,6 +98,8 @@ class TrainConfig(_Section):
 class EvalConfig(_Section):
     max_new_tokens: int | None = Field(None, ge=1)
     """Tokens of a generated explanation; None: the longest valid explanation."""
+    policy: str | None = None
+    """jobs/evaluate.py: the trained policy (folder, or PEFT adapter of `policy`); None: M0 itself."""
 
 
 class TrackingConfig(_Section):
@@ -135,6 +137,8 @@ class RunConfig(_Section):
     """Label sets and reference caches, addressed by content; None: <output_dir>/cache."""
     ray_address: str | None = None
     """Cluster to join; None: the one in RAY_ADDRESS, else a local one of just the size needed."""
+    wait_for_nodes: bool = False
+    """On an autoscaling cluster: wait for new nodes instead of refusing a run that has no room yet."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -164,6 +168,14 @@ def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
     layers = _merge(_read_yaml(preset), user) if preset.is_file() else user
     try:
         return RunConfig.model_validate(layers)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def override(cfg: RunConfig, flat: dict[str, Any]) -> RunConfig:
+    """A copy of `cfg` with dotted keys replaced, validated again. Raises UserError."""
+    try:
+        return RunConfig.model_validate(_merge(cfg.model_dump(), _nest(flat)))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
 

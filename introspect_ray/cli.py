@@ -1,0 +1,47 @@
+"""What all jobs share on the command line: --config, key=value overrides, --dry-run, exit codes. Light imports."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from introspect_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A parsed command line. `overrides` are (dotted key, parsed value)."""
+
+    config: str | None
+    overrides: dict[str, Any]
+    dry_run: bool
+    resume: bool
+    overwrite: bool
+
+
+def parse(description: str, argv: list[str] | None = None) -> Arguments:
+    """Raises UserError for a malformed override; argparse itself exits with 2 on unknown flags."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of config keys")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print config, budget and placement, exit")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
+    group.add_argument("--overwrite", action="store_true", help="replace an existing output_dir of ours")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. kl_weight=0.1 supervision.rule=online")
+    known = parser.parse_args(argv)
+    from introspect_ray.config import parse_override
+
+    pairs = [parse_override(text) for text in known.overrides]
+    return Arguments(known.config, dict(pairs), known.dry_run, known.resume, known.overwrite)
+
+
+def main(job: Callable[[Arguments], None], description: str) -> None:
+    """Run a job: bad input is one line on stderr and exit code 2; anything else is a traceback and exit code 1."""
+    try:
+        job(parse(description))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,76 @@
+"""Joining or starting Ray, and refusing a run that has no room before any actor starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from introspect_ray.config import RunConfig
+from introspect_ray.errors import UserError
+from introspect_ray.preflight import resources
+
+OVERSUBSCRIPTION = 2  # a trainer and an engine take turns at lag 0, so a core serves two logical CPUs
+_QUIET = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller polls: 2 s by default, longer than an organism's step
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def connect(cfg: RunConfig) -> None:
+    """Join the cluster of cfg.ray_address / RAY_ADDRESS, or start a local one of the size needed.
+
+    Raises UserError when the run does not fit, unless `wait_for_nodes` says an autoscaler will make room.
+    """
+    if ray.is_initialized():
+        return
+    need = resources(cfg)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    address = cfg.ray_address or os.environ.get("RAY_ADDRESS")
+    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
+    if address:
+        ray.init(address=address, runtime_env=runtime_env, **common)
+        _check_cluster(cfg, need)
+        return
+    _check_local(cfg, need)
+    ray.init(
+        address="local",
+        num_cpus=int(-(-need["CPU"] // 1)) + 1,  # one for what is small: Tune trials, the reference task
+        include_dashboard=False,
+        runtime_env=runtime_env,
+        **common,
+    )
+
+
+def _check_local(cfg: RunConfig, need: dict[str, float]) -> None:
+    cores = os.cpu_count() or 1
+    room = cores * OVERSUBSCRIPTION
+    if need["CPU"] > room:
+        raise UserError(
+            f"no room for the requested workers: train.num_workers={cfg.train.num_workers} and rollout.num_actors="
+            f"{cfg.rollout.num_actors} need {need['CPU']:g} logical CPUs, this machine has {cores} cores, room for {room}: "
+            "lower them, or name a cluster with ray_address"
+        )
+    if need["GPU"]:
+        import torch
+
+        have = torch.cuda.device_count()
+        if need["GPU"] > have:
+            raise UserError(f"the run needs {need['GPU']:g} GPUs, this machine has {have}: lower the workers or name a cluster")
+
+
+def _check_cluster(cfg: RunConfig, need: dict[str, float]) -> None:
+    have = ray.cluster_resources()
+    short = {name: (want, have.get(name, 0.0)) for name, want in need.items() if want > have.get(name, 0.0)}
+    if short and not cfg.wait_for_nodes:
+        what = ", ".join(f"{want:g} {name}s, it has {got:g}" for name, (want, got) in short.items())
+        raise UserError(
+            f"no room for the requested workers: the cluster needs {what}: lower train.num_workers or "
+            "rollout.num_actors, or set wait_for_nodes=true where an autoscaler adds nodes"
+        )

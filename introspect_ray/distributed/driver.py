@@ -1,0 +1,231 @@
+"""One training run from the driver's side: M0's data, the Ray Train job, evaluation, the summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from introspect_ray.config import RolloutConfig, RunConfig
+from introspect_ray.distributed.monitor import Monitor
+from introspect_ray.distributed.relabeler import RelabelerActor, Sources
+from introspect_ray.distributed.rollout_pool import EngineSpec, RolloutPool
+from introspect_ray.distributed.status import StatusBoardActor
+from introspect_ray.distributed.train_worker import WorkerSpec, train_worker
+from introspect_ray.evaluation import evaluate, summary
+from introspect_ray.label_store import label_set_key, load_pairs, save_pairs
+from introspect_ray.metrics import collapse
+from introspect_ray.preflight import Prepared
+from introspect_ray.records import BehaviorPair, Explanation
+from introspect_ray.storage import open_store
+from introspect_ray.tokenization import decode_explanation
+from introspect_ray.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Base:
+    """What all trials of a sweep share: engines, M0's labels, its reference cache. Picklable."""
+
+    prepared: Prepared
+    pool: RolloutPool
+    status: Any
+    reference_path: str
+    m0_train: Any  # ref of dict[case id, BehaviorPair]
+    m0_test: list[BehaviorPair]
+    m0_explanations: list[Explanation | None]  # untrained, on the test cases
+    second_train: dict[str, BehaviorPair] | None
+    train: Any  # ref of list[TokenizedCase]
+    seconds: dict[str, float]  # "setup", "eval"
+
+
+def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) -> Base:
+    """Start the pool, label all cases with M0 and cache its reference distribution (once a sweep)."""
+    began = time.perf_counter()
+    reference = _reference_task(cfg).remote(
+        prepared.policy_path, [*prepared.train], prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
+    )
+    pool = _pool(cfg, prepared.policy_path, prepared, lora_rank or cfg.lora_rank)
+    status = StatusBoardActor.remote()
+    pool.register(prepared.train + prepared.test)
+    ready = time.perf_counter()
+    pairs = _pairs(cfg, prepared, pool, prepared.policy_id)
+    m0_train = {case.case_id: pairs[case.case_id] for case in prepared.train}
+    m0_test = [pairs[case.case_id] for case in prepared.test]
+    explanations = explain(pool, prepared)
+    second = _second_pairs(cfg, prepared)
+    evaluated = time.perf_counter()
+    return Base(
+        prepared=prepared,
+        pool=pool,
+        status=status,
+        reference_path=ray.get(reference),
+        m0_train=ray.put(m0_train),
+        m0_test=m0_test,
+        m0_explanations=explanations,
+        second_train=second,
+        train=ray.put(prepared.train),
+        seconds={"setup": ready - began, "eval": evaluated - ready},
+    )
+
+
+def train_once(
+    cfg: RunConfig, base: Base, tracker: Tracker, *, run_name: str, on_row: Callable[[dict], None] | None = None
+) -> dict[str, Any]:
+    """Train, evaluate on the held-out cases, write <output_dir>/summary.json, return it."""
+    began = time.perf_counter()
+    relabeler = _relabeler(cfg, base)
+    spec = WorkerSpec(
+        cfg=cfg,
+        run_name=run_name,
+        policy_path=base.prepared.policy_path,
+        reference_path=base.reference_path,
+        train=base.train,
+        m0=base.m0_train,
+        pool=base.pool,
+        relabeler=relabeler,
+        status=base.status,
+    )
+    with Monitor(base.status, run_name, tracker, on_row) as monitor:
+        result = _trainer(cfg, spec).fit()
+    totals = {**ray.get(relabeler.finish.remote()), **result.return_value}
+    trained = time.perf_counter()
+    pairs = base.pool.label_now([case.case_id for case in base.prepared.test], cfg.steps)
+    predicted = explain(base.pool, base.prepared)
+    scores = evaluate(pairs, base.m0_test, predicted)
+    finished = time.perf_counter()
+    rows = monitor.rows
+    out = summary(
+        cfg,
+        scores,
+        cases={"train": len(base.prepared.train), "test": len(base.prepared.test)},
+        labels={
+            "requested_agreement": cfg.supervision.agreement if cfg.supervision.rule == "online" else None,
+            "realised_at_labelling": totals["realised_at_labelling"],
+            "realised_at_consumption": _mean([row["realised_at_consumption"] for row in rows]),
+            "split_pairs": totals["split_pairs"],
+        },
+        timing={
+            "setup": base.seconds["setup"] + (trained - began) - totals["train"] - totals["sync"] - totals["wait"],
+            "rollout": totals["rollout_s"],
+            "relabel": totals["relabel_s"],
+            "train": totals["train"],
+            "sync": totals["sync"],
+            "eval": base.seconds["eval"] + finished - trained,
+            "total": sum(base.seconds.values()) + finished - began,
+        },
+    )
+    ray.kill(relabeler)
+    open_store(cfg.output_dir).write_json("summary.json", out)
+    return out
+
+
+def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    """Scores of eval.policy against M0 = cfg.policy on the held-out cases; each on an engine pool of its own."""
+    ids = [case.case_id for case in prepared.test]
+    scored: list[tuple[list[BehaviorPair], list[Explanation | None]]] = []
+    for path in dict.fromkeys([prepared.policy_path, prepared.policy_path]):
+        pool = _pool(cfg, path, prepared, cfg.lora_rank)
+        pool.register(prepared.test)
+        scored.append((pool.label_now(ids, 0), explain(pool, prepared)))
+        pool.close()
+    (m0_pairs, _), (pairs, predicted) = scored[0], scored[-1]
+    scores = evaluate(pairs, m0_pairs, predicted)
+    return {"policy": cfg.eval.policy or cfg.policy, "base": cfg.policy, "cases": len(ids), **scores}
+
+
+def explain(pool: RolloutPool, prepared: Prepared) -> list[Explanation | None]:
+    """The served policy's explanations of the test cases, generated greedily and parsed; None: unparseable."""
+    tokens = pool.explain_now([case.case_id for case in prepared.test], prepared.max_explanation_tokens)
+    return [
+        decode_explanation(ids, prepared.tokenizer, case.labels)
+        for ids, case in zip(tokens, prepared.test, strict=True)
+    ]
+
+
+def untrained_scores(base: Base) -> dict[str, Any]:
+    """Metrics of M0 itself, before training: Self and Orig coincide."""
+    return evaluate(base.m0_test, base.m0_test, base.m0_explanations)
+
+
+def findings(base: Base) -> list[str]:
+    """Named weaknesses of M0 as a subject (paper's limitation: collapsed labels), with their numbers."""
+    return collapse(base.m0_test)
+
+
+def _pool(cfg: RunConfig, policy_path: str, prepared: Prepared, lora_rank: int) -> RolloutPool:
+    spec = EngineSpec(policy_path, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
+    return RolloutPool(cfg.rollout, spec)
+
+
+def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -> dict[str, BehaviorPair]:
+    """All pairs of a policy at version 0: from the content-addressed label set, else from the engines."""
+    cases = prepared.train + prepared.test
+    key = label_set_key(policy, cases, cfg.rollout)
+    pairs = load_pairs(prepared.cache_uri, key)
+    if pairs is None:
+        pairs = pool.label_now([case.case_id for case in cases], 0)
+        save_pairs(prepared.cache_uri, key, pairs)
+    return {pair.case_id: pair for pair in pairs}
+
+
+def _second_pairs(cfg: RunConfig, prepared: Prepared) -> dict[str, BehaviorPair] | None:
+    """E of the second policy for mixed supervision, made by an engine of its own that is closed again."""
+    if prepared.second_path is None:
+        return None
+    one = RolloutConfig.model_validate({**cfg.rollout.model_dump(), "num_actors": 1})
+    pool = RolloutPool(one, EngineSpec(prepared.second_path, prepared.max_model_len, "full", 1, cfg.seed))
+    pool.register(prepared.train + prepared.test)
+    pairs = _pairs(cfg, prepared, pool, prepared.second_id)
+    pool.close()
+    return pairs
+
+
+def _reference_task(cfg: RunConfig) -> Any:
+    """build_reference as a Ray task with the resources of one training worker."""
+
+    def build(policy_path: str, cases: list, cache_uri: str, dtype: str, budget: int) -> str:
+        import torch
+
+        from introspect_ray.reference import build_reference
+
+        torch.set_num_threads(cfg.train.threads)
+        return build_reference(policy_path, cases, cache_uri, dtype, budget)
+
+    return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=1 if cfg.train.use_gpu else 0)(build)
+
+
+def _relabeler(cfg: RunConfig, base: Base) -> Any:
+    sources = Sources(
+        labels={case.case_id: case.labels for case in base.prepared.train},
+        policy=cfg.policy,
+        m0=ray.get(base.m0_train),
+        second_policy=cfg.supervision.second_policy,
+        second=base.second_train,
+    )
+    return RelabelerActor.remote(cfg, sources, f"{cfg.output_dir.rstrip('/')}/labels", cfg.train.num_workers)
+
+
+def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
+    resources = {"CPU": cfg.train.num_cpus, **({"GPU": 1} if cfg.train.use_gpu else {})}
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": spec},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cfg.train.num_workers, use_gpu=cfg.train.use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=cfg.output_dir,
+            failure_config=ray.train.FailureConfig(max_failures=cfg.train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

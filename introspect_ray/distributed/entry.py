@@ -1,0 +1,165 @@
+"""The jobs behind jobs/*.py: load the config, refuse what is wrong, run, print where the results are."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from introspect_ray.cli import Arguments
+from introspect_ray.config import RunConfig, load_config
+from introspect_ray.errors import UserError
+from introspect_ray.preflight import Prepared, check_resume, prepare, resources
+from introspect_ray.storage import Store, is_remote, open_store, prepare_output
+from introspect_ray.tracking import make_tracker, tracking_uri
+
+
+def train_job(args: Arguments) -> None:
+    """One run. Raises UserError before anything heavy starts and before anything is written."""
+    cfg = load_config(args.config, args.overrides)
+    prepared = prepare(cfg)
+    if args.dry_run:
+        return print_plan([cfg], prepared)
+    store = _claim(cfg, args)
+    if store.exists("summary.json"):
+        return print(f"already finished: {store.join('summary.json')}")
+    from introspect_ray.distributed.driver import start_base, train_once
+    from introspect_ray.distributed.progress import progress_bar
+
+    tracking = _tracking(cfg)
+    with connected(cfg), make_tracker(cfg.tracking, cfg.output_dir, _name(cfg), uri=tracking) as tracker:
+        tracker.log_params(cfg.model_dump(mode="json"))
+        base = start_base(cfg, prepared)
+        report_findings(base)
+        with progress_bar(cfg.steps, _name(cfg)) as on_row:
+            summary = train_once(cfg, base, tracker, run_name=_name(cfg), on_row=on_row)
+    print_summaries([summary], "kl_weight")
+    print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracking or 'none'}")
+
+
+def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = None) -> list[dict[str, Any]] | None:
+    """All trials of a one-key sweep, on one set of engines. Raises UserError before anything heavy starts.
+
+    `after(cfg, base, (tracking uri, parent run id))` runs on the same engines when the trials are done.
+    """
+    from introspect_ray.distributed.sweep import run_sweep, split_overrides, trial_config
+
+    values, seeds, rest = split_overrides(space, args.overrides)
+    cfg = load_config(args.config, {"output_dir": f"runs/sweep_{space.leaf}", **rest})
+    trials = [trial_config(cfg, space, value, seed) for value in values for seed in seeds]
+    prepared = prepare(trials[0])
+    if args.dry_run:
+        return print_plan(trials, prepared)
+    store = _claim(cfg, args)
+    from introspect_ray.distributed.driver import start_base
+
+    tracking = _tracking(cfg)
+    with connected(cfg), make_tracker(cfg.tracking, cfg.output_dir, _name(cfg), uri=tracking) as parent:
+        parent.log_params({"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}})
+        base = start_base(trials[0], prepared, lora_rank=max(trial.lora_rank for trial in trials))
+        report_findings(base)
+        from introspect_ray.distributed.progress import board_bar
+
+        with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
+            summaries = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
+            if after:
+                after(cfg, base, (tracking, parent.run_id))
+        _log_files(parent, store, ["sweep.json", "sweep.png"])
+    print_summaries(summaries, space.leaf)
+    print(f"numbers  {store.join('sweep.json')}\nfigure   {store.join('sweep.png')}\ntracking {tracking or 'none'}")
+    return summaries
+
+
+def evaluate_job(args: Arguments) -> None:
+    """Metrics of eval.policy (default: M0 itself) against M0 on the held-out cases, to evaluation.json."""
+    cfg = load_config(args.config, {"output_dir": "runs/evaluate", **args.overrides})
+    prepared = prepare(cfg)
+    if args.dry_run:
+        return print_plan([cfg], prepared)
+    store = _claim(cfg, args)
+    from introspect_ray.distributed.driver import evaluate_policies
+
+    with connected(cfg):
+        result = evaluate_policies(cfg, prepared)
+    store.write_json("evaluation.json", result)
+    print(json.dumps(result, indent=2))
+    print(f"written  {store.join('evaluation.json')}")
+
+
+@contextmanager
+def connected(cfg: RunConfig) -> Iterator[None]:
+    """Ray for the duration of the body; a cluster that was joined stays up, one started here goes with us."""
+    import ray
+
+    from introspect_ray.distributed.cluster import connect
+
+    connect(cfg)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def print_plan(trials: Sequence[RunConfig], prepared: Prepared) -> None:
+    """--dry-run: the resolved config, the resource budget and the placement."""
+    cfg = trials[0]
+    need = resources(cfg)
+    print(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
+    print(
+        f"---\ntrials: {len(trials)}  cases: {len(prepared.train)} train, {len(prepared.test)} test  "
+        f"longest sequence: {prepared.max_model_len} tokens\n"
+        f"budget: {need['CPU']:g} logical CPUs, {need['GPU']:g} GPUs\n"
+        f"placement: {cfg.train.num_workers} training worker(s) x {cfg.train.num_cpus:g} CPU"
+        f"{' + 1 GPU' if cfg.train.use_gpu else ''}; {cfg.rollout.num_actors} {cfg.rollout.engine} rollout actor(s) x "
+        f"{cfg.rollout.num_cpus:g} CPU + {cfg.rollout.num_gpus:g} GPU; relabeler and status board: 0 CPU"
+    )
+
+
+def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:
+    from introspect_ray.figures import table
+
+    print(table(summaries, key))
+
+
+def report_findings(base: Any) -> None:
+    """Say what is weak about M0 as a subject before its results are read."""
+    from introspect_ray.distributed.driver import findings, untrained_scores
+
+    untrained = untrained_scores(base)["explanation"]["orig"]
+    print(f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}", flush=True)
+    for finding in findings(base):
+        print(f"warning: {finding}", file=sys.stderr, flush=True)
+
+
+def _claim(cfg: RunConfig, args: Arguments) -> Store:
+    """The output folder, ours from here on, with the resolved config in run.json."""
+    if args.resume:
+        check_resume(cfg)
+    prepare_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
+    store = open_store(cfg.output_dir)
+    store.write_json("run.json", cfg.model_dump(mode="json"))
+    if not is_remote(cfg.output_dir) and not Path(cfg.output_dir).is_absolute():
+        print(f"output   {Path(cfg.output_dir).absolute()}")
+    return store
+
+
+def _log_files(tracker: Any, store: Store, names: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            local = Path(folder, name)
+            local.write_bytes(store.read_bytes(name))
+            tracker.log_artifact(str(local))
+
+
+def _tracking(cfg: RunConfig) -> str | None:
+    return tracking_uri(cfg.tracking, cfg.output_dir) if cfg.tracking.backend == "mlflow" else None
+
+
+def _name(cfg: RunConfig) -> str:
+    return cfg.output_dir.rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,51 @@
+"""Follows a run's step metrics from the driver: into the tracker, and to whoever draws the progress bar."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from introspect_ray.tracking import Tracker
+
+POLL_S = 0.5
+
+
+class Monitor:
+    """Polls the status board in a thread while the body (Ray Train's blocking fit) runs; drains it at the end."""
+
+    def __init__(self, status: Any, run: str, tracker: Tracker, on_row: Callable[[dict], None] | None = None) -> None:
+        self._status, self._run, self._tracker, self._on_row = status, run, tracker, on_row
+        self.rows: list[dict] = []
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._follow, name=f"monitor-{run}", daemon=True)
+
+    def __enter__(self) -> Monitor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        if error is None and self._error is not None:
+            raise self._error
+
+    def _follow(self) -> None:
+        try:
+            while not self._stop.wait(POLL_S):
+                self._drain()
+            self._drain()
+        except BaseException as error:  # raised in the driver's thread by __exit__
+            self._error = error
+
+    def _drain(self) -> None:
+        after = self.rows[-1]["step"] if self.rows else -1
+        for row in ray.get(self._status.rows.remote(self._run, after)):
+            self.rows.append(row)
+            self._tracker.log_metrics({key: value for key, value in row.items() if key != "step"}, row["step"])
+            if self._on_row:
+                self._on_row(row)

@@ -1,0 +1,182 @@
+"""The relabeler actor: waits for a step's pairs, applies the pure rule, buffers, records. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from introspect_ray.config import RunConfig
+from introspect_ray.distributed.weight_sync import Expected, verify
+from introspect_ray.label_store import LabelWriter, split_pairs
+from introspect_ray.loop import StepLabels
+from introspect_ray.records import BehaviorPair, Label
+from introspect_ray.supervision import fixed_label, mixed_label, online_label, step_plan
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Training cases in plan order (id -> allowed labels) and the pairs that labels are made from without rollouts."""
+
+    labels: Mapping[str, tuple[str, ...]]
+    policy: str
+    m0: Mapping[str, BehaviorPair]
+    second_policy: str | None = None
+    second: Mapping[str, BehaviorPair] | None = None
+
+
+@dataclass
+class _Buffered:
+    """The labels of one step on their way to the ranks."""
+
+    ready: asyncio.Future
+    fetched_by: set[int]
+
+
+def plan_ids(cfg: RunConfig, case_ids: Sequence[str], step: int) -> list[str]:
+    """Case ids of training step `step` (the step plan, a pure function of seed and step)."""
+    return [case_ids[i] for i in step_plan(cfg.seed, step, len(case_ids), cfg.batch_size)]
+
+
+def make_labels(
+    cfg: RunConfig, sources: Sources, step: int, case_ids: Sequence[str], pairs: Sequence[BehaviorPair]
+) -> list[Label]:
+    """E_sup(step) (SPEC §4): fixed and mixed from `sources`, online from the current `pairs` of the same cases."""
+    rule = cfg.supervision
+    if rule.rule == "fixed":
+        return [fixed_label(sources.m0[i], source_model=sources.policy, seed=cfg.seed, step=step) for i in case_ids]
+    if rule.rule == "mixed":
+        return [
+            mixed_label(
+                sources.m0[i],
+                sources.second[i],
+                mixing_ratio=rule.mixing_ratio,
+                seed=cfg.seed,
+                step=step,
+                sources=(sources.policy, sources.second_policy),
+            )
+            for i in case_ids
+        ]
+    if [pair.case_id for pair in pairs] != list(case_ids):
+        raise RuntimeError(f"step {step}: the engines returned pairs of other cases than were asked for")
+    return [
+        online_label(
+            pair,
+            sources.labels[pair.case_id],
+            agreement=rule.agreement,
+            wrong_label=rule.wrong_label,
+            seed=cfg.seed,
+            step=step,
+            source_model=sources.policy,
+        )
+        for pair in pairs
+    ]
+
+
+class Relabeler:
+    """Labels by step. `relabel` fills a step, `fetch` waits for it; a failed step raises in every fetch.
+
+    The buffer is bounded by the requests of the conductor (at most lag + sync_every steps ahead).
+    """
+
+    def __init__(self, cfg: RunConfig, sources: Sources, labels_uri: str, world_size: int) -> None:
+        self._cfg, self._sources, self._world = cfg, sources, world_size
+        self._ids = list(sources.labels)
+        self._writer = LabelWriter(labels_uri)
+        self._steps: dict[int, _Buffered] = {}
+        self._free_since = time.perf_counter()
+        self.counts = {"labels": 0, "agreeing": 0, "consumed_splits": 0}
+        self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
+
+    async def relabel(
+        self, step: int, version: int, expected: Expected | None, deliveries: list[Any], groups: list[Any]
+    ) -> None:
+        """Make the labels of `step` from futures of the deliveries of `version` and of its rollout groups."""
+        slot = self._slot(step)
+        try:
+            if expected is not None:
+                verify(expected, await asyncio.gather(*deliveries), self._cfg.rollout.probe_tolerance)
+            results = await asyncio.gather(*groups)
+            slot.ready.set_result(self._label(step, version, results))
+        except Exception as error:  # handed to every rank that fetches this step
+            slot.ready.set_exception(error)
+
+    async def fetch(self, step: int, rank: int) -> StepLabels:
+        """The labels rank, rank + world, ... of `step`; waits until they are made."""
+        slot = self._slot(step)
+        made: StepLabels = await asyncio.shield(slot.ready)
+        slot.fetched_by.add(rank)
+        if len(slot.fetched_by) == self._world:
+            del self._steps[step]
+        return StepLabels(
+            made.labels[rank :: self._world],
+            made.pairs[rank :: self._world],
+            made.realised_agreement,
+            made.rollout_s,
+            made.rollout_idle_s,
+            made.relabeler_idle_s,
+        )
+
+    async def pending(self) -> list[Label]:
+        """Labels made or being made and not consumed yet, of all steps."""
+        made = [await asyncio.shield(slot.ready) for _, slot in sorted(self._steps.items())]
+        return [label for step in made for label in step.labels]
+
+    async def restore(self, labels: Sequence[Label]) -> list[int]:
+        """Put labels of a checkpoint back, forget everything else; returns the steps they belong to."""
+        self._steps.clear()
+        by_step: dict[int, list[Label]] = {}
+        for label in labels:
+            by_step.setdefault(label.provenance.step, []).append(label)
+        for step, ours in by_step.items():
+            self._slot(step).ready.set_result(StepLabels(ours, [], _agreement(ours), 0.0, 0.0, 0.0))
+        return sorted(by_step)
+
+    async def finish(self) -> dict[str, float | None]:
+        """Flush the label table; totals over the run."""
+        self._writer.close()
+        made = self.counts["labels"]
+        return {
+            "realised_at_labelling": self.counts["agreeing"] / made if made else None,
+            "split_pairs": self.counts["consumed_splits"],
+            **{f"{name}_s": value for name, value in self.seconds.items()},
+        }
+
+    def _slot(self, step: int) -> _Buffered:
+        if step not in self._steps:
+            self._steps[step] = _Buffered(asyncio.get_running_loop().create_future(), set())
+        return self._steps[step]
+
+    def _label(self, step: int, version: int, results: Sequence[Any]) -> StepLabels:
+        began = time.perf_counter()
+        idle, self._free_since = began - self._free_since, began
+        pairs = [pair for result in results for pair in result.pairs]
+        wrong = [pair.case_id for pair in pairs if pair.weight_version != version]
+        if wrong:
+            raise RuntimeError(f"step {step}: {len(wrong)} pairs are not of weight version {version}, e.g. {wrong[0]!r}")
+        ids = plan_ids(self._cfg, self._ids, step)
+        labels = make_labels(self._cfg, self._sources, step, ids, pairs)
+        self._writer.append(labels)
+        agreement = _agreement(labels)
+        self.counts["labels"] += len(labels)
+        self.counts["agreeing"] += sum(label.current == label.explanation for label in labels)
+        self.counts["consumed_splits"] += split_pairs(labels)
+        rollout, rollout_idle = sum(r.seconds for r in results), sum(r.idle_s for r in results)
+        self.seconds["rollout"] += rollout
+        self.seconds["rollout_idle"] += rollout_idle
+        self.seconds["relabel"] += time.perf_counter() - began
+        self._free_since = time.perf_counter()
+        return StepLabels(labels, pairs, agreement, rollout, rollout_idle, idle)
+
+
+def _agreement(labels: Sequence[Label]) -> float | None:
+    """Share of labels equal to E of the pair sampled for them; None where nothing was sampled (fixed, mixed)."""
+    sampled = [label for label in labels if label.current is not None]
+    return sum(label.current == label.explanation for label in sampled) / len(sampled) if sampled else None
+
+
+RelabelerActor = ray.remote(num_cpus=0)(Relabeler)

@@ -1,0 +1,151 @@
+"""The Ray Train worker: builds the learner, joins the loop, hands over the trained policy."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+
+from introspect_ray.config import RunConfig
+from introspect_ray.distributed.relabeler import plan_ids
+from introspect_ray.distributed.rollout_pool import RolloutPool
+from introspect_ray.distributed.weight_sync import expect, pack
+from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.label_store import labels_from_table, labels_to_table
+from introspect_ray.learner import Learner
+from introspect_ray.loop import StepLabels, publish, run
+from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
+from introspect_ray.storage import open_store
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Everything a training worker is given; large parts as object references."""
+
+    cfg: RunConfig
+    run_name: str
+    policy_path: str
+    reference_path: str
+    train: Any  # ref of list[TokenizedCase], in plan order
+    m0: Any  # ref of dict[str, BehaviorPair] of the training cases
+    pool: RolloutPool
+    relabeler: Any
+    status: Any
+
+
+class RaySupply:
+    """The loop's Supply over actors. Only rank 0 publishes and requests; every rank fetches."""
+
+    def __init__(self, spec: WorkerSpec, case_ids: Sequence[str], rank: int) -> None:
+        self._spec, self._ids, self._rank = spec, case_ids, rank
+        self._sent: tuple[Any, list[Any]] = (None, [])  # what the latest version's receipts must say, and the receipts
+        self.sent_bytes = 0
+
+    def publish(self, update: WeightUpdate, probe: tuple[float, ...]) -> None:
+        self._sent = (expect(update, probe), self._spec.pool.load_weights(ray.put(pack(update))))
+
+    def deliveries(self) -> list[Any]:
+        """Receipts of the latest version, after they are checked."""
+        from introspect_ray.distributed.weight_sync import verify
+
+        expected, refs = self._sent
+        receipts = ray.get(refs)
+        verify(expected, receipts, self._spec.cfg.rollout.probe_tolerance)
+        return receipts
+
+    def request(self, step: int, version: int) -> None:
+        online = self._spec.cfg.supervision.rule == "online"
+        expected, deliveries = self._sent if online else (None, [])
+        ids = plan_ids(self._spec.cfg, self._ids, step)
+        groups = self._spec.pool.label(ids, version) if online else []
+        self._spec.relabeler.relabel.remote(step, version, expected, deliveries, groups)
+
+    def fetch(self, step: int) -> StepLabels:
+        return ray.get(self._spec.relabeler.fetch.remote(step, self._rank))
+
+    def pending(self) -> list[Label]:
+        return ray.get(self._spec.relabeler.pending.remote())
+
+    def restore(self, labels: Sequence[Label]) -> list[int]:
+        return ray.get(self._spec.relabeler.restore.remote(list(labels)))
+
+
+class RayConductor:
+    """Metrics to the status board, checkpoints to Ray Train."""
+
+    def __init__(self, spec: WorkerSpec, rank: int) -> None:
+        self._spec, self._rank = spec, rank
+
+    def report(self, metrics: StepMetrics) -> None:
+        self._spec.status.post.remote(self._spec.run_name, metrics)
+
+    def checkpoint(self, step: int, learner: Learner, pending: Sequence[Label]) -> None:
+        """Every rank saves its shard into a folder of its own; Ray Train merges them into one checkpoint."""
+        with tempfile.TemporaryDirectory() as folder:
+            learner.save_checkpoint(folder)
+            if self._rank == 0:
+                import pyarrow.parquet as pq
+
+                pq.write_table(labels_to_table(pending), Path(folder, "pending.parquet"))
+                Path(folder, "step.json").write_text(json.dumps({"step": step}))
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, float]:
+    """What Ray Train calls on every rank. Returns seconds by activity."""
+    import torch
+
+    began = time.perf_counter()
+    spec: WorkerSpec = config["spec"]
+    cfg = spec.cfg
+    torch.set_num_threads(cfg.train.threads)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    train: list[TokenizedCase] = ray.get(spec.train)
+    m0: dict[str, BehaviorPair] = ray.get(spec.m0)
+    learner = Learner(
+        cfg, spec.policy_path, spec.reference_path, {case.case_id: case for case in train}, rank=rank, world_size=world
+    )
+    supply = RaySupply(spec, [case.case_id for case in train], rank)
+    start, restored = _resume(learner, supply, rank)
+    setup = time.perf_counter() - began
+    probe = train[0]
+    seconds = run(
+        cfg, learner, supply, RayConductor(spec, rank), m0, probe, rank=rank, start=start, restored=frozenset(restored)
+    )
+    synced = time.perf_counter()
+    publish(cfg, learner, supply, probe, version=cfg.steps, rank=rank)
+    if rank == 0:
+        supply.deliveries()
+    seconds["sync"] += time.perf_counter() - synced
+    _export(cfg, learner, rank)
+    return {**seconds, "setup": setup}
+
+
+def _resume(learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[int]]:
+    """Continue from Ray Train's latest checkpoint, if there is one: (first step, steps whose labels it kept)."""
+    import pyarrow.parquet as pq
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0, []
+    with checkpoint.as_directory() as folder:
+        learner.load_checkpoint(folder)
+        step = json.loads(Path(folder, "step.json").read_text())["step"]
+        pending = labels_from_table(pq.read_table(Path(folder, "pending.parquet")))
+    return step, supply.restore(pending) if rank == 0 else sorted({label.provenance.step for label in pending})
+
+
+def _export(cfg: RunConfig, learner: Learner, rank: int) -> None:
+    """The trained policy to <output_dir>/policy in Hugging Face format. Every rank takes part in the gather."""
+    with tempfile.TemporaryDirectory() as folder:
+        learner.export(folder)
+        if rank == 0:
+            open_store(cfg.output_dir).upload_dir(folder, "policy")

@@ -1,0 +1,162 @@
+"""What every engine checks and reads the same way: updates, prompts, end-of-turn ids, pairs. No vLLM here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.errors import UserError
+from introspect_ray.records import BehaviorPair, TokenizedCase
+
+if TYPE_CHECKING:
+    import torch
+
+Shapes = dict[str, tuple[int, ...]]
+_PEFT_PREFIX = "base_model.model."
+_HEAD, _EMBEDDING_SUFFIX = "lm_head.weight", "embed_tokens.weight"
+
+
+class Answer(NamedTuple):
+    """One prompt's answer position: full-vocabulary label logprobs and the full-vocabulary argmax."""
+
+    logprobs: tuple[float, ...]
+    free_token: int
+
+
+def make_pair(case: TokenizedCase, cued: Answer, ablated: Answer, version: int) -> BehaviorPair:
+    """The behaviour pair of `case`: argmax over the labels (ties: the first label), off-format flags.
+
+    Raises ValueError where a logprob is NaN, which would otherwise decide the argmax at random.
+    """
+    for side, answer in (("x", cued), ("x∖C", ablated)):
+        if any(value != value for value in answer.logprobs):
+            raise ValueError(f"case {case.case_id}: label logprobs on {side} are {answer.logprobs} at version {version}")
+    return BehaviorPair(
+        case_id=case.case_id,
+        cued=case.labels[cued.logprobs.index(max(cued.logprobs))],
+        ablated=case.labels[ablated.logprobs.index(max(ablated.logprobs))],
+        cued_logprobs=cued.logprobs,
+        ablated_logprobs=ablated.logprobs,
+        cued_off_format=cued.free_token not in case.label_ids,
+        ablated_off_format=ablated.free_token not in case.label_ids,
+        weight_version=version,
+    )
+
+
+def policy_shapes(policy_path: str) -> Shapes:
+    """Hugging Face names -> shapes of a full update, from the safetensors headers (nothing is loaded).
+
+    A tied head is part of an update although the file leaves it out: an engine may hold a packed copy
+    of it that the embedding alone does not reach. Raises UserError where there are no safetensors.
+    """
+    from safetensors import safe_open
+
+    files = sorted(Path(policy_path).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"policy folder {policy_path} has no *.safetensors: save it with save_pretrained")
+    shapes: Shapes = {}
+    for file in files:
+        with safe_open(file, framework="pt") as reader:
+            shapes.update({name: tuple(reader.get_slice(name).get_shape()) for name in reader.keys()})
+    embeddings = [name for name in shapes if name.endswith(_EMBEDDING_SUFFIX)]
+    if _HEAD not in shapes and len(embeddings) == 1:
+        shapes[_HEAD] = shapes[embeddings[0]]
+    return shapes
+
+
+def eos_token_ids(policy_path: str) -> tuple[int, ...]:
+    """End-of-turn ids: generation_config.json and config.json `eos_token_id`, and the tokenizer's own
+    `eos_token`, which is the end of turn of chat tokenizers and missing from many configs.
+
+    Raises UserError where none of the files names one: generation would never stop.
+    """
+    folder = Path(policy_path)
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        value = _json(folder / name).get("eos_token_id")
+        found.update([value] if isinstance(value, int) else value or [])
+    tokenizer = _json(folder / "tokenizer_config.json")
+    eos = tokenizer.get("eos_token")
+    text = eos.get("content") if isinstance(eos, dict) else eos
+    added = [(int(i), t["content"]) for i, t in (tokenizer.get("added_tokens_decoder") or {}).items()]
+    full = _json(folder / "tokenizer.json") if text else {}
+    added += [(token["id"], token["content"]) for token in full.get("added_tokens") or []]
+    found.update(i for i, content in added if content == text)
+    if not found:
+        raise UserError(f"policy folder {policy_path} names no end-of-turn token: set eos_token_id in generation_config.json")
+    return tuple(sorted(found))
+
+
+def architectures(policy_path: str) -> tuple[str, ...]:
+    """`architectures` of config.json. Raises UserError where there is none."""
+    names = _json(Path(policy_path) / "config.json").get("architectures")
+    if not names:
+        raise UserError(f"{policy_path}/config.json names no architectures: save the policy with save_pretrained")
+    return tuple(names)
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], new_tokens: int, max_model_len: int) -> None:
+    """Raises ValueError for an empty prompt and for one that leaves no room for `new_tokens`."""
+    for index, prompt in enumerate(prompts):
+        if not prompt or len(prompt) + new_tokens > max_model_len:
+            raise ValueError(
+                f"prompt {index} has {len(prompt)} tokens; with {new_tokens} new ones it must fit 2..{max_model_len}: "
+                "raise rollout.max_model_len or shorten the case"
+            )
+
+
+def check_full(update: WeightUpdate, expected: Shapes) -> None:
+    """Raises ValueError naming the first name or shape in which a full update differs from the policy."""
+    _compare({name: tuple(t.shape) for name, t in update.tensors.items()}, expected, update.version)
+
+
+def check_adapter(update: WeightUpdate, base: Shapes, max_rank: int) -> None:
+    """Raises ValueError where a PEFT LoRA state does not cover exactly its target modules of the base policy."""
+    config = update.adapter_config
+    if config is None:
+        raise ValueError(f"adapter update of version {update.version} has no adapter_config")
+    rank, targets = int(config["r"]), config["target_modules"]  # type: ignore[call-overload]
+    if rank > max_rank:
+        raise ValueError(f"adapter rank {rank} exceeds the engine's {max_rank}: start the engine with lora_rank={rank}")
+    expected: Shapes = {}
+    for name, shape in base.items():
+        module = name.removesuffix(".weight")
+        if len(shape) == 2 and _is_target(module, targets):
+            expected[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = (rank, shape[1])
+            expected[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = (shape[0], rank)
+    if not expected:
+        raise ValueError(f"adapter target_modules {targets!r} match no linear layer of the policy")
+    _compare({name: tuple(t.shape) for name, t in update.tensors.items()}, expected, update.version)
+
+
+def _is_target(module: str, targets: object) -> bool:
+    import re
+
+    if isinstance(targets, str):  # PEFT: a string is a regular expression over the whole name
+        return re.fullmatch(targets, module) is not None
+    return any(module == t or module.endswith(f".{t}") for t in targets)  # type: ignore[attr-defined]
+
+
+def _compare(got: Mapping[str, tuple[int, ...]], expected: Shapes, version: int) -> None:
+    head = f"weight update of version {version} refused, nothing changed:"
+    for name in sorted(expected):
+        if name not in got:
+            tied = " (a tied head is sent as well: use state_dict(), not named_parameters())" if name == _HEAD else ""
+            raise ValueError(f"{head} {name} {list(expected[name])} is missing{tied}")
+        if got[name] != expected[name]:
+            raise ValueError(f"{head} {name} has shape {list(got[name])}, the engine's is {list(expected[name])}")
+    for name in sorted(got):
+        if name not in expected:
+            raise ValueError(f"{head} {name} {list(got[name])} is not a tensor of the policy")
+
+
+def nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of all tensors; a storage shared by two names (a tied head) is counted for each name."""
+    return sum(t.numel() * t.element_size() for t in tensors.values())

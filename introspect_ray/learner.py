@@ -1,0 +1,259 @@
+"""The learner: one rank's share of a training step, its weights and its checkpoints.
+
+Every public method that touches weights is a collective: with several ranks all must call it, in the
+same order. One tree a case and one forward give the loss, the current behaviour and the current greedy
+explanation, so Self, Orig and the realised agreement are those of the weights *before* the update.
+
+Shape suffixes: B cases, K target tokens, N output nodes, V vocabulary, P candidates of a walk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from introspect_ray.config import RunConfig
+from introspect_ray.errors import UserError
+from introspect_ray.objective import combine, explanation_loss, kl_to_reference
+from introspect_ray.policy import save_policy
+from introspect_ray.prompt_tree import PackedBatch, PromptTree, build_tree, pack, placeholder, walk_explanations
+from introspect_ray.records import BehaviorPair, Explanation, Label, TokenizedCase
+from introspect_ray.reference import Reference
+from introspect_ray.sharding import adapter_config, build_module, full_state, full_value, load_checkpoint, save_checkpoint
+
+TREE_CACHE = 50_000  # trees kept (a few KB each)
+LogprobPair = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass
+class Sums:
+    """What a step adds up over micro-batches and ranks."""
+
+    cross_entropy: float = 0.0  # nats, over target tokens
+    kl: float = 0.0  # nats, over behaviour positions
+    target_tokens: int = 0
+    cases: int = 0
+    explained_self: int = 0
+    explained_orig: int = 0
+    behaved: int = 0
+    realised: int = 0
+
+
+class Learner:
+    """Trains one policy from `policy_path` on labels, regularised towards the reference (paper eq. 2).
+
+    With torch.distributed initialised and several ranks, or on a GPU, the model is sharded by FSDP2;
+    a single CPU process uses the plain module. AdamW with a constant rate; float32 master weights.
+    `tokenized` holds every case that can be trained on. `device` None: this rank's GPU if cfg.train.use_gpu.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        policy_path: str,
+        reference_path: str | None,
+        tokenized: Mapping[str, TokenizedCase],
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.cfg, self.rank, self.world_size = cfg, rank, world_size
+        self._source = policy_path
+        self._cases = tokenized
+        self._device = torch.device(device or (f"cuda:{torch.cuda.current_device()}" if cfg.train.use_gpu else "cpu"))
+        longest = max((len(c.question) + max(map(len, c.explanations.values())) for c in tokenized.values()), default=0)
+        self.module, self._sharded = build_module(cfg, policy_path, self._device, world_size, longest)
+        self._trained = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self._trained, lr=cfg.learning_rate, weight_decay=cfg.train.weight_decay, fused=True
+        )
+        self._reference = None if cfg.train.reference == "live" else self._open_reference(reference_path)
+        self._trees: dict[tuple[str, Explanation], PromptTree] = {}
+        self.last_logprobs: dict[str, LogprobPair] = {}
+
+    def _open_reference(self, path: str | None) -> Reference:
+        if not path:
+            raise UserError("train.reference=cache needs a reference path: run build_reference, or use lora with reference=live")
+        return Reference.open(path, self._device)
+
+    # -- one step ------------------------------------------------------------------------------------
+
+    def step(self, labels: Sequence[Label], m0: Mapping[str, BehaviorPair]) -> dict[str, float]:
+        """One optimizer step on this rank's labels (possibly none) of the global batch.
+
+        m0: M0's pair of every case. Returns the same global metrics on every rank: loss, cross_entropy
+        (nats a target token), kl (nats a behaviour position), grad_norm (before clipping) and the shares
+        explanation_self, explanation_orig, behavior_em, realised_at_consumption. `last_logprobs` then
+        holds this rank's label logprobs (x, x∖C) before the update.
+        Raises UserError if the step has no label on any rank, or the loss is not finite (nothing is updated).
+        """
+        trees = [self._tree(label.case_id, label.explanation) for label in labels]
+        batches = pack(trees, self.cfg.train.token_budget)
+        tokens, cases, rounds = self._agree(sum(len(tree.targets) for tree in trees), len(trees), len(batches))
+        if not cases:
+            raise UserError("a training step without any label: check the task's cases and the batch size")
+        sums, self.last_logprobs = Sums(), {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in [*batches, *[placeholder()] * (rounds - len(batches))]:
+            self._accumulate(batch, tokens, cases, m0, sums)
+        norm = full_value(nn.utils.clip_grad_norm_(self._trained, self.cfg.train.max_grad_norm)).item()
+        metrics = self._metrics(self._total(sums), norm)
+        if not math.isfinite(norm) or not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"training diverged: loss {metrics['loss']}, gradient norm {norm} at "
+                f"learning_rate={self.cfg.learning_rate}: lower it and start again or resume from a checkpoint"
+            )
+        self.optimizer.step()
+        return metrics
+
+    def _tree(self, case_id: str, label: Explanation) -> PromptTree:
+        tree = self._trees.get((case_id, label))
+        if tree is None:
+            if len(self._trees) >= TREE_CACHE:
+                self._trees.clear()
+            tree = self._trees[case_id, label] = build_tree(self._cases[case_id], label)
+        return tree
+
+    def _accumulate(
+        self, batch: PackedBatch, tokens: int, cases: int, m0: Mapping[str, BehaviorPair], sums: Sums
+    ) -> None:
+        """Forward and backward of one micro-batch; adds to the gradients, `sums` and `last_logprobs`."""
+        reference = self._reference_logprobs(batch)
+        with self._precision():
+            logits_NV = self.module(batch)
+        if not batch.trees:
+            (logits_NV.sum() * 0.0).backward()  # this rank is done; the others still run collectives
+            return
+        behaviours, targets = 2 * len(batch.trees), len(batch.targets_K)
+        targets_K = torch.from_numpy(batch.targets_K).to(logits_NV.device)
+        ce = explanation_loss(logits_NV[behaviours : behaviours + targets], targets_K)
+        with nullcontext() if self.cfg.kl_weight else torch.no_grad():
+            kl = kl_to_reference(reference, logits_NV[:behaviours])
+        combine(ce, tokens, kl, 2 * cases, self.cfg.kl_weight, self.world_size).backward()
+        sums.cross_entropy += ce.item()
+        sums.kl += kl.item()
+        sums.target_tokens += targets
+        sums.cases += len(batch.trees)
+        self._read_off(batch, logits_NV.detach(), m0, sums)
+
+    def _reference_logprobs(self, batch: PackedBatch) -> Tensor:
+        """M0's logprobs [2B, V] at the behaviour nodes of `batch`; collective when the reference is live."""
+        if self._reference is not None:
+            return self._reference.stacked([tree.case_id for tree in batch.trees])
+        with torch.no_grad(), self._precision(), self.module.model.disable_adapter():
+            logits_NV = self.module(batch)
+        return torch.log_softmax(logits_NV[: 2 * len(batch.trees)].float(), dim=-1)
+
+    def _read_off(
+        self, batch: PackedBatch, logits_NV: Tensor, m0: Mapping[str, BehaviorPair], sums: Sums
+    ) -> None:
+        """The current policy's behaviour and explanations, from the training forward."""
+        walk_P = _pick(logits_NV, batch.walk_outputs_P, batch.walk_tokens_P).tolist()
+        said = walk_explanations(batch, walk_P)
+        for tree, (cued, ablated), explanation in zip(batch.trees, label_logprobs(batch, logits_NV), said, strict=True):
+            names, origin = self._cases[tree.case_id].labels, m0[tree.case_id]
+            pair = names[cued.index(max(cued))], names[ablated.index(max(ablated))]
+            current = Explanation(pair[0] != pair[1], pair[1])
+            self.last_logprobs[tree.case_id] = (cued, ablated)
+            sums.explained_self += explanation == current
+            sums.explained_orig += explanation == origin.explanation
+            sums.behaved += pair == (origin.cued, origin.ablated)
+            sums.realised += tree.label == current
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Autocast where FSDP's mixed precision does not already cast (a single process)."""
+        if self._sharded or self.cfg.train.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
+
+    def _agree(self, tokens: int, cases: int, rounds: int) -> tuple[int, int, int]:
+        """Target tokens and cases of the global batch, and the micro-batches of the busiest rank."""
+        if self.world_size == 1:
+            return tokens, cases, rounds
+        counts = torch.tensor([[tokens, cases, rounds]], device=self._device)
+        gathered = torch.empty(self.world_size, 3, dtype=counts.dtype, device=self._device)
+        dist.all_gather_into_tensor(gathered, counts)
+        return int(gathered[:, 0].sum()), int(gathered[:, 1].sum()), int(gathered[:, 2].max())
+
+    def _total(self, sums: Sums) -> Sums:
+        if self.world_size == 1:
+            return sums
+        values = torch.tensor(list(asdict(sums).values()), dtype=torch.float64, device=self._device)
+        dist.all_reduce(values)
+        return Sums(*values.tolist())
+
+    def _metrics(self, sums: Sums, norm: float) -> dict[str, float]:
+        ce, kl = sums.cross_entropy / sums.target_tokens, sums.kl / (2 * sums.cases)
+        return {
+            "loss": ce + self.cfg.kl_weight * kl if self.cfg.kl_weight else ce,
+            "cross_entropy": ce,
+            "kl": kl,
+            "grad_norm": norm,
+            "explanation_self": sums.explained_self / sums.cases,
+            "explanation_orig": sums.explained_orig / sums.cases,
+            "behavior_em": sums.behaved / sums.cases,
+            "realised_at_consumption": sums.realised / sums.cases,
+        }
+
+    @torch.no_grad()
+    def probe(self, case: TokenizedCase) -> tuple[float, ...]:
+        """Natural label logprobs of x, then of x∖C, on the current weights. Collective."""
+        (batch,) = pack([build_tree(case, None)], self.cfg.train.token_budget)
+        with self._precision():
+            logits_NV = self.module(batch)
+        if self._sharded:
+            self.module.reshard()  # the root stays gathered after a forward without backward
+        ((cued, ablated),) = label_logprobs(batch, logits_NV)
+        return cued + ablated
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """What engines load: CPU tensors in the compute type, on rank 0; None elsewhere. Collective.
+
+        full: the whole policy under Hugging Face names, lm_head.weight included when tied. lora: the
+        adapter under the names PEFT saves.
+        """
+        return full_state(self.module, getattr(torch, self.cfg.train.dtype), keep=self.rank == 0)
+
+    def adapter_config(self) -> dict[str, object]:
+        """adapter_config.json of the LoRA adapter as a dict of plain values."""
+        return adapter_config(self.module)
+
+    def save_checkpoint(self, folder: str) -> None:
+        """This rank's part of model and optimizer, by torch.distributed.checkpoint. Collective.
+
+        Ranks may write to different folders; their union is the checkpoint.
+        """
+        save_checkpoint(folder, self.module, self.optimizer)
+
+    def load_checkpoint(self, folder: str) -> None:
+        """Continue from a merged checkpoint; the number of ranks may differ. Collective."""
+        load_checkpoint(folder, self.module, self.optimizer)
+
+    def export(self, folder: str) -> None:
+        """Write the current policy (or LoRA adapter) in Hugging Face format, on rank 0. Collective."""
+        tensors = self.weights()
+        if tensors is not None:
+            config = self.adapter_config() if self.cfg.method == "lora" else None
+            save_policy(tensors, self._source, folder, self.cfg.method, config)
+
+
+def label_logprobs(batch: PackedBatch, logits_NV: Tensor) -> list[LogprobPair]:
+    """Each tree's full-vocabulary log-softmax at its label tokens: (at x, at x∖C), in the order of `labels`."""
+    count = len(batch.trees)
+    normaliser = logits_NV[: 2 * count].float().logsumexp(-1)
+    picked = _pick(logits_NV, batch.label_outputs, batch.label_tokens).float()
+    flat = iter((picked - normaliser[torch.from_numpy(batch.label_outputs).to(picked.device)]).tolist())
+    sides = [tuple(next(flat) for _ in tree.label_ids) for tree in batch.trees * 2]
+    return list(zip(sides[:count], sides[count:], strict=True))
+
+
+def _pick(logits_NV: Tensor, outputs: np.ndarray, tokens: np.ndarray) -> Tensor:
+    device = logits_NV.device
+    return logits_NV[torch.from_numpy(outputs).to(device), torch.from_numpy(tokens).to(device)]

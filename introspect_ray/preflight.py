@@ -1,0 +1,103 @@
+"""Everything that can be refused before anything heavy starts: policy, cases, tokens, stores. No torch, no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from introspect_ray.config import RunConfig
+from introspect_ray.errors import UserError
+from introspect_ray.policy import check_policy, policy_id, resolve_policy
+from introspect_ray.storage import check_writable, open_store
+from introspect_ray.tasks import load_cases
+from introspect_ray.records import TokenizedCase
+from introspect_ray.tokenization import longest_sequence, tokenize_case
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A validated run: where the policies lie and what their cases are as tokens."""
+
+    policy_path: str
+    policy_id: str  # content hash
+    second_path: str | None
+    second_id: str | None
+    train: list[TokenizedCase]
+    test: list[TokenizedCase]
+    tokenizer: Any
+    max_model_len: int
+    max_explanation_tokens: int
+    cache_uri: str
+
+
+def prepare(cfg: RunConfig) -> Prepared:
+    """Resolve and check all inputs of a run. Raises UserError with the remedy; writes nothing but caches."""
+    cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
+    second = cfg.supervision.second_policy if cfg.supervision.rule == "mixed" else None
+    for name in filter(None, (cfg.policy, second)):
+        check_policy(name)
+    train, test = load_cases(cfg.task, cfg.seed)
+    check_writable(cfg.output_dir)
+    # Converted policies are kept where hub downloads are: per user, not per run.
+    local_cache = str(Path.home() / ".cache" / "introspect-ray")
+    policy_path = resolve_policy(cfg.policy, local_cache)
+    second_path = resolve_policy(second, local_cache) if second else None
+    tokenizer = _tokenizer(policy_path)
+    tokenized_train = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in train]
+    tokenized_test = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in test]
+    cases = tokenized_train + tokenized_test
+    longest = longest_sequence(cases)
+    return Prepared(
+        policy_path=policy_path,
+        policy_id=policy_id(policy_path),
+        second_path=second_path,
+        second_id=policy_id(second_path) if second_path else None,
+        train=tokenized_train,
+        test=tokenized_test,
+        tokenizer=tokenizer,
+        max_model_len=cfg.rollout.max_model_len or -(-(longest + 1) // 32) * 32,
+        max_explanation_tokens=cfg.eval.max_new_tokens or max(len(e) for c in cases for e in c.explanations.values()),
+        cache_uri=cache,
+    )
+
+
+# What may differ between a run and its resumption without changing what it computes.
+_FREE = ("output_dir", "ray_address", "wait_for_nodes", "tracking", "cache_dir", "train.max_failures", "train.checkpoint_every")
+
+
+def check_resume(cfg: RunConfig) -> None:
+    """Refuse to resume a run of another config; an empty folder is fine. Raises UserError naming the first key that differs."""
+    store = open_store(cfg.output_dir)
+    if not store.exists("run.json"):
+        return
+    before, now = _flat(store.read_json("run.json")), _flat(cfg.model_dump(mode="json"))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith(_FREE):
+            raise UserError(
+                f"cannot resume {cfg.output_dir}: {key} was {before.get(key)!r} and is now {now.get(key)!r}; "
+                "give the same config, or another output_dir"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)
+
+
+def resources(cfg: RunConfig) -> dict[str, float]:
+    """Logical resources of a run at its widest: {"CPU", "GPU"}; a mixed run starts one more engine for a while."""
+    engines = cfg.rollout.num_actors + (cfg.supervision.rule == "mixed")
+    gpu = float(cfg.train.num_workers) if cfg.train.use_gpu else 0.0
+    return {
+        "CPU": cfg.train.num_workers * cfg.train.num_cpus + engines * cfg.rollout.num_cpus,
+        "GPU": gpu + engines * cfg.rollout.num_gpus,
+    }

@@ -1,0 +1,297 @@
+"""Case -> token trie; tries -> packed batches: x, x∖C and q + e of a case in one forward.
+
+x, x∖C and q + e share most of their tokens, so a case is stored as a trie in which a token attends to
+itself and its ancestors only and has its depth as position. Three kinds of node give logits: the last
+tokens of x and x∖C (behaviour, KL), the nodes before each target token of e (cross-entropy), and the
+nodes of the label trie with more than one child, from which the model's own greedy explanation is read.
+
+Nodes are numbered in depth-first order, hence node j is an ancestor of i or i itself exactly when
+j <= i < end[j]: the whole mask follows from one integer a token.
+
+Shape suffixes: R rows, T tokens a row, B cases, K target tokens, N output nodes, P candidates of a walk.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+
+import numpy as np
+
+from introspect_ray.records import Explanation, TokenizedCase
+
+Tokens = tuple[int, ...]
+
+# Row length at which attention costs as much as the rest of a layer; only a weight in the choice of rows.
+ATTENTION_SCALE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A node of the label trie with several children: the tokens before it, and where each child leads."""
+
+    prefix: Tokens  # explanation tokens up to and including this node; () is the end of q
+    tokens: Tokens  # the children
+    leads_to: tuple[int | Explanation, ...]  # index of the next branch, or the only explanation left
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTree:
+    """The trie of one case. All arrays int64; nodes in depth-first order.
+
+    Example: x (1, 7), x∖C (1,), q (1, 7, 4), e (20, 2) -> token [1, 7, 4, 20], parent [-1, 0, 1, 2]; the
+    last target token needs no node, since nothing is read off it.
+    """
+
+    case_id: str
+    label: Explanation | None
+    label_ids: Tokens
+    token: np.ndarray  # [nodes]
+    parent: np.ndarray  # [nodes], -1 at a root
+    depth: np.ndarray  # [nodes], 0 at a root: the position id
+    end: np.ndarray  # [nodes], one past the last descendant
+    cued: int  # last node of x
+    ablated: int  # last node of x∖C
+    predictors: np.ndarray  # [K] node whose logits predict targets[k]
+    targets: np.ndarray  # [K] tokens of e with its end of turn
+    branches: tuple[Branch, ...]
+    branch_nodes: np.ndarray  # [len(branches)] node that decides each branch
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Trees placed back to back in rows of equal length; padding attends to itself only. Arrays int64.
+
+    `outputs_N` are flat indices into R * T, in this order: x of each tree, x∖C of each tree (so 2B
+    behaviour nodes), K predictors, one node a branch. `label_*` and `walk_*` list (output, token)
+    pairs to be read off the logits: the labels of the 2B behaviour nodes, and the children of all branches.
+    """
+
+    trees: tuple[PromptTree, ...]
+    tokens_RT: np.ndarray
+    positions_RT: np.ndarray
+    end_RT: np.ndarray  # one past the last descendant, as an index into the row
+    outputs_N: np.ndarray
+    targets_K: np.ndarray
+    label_outputs: np.ndarray
+    label_tokens: np.ndarray
+    walk_outputs_P: np.ndarray
+    walk_tokens_P: np.ndarray
+
+
+@lru_cache(maxsize=4096)
+def label_branches(explanations: tuple[tuple[Explanation, Tokens], ...]) -> tuple[Branch, ...]:
+    """Branching nodes of the trie of all explanations, root first. () if there is only one explanation.
+
+    Raises ValueError if one explanation's tokens are a prefix of another's (no end of turn).
+    """
+    branches: list[Branch] = []
+
+    def visit(group: Sequence[tuple[Explanation, Tokens]], depth: int) -> int | Explanation:
+        if len(group) == 1:
+            return group[0][0]
+        children: dict[int, list[tuple[Explanation, Tokens]]] = {}
+        for explanation, tokens in group:
+            if len(tokens) <= depth:
+                raise ValueError(f"explanation {explanation} is a prefix of another: end all with the end-of-turn token")
+            children.setdefault(tokens[depth], []).append((explanation, tokens))
+        if len(children) == 1:
+            return visit(group, depth + 1)
+        index = len(branches)
+        prefix = group[0][1][:depth]
+        branches.append(Branch(prefix, (), ()))  # keeps the place: parents come before children
+        branches[index] = Branch(prefix, tuple(children), tuple(visit(sub, depth + 1) for sub in children.values()))
+        return index
+
+    visit(explanations, 0)
+    return tuple(branches)
+
+
+def build_tree(case: TokenizedCase, label: Explanation | None) -> PromptTree:
+    """The trie of x, x∖C, q + e and the label trie's branching prefixes; of x and x∖C only if label is None.
+
+    Raises ValueError for an empty prompt and KeyError for a label the case does not have.
+    """
+    if not (case.prompt and case.ablated and case.question):
+        raise ValueError(f"case {case.case_id}: x, x∖C and q must have at least one token each")
+    branches = label_branches(tuple(case.explanations.items())) if label is not None else ()
+    target = case.explanations[label] if label is not None else ()
+    spine = case.question + target[:-1] if label is not None else case.prompt
+    deciders = [case.question + branch.prefix for branch in branches]
+    node_of, arrays = _trie((case.prompt, case.ablated, spine, *deciders))
+    path = node_of[spine]
+    return PromptTree(
+        case.case_id,
+        label,
+        case.label_ids,
+        *arrays,
+        cued=node_of[case.prompt][-1],
+        ablated=node_of[case.ablated][-1],
+        predictors=np.array(path[len(path) - len(target) :] if target else [], np.int64),
+        targets=np.array(target, np.int64),
+        branches=branches,
+        branch_nodes=np.array([node_of[tokens][-1] for tokens in deciders], np.int64),
+    )
+
+
+def _trie(sequences: Iterable[Tokens]) -> tuple[dict[Tokens, list[int]], tuple[np.ndarray, ...]]:
+    """Node path of each sequence, and (token, parent, depth, end).
+
+    In sorted order each sequence shares with its predecessor exactly its part of the trie that exists
+    already, so one pass numbers the nodes depth first.
+    """
+    token: list[int] = []
+    parent: list[int] = []
+    depth: list[int] = []
+    end: list[int] = []
+    path: list[int] = []
+    node_of: dict[Tokens, list[int]] = {}
+    previous: Tokens = ()
+    for sequence in sorted(set(sequences)):
+        shared = _common(previous, sequence)
+        first, new = len(token), len(sequence) - shared
+        for node in path[shared:]:
+            end[node] = first
+        token.extend(sequence[shared:])
+        depth.extend(range(shared, len(sequence)))
+        if new:
+            parent.append(path[shared - 1] if shared else -1)
+            parent.extend(range(first, first + new - 1))
+        path = path[:shared] + list(range(first, first + new))
+        end.extend([-1] * new)
+        node_of[sequence] = path
+        previous = sequence
+    for node in path:
+        end[node] = len(token)
+    return node_of, tuple(np.array(column, np.int64) for column in (token, parent, depth, end))
+
+
+def _common(a: Tokens, b: Tokens) -> int:
+    limit = min(len(a), len(b))
+    if a[:limit] == b[:limit]:
+        return limit
+    low = 0  # bisect on slices: comparing slices runs in C
+    while low < limit:
+        middle = (low + limit) // 2
+        if a[: middle + 1] == b[: middle + 1]:
+            low = middle + 1
+        else:
+            limit = middle
+    return low
+
+
+def pack(trees: Sequence[PromptTree], token_budget: int) -> list[PackedBatch]:
+    """Place trees back to back in rows, and rows of similar length in batches of at most token_budget tokens.
+
+    Deterministic. A tree longer than the budget gets a batch of its own; none is dropped. Row capacity is
+    the multiple of the longest tree with the least estimated cost: longer rows waste less on padding,
+    shorter ones less on attention to other trees.
+    """
+    if not trees:
+        return []
+    longest = max(map(len, trees))
+    plans = []
+    for multiple in (1, 2, 4):
+        if multiple == 1 or multiple * longest <= token_budget:
+            plans.append(_stack(_fill_rows(trees, multiple * longest), token_budget))
+    best = min(plans, key=lambda plan: sum(len(rows) * length * (1 + length / ATTENTION_SCALE) for length, rows in plan))
+    return [_assemble(rows, length) for length, rows in best]
+
+
+def _fill_rows(trees: Sequence[PromptTree], capacity: int) -> list[list[PromptTree]]:
+    """Best fit, longest first: each tree goes to the fullest row that still takes it."""
+    rows: list[list[PromptTree]] = []
+    free: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for tree in sorted(trees, key=len, reverse=True):
+        at = bisect_left(free, (len(tree), -1))
+        if at == len(free):
+            rows.append([tree])
+            insort(free, (capacity - len(tree), len(rows) - 1))
+        else:
+            room, row = free.pop(at)
+            rows[row].append(tree)
+            insort(free, (room - len(tree), row))
+    return rows
+
+
+def _stack(rows: list[list[PromptTree]], token_budget: int) -> list[tuple[int, list[list[PromptTree]]]]:
+    """(row length, rows) of each batch: rows sorted by length, so that padding stays at row ends and small."""
+    lengths = [sum(map(len, row)) for row in rows]
+    batches: list[tuple[int, list[list[PromptTree]]]] = []
+    for index in sorted(range(len(rows)), key=lambda i: -lengths[i]):
+        if batches and (len(batches[-1][1]) + 1) * batches[-1][0] <= token_budget:
+            batches[-1][1].append(rows[index])
+        else:
+            batches.append((lengths[index], [rows[index]]))
+    return batches
+
+
+def _assemble(rows: list[list[PromptTree]], length: int) -> PackedBatch:
+    tokens = np.zeros((len(rows), length), np.int64)
+    positions = np.zeros((len(rows), length), np.int64)
+    ends = np.tile(np.arange(1, length + 1), (len(rows), 1))  # padding attends to itself only
+    trees: list[PromptTree] = []
+    starts: list[int] = []  # flat index of each tree's first node
+    for r, row in enumerate(rows):
+        at = 0
+        for tree in row:
+            span = slice(at, at + len(tree))
+            tokens[r, span], positions[r, span], ends[r, span] = tree.token, tree.depth, tree.end + at
+            trees.append(tree)
+            starts.append(r * length + at)
+            at += len(tree)
+    return PackedBatch(tuple(trees), tokens, positions, ends, *_outputs(trees, starts))
+
+
+def _outputs(trees: list[PromptTree], starts: list[int]) -> tuple[np.ndarray, ...]:
+    """outputs_N, targets_K, label_outputs, label_tokens, walk_outputs_P, walk_tokens_P of a PackedBatch."""
+    flat = np.array(starts, np.int64)
+    behaviour = np.concatenate([flat + [t.cued for t in trees], flat + [t.ablated for t in trees]])
+    predictors = np.concatenate([t.predictors + s for t, s in zip(trees, starts, strict=True)])
+    deciders = np.concatenate([t.branch_nodes + s for t, s in zip(trees, starts, strict=True)])
+    labels = [t.label_ids for t in trees] * 2
+    children = [branch.tokens for t in trees for branch in t.branches]
+    first = len(behaviour) + len(predictors)
+    return (
+        np.concatenate([behaviour, predictors, deciders]),
+        np.concatenate([t.targets for t in trees]),
+        *_pairs(labels, 0),
+        *_pairs(children, first),
+    )
+
+
+def _pairs(tokens: Sequence[Tokens], first: int) -> tuple[np.ndarray, np.ndarray]:
+    """(output, token) of each token, where group g belongs to output first + g."""
+    counts = [len(group) for group in tokens]
+    outputs = np.repeat(np.arange(first, first + len(tokens)), counts)
+    return outputs.astype(np.int64), np.fromiter(chain.from_iterable(tokens), np.int64, sum(counts))
+
+
+def placeholder() -> PackedBatch:
+    """A batch without cases, for a rank that has none left while the others still run collectives."""
+    one, none = np.zeros((1, 1), np.int64), np.zeros(0, np.int64)
+    return PackedBatch((), one, one, one + 1, np.zeros(1, np.int64), none, none, none, none, none)
+
+
+def walk_explanations(batch: PackedBatch, walk_logits_P: Sequence[float]) -> list[Explanation]:
+    """Each tree's greedy explanation over its label trie, from the logits at the walk_* pairs. Ties: first child."""
+    explanations: list[Explanation] = []
+    at = 0
+    for tree in batch.trees:
+        offsets = []
+        for branch in tree.branches:
+            offsets.append(at)
+            at += len(branch.tokens)
+        where: int | Explanation = 0
+        while isinstance(where, int):
+            branch, start = tree.branches[where], offsets[where]
+            scores = walk_logits_P[start : start + len(branch.tokens)]
+            where = branch.leads_to[max(range(len(scores)), key=scores.__getitem__)]
+        explanations.append(where)
+    return explanations

@@ -1,0 +1,143 @@
+"""M0's next-token distribution at the behaviour positions, computed once and kept.
+
+B(M0) never changes, so the last hidden state (after the final norm, the output head's input) at the last
+tokens of x and x∖C, together with M0's output head, gives the exact full-vocabulary distribution with one
+matrix product, and no second model is held in memory.
+
+Shape suffixes: B cases, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from introspect_ray.errors import UserError
+from introspect_ray.policy import load_model, new_folder, policy_id
+from introspect_ray.prompt_tree import build_tree, pack
+from introspect_ray.records import TokenizedCase
+from introspect_ray.storage import is_remote, open_store
+from introspect_ray.tree_model import TreeModel, check_window, scale_logits
+
+INDEX, TENSORS = "index.json", "tensors.safetensors"
+SIDES = ("cued", "ablated")
+CHUNK_ROWS = 256  # rows of float32 logits made at once
+
+
+def reference_key(policy: str, cases: Sequence[TokenizedCase], dtype: str) -> str:
+    """16 hex digits over the policy's content, the compute type and the tokens of x and x∖C of all cases."""
+    digest = hashlib.blake2b(f"{policy_id(policy)}|{dtype}".encode(), digest_size=8)
+    for case in cases:
+        digest.update(json.dumps([case.case_id, case.prompt, case.ablated]).encode())
+    return digest.hexdigest()
+
+
+def build_reference(
+    policy_path: str, cases: Sequence[TokenizedCase], out_dir: str, dtype: str = "float32", batch_tokens: int = 2048
+) -> str:
+    """Compute M0's reference for `cases` unless `out_dir` has it; returns its folder (or s3:// prefix).
+
+    dtype: compute and storage type, "float32" or "bfloat16". Runs on a GPU if there is one. The folder
+    appears in one rename; on S3 the index comes last. Raises UserError for a policy that cannot be loaded.
+    """
+    name = f"references/{reference_key(policy_path, cases, dtype)}"
+    store = open_store(out_dir)
+    if not store.exists(f"{name}/{INDEX}"):
+        local = store.local_path(name)
+        if local is not None:
+            with new_folder(local) as work:
+                _write(policy_path, cases, work, dtype, batch_tokens)
+        else:
+            kept = _download_cache(store.join(name))
+            with new_folder(kept) as work:
+                _write(policy_path, cases, work, dtype, batch_tokens)
+            store.upload_dir(kept / "tensors", f"{name}/tensors")
+            store.write_bytes(f"{name}/{INDEX}", (kept / INDEX).read_bytes())
+    return store.join(name)
+
+
+def _write(policy_path: str, cases: Sequence[TokenizedCase], work: Path, dtype: str, batch_tokens: int) -> None:
+    model = load_model(policy_path, getattr(torch, dtype))
+    check_window(model.config, max((max(len(c.prompt), len(c.ablated)) for c in cases), default=0))
+    module = TreeModel(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    row = {case.case_id: i for i, case in enumerate(cases)}
+    if len(row) != len(cases):
+        raise ValueError(f"{len(cases) - len(row)} case ids occur twice")
+    head = model.get_output_embeddings()
+    tensors = {side: torch.zeros(len(cases), head.weight.shape[1], dtype=head.weight.dtype) for side in SIDES}
+    with torch.no_grad():
+        for batch in pack([build_tree(case, None) for case in cases], batch_tokens):
+            rows = torch.tensor([row[tree.case_id] for tree in batch.trees])
+            hidden_2BH = module(batch, hidden_only=True).cpu()
+            for side, hidden_BH in zip(SIDES, hidden_2BH.chunk(2), strict=True):
+                tensors[side][rows] = hidden_BH
+    tensors["head"] = head.weight.detach().cpu().clone()
+    if head.bias is not None:
+        tensors["bias"] = head.bias.detach().cpu().clone()
+    (work / "tensors").mkdir()
+    save_file(tensors, work / "tensors" / TENSORS)
+    index = {"case_ids": list(row), "dtype": dtype, "policy": policy_id(policy_path), "scaling": module.scaling}
+    (work / INDEX).write_text(json.dumps(index))
+
+
+def _download_cache(uri: str) -> Path:
+    """Where a remote reference lies on this machine."""
+    return Path.home() / ".cache" / "introspect-ray" / hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()
+
+
+class Reference:
+    """A reference read back: hidden states stay memory-mapped on the CPU, the head on `device`."""
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        index = json.loads((folder / INDEX).read_text())
+        self._row = {case_id: i for i, case_id in enumerate(index["case_ids"])}
+        self._scaling: dict[str, float] = index["scaling"]
+        self.policy: str = index["policy"]
+        with safe_open(folder / "tensors" / TENSORS, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        self._hidden = tuple(tensors[side] for side in SIDES)
+        self._head, self._bias = tensors["head"].to(device), tensors.get("bias")
+        self._bias = None if self._bias is None else self._bias.to(device)
+
+    @classmethod
+    def open(cls, path: str, device: torch.device | str = "cpu") -> Reference:
+        """Open what build_reference returned; an s3:// one is downloaded once. Raises UserError if missing."""
+        folder = Path(path)
+        if is_remote(path):
+            folder = _download_cache(path)
+            if not folder.is_dir():
+                with new_folder(folder) as work:
+                    open_store(path).download_dir("", work)
+        if not (folder / INDEX).is_file():
+            raise UserError(f"reference {path!r} is missing or incomplete: run build_reference again")
+        return cls(folder, device)
+
+    def __contains__(self, case_id: str) -> bool:
+        return case_id in self._row
+
+    def stacked(self, case_ids: Sequence[str]) -> Tensor:
+        """Natural logprobs [2B, V], float32: x of all cases, then x∖C of all. Raises UserError for unknown cases."""
+        unknown = [case_id for case_id in case_ids if case_id not in self._row]
+        if unknown:
+            raise UserError(f"the reference lacks {len(unknown)} of {len(case_ids)} cases, e.g. {unknown[0]!r}: rebuild it")
+        rows = torch.tensor([self._row[case_id] for case_id in case_ids], dtype=torch.int64)
+        hidden = torch.cat([side.index_select(0, rows) for side in self._hidden]).to(self._head.device)
+        out = torch.empty(len(hidden), len(self._head), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            logits = scale_logits(F.linear(hidden[part], self._head, self._bias), self._scaling)
+            out[part] = F.log_softmax(logits.float(), dim=-1)
+        return out
+
+    def logprobs(self, case_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Natural logprobs (of x [B, V], of x∖C [B, V]), float32."""
+        cued, ablated = self.stacked(case_ids).chunk(2) if case_ids else (self.stacked([]),) * 2
+        return cued, ablated

@@ -1,0 +1,115 @@
+"""FSDP2 around a TreeModel: building, gathering and checkpointing it, for one process as for many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from introspect_ray.config import RunConfig
+from introspect_ray.policy import add_lora, load_model
+from introspect_ray.tree_model import TreeModel, check_window
+
+# A frozen LoRA base is neither saved nor loaded: it is the policy folder.
+CHECKPOINT = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+def build_module(
+    cfg: RunConfig, path: str, device: torch.device, world_size: int, longest: int
+) -> tuple[TreeModel, bool]:
+    """The trainable policy on `device`, and whether FSDP2 shards it (torch.distributed with ranks, or a GPU).
+
+    Trained weights are float32 masters; a frozen LoRA base keeps the compute type. Weights are cast after
+    sharding, so the float32 copy of a large model never exists in one place. `longest`: tokens, see check_window.
+    """
+    model = load_model(path)
+    check_window(model.config, longest)
+    compute = getattr(torch, cfg.train.dtype)
+    if cfg.train.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if cfg.method == "lora":
+        model = add_lora(model.to(compute), cfg.lora_rank, cfg.seed)
+        if cfg.train.activation_checkpointing:
+            model.enable_input_require_grads()
+    module = TreeModel(model)
+    sharded = dist.is_initialized() and (world_size > 1 or device.type == "cuda")
+    if sharded:
+        _shard(module, device, world_size, compute)
+    else:
+        module.to(device)
+    if cfg.method == "full":
+        module.float()  # PEFT makes adapters float32 by itself
+    return module, sharded
+
+
+def _shard(module: TreeModel, device: torch.device, world_size: int, compute: torch.dtype) -> None:
+    """fully_shard each decoder layer, then the root with the embeddings, final norm and output head."""
+    mesh = dist.init_device_mesh(device.type, (world_size,))
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    for layer in module.causal_lm.get_decoder().layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def full_value(value: Tensor) -> Tensor:
+    """A DTensor gathered from all ranks (collective); any other tensor as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def full_state(module: TreeModel, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor] | None:
+    """The policy's (or its adapter's) state as CPU tensors of `dtype`, gathered one at a time. Collective.
+
+    Tied tensors appear under every name and share memory. None unless `keep`.
+    """
+    state: dict[str, Tensor] = {}
+    gathered: dict[int, Tensor] = {}
+    for name, value in _named_state(module.model).items():
+        key = id(value)
+        if key not in gathered:
+            full = full_value(value.detach())
+            wanted = full.to("cpu", dtype if full.is_floating_point() else full.dtype) if keep else full[:0]
+            # a copy: the next optimizer step writes into the module's own memory
+            gathered[key] = wanted.clone() if wanted.data_ptr() == full.data_ptr() else wanted
+        state[name] = gathered[key]
+    return state if keep else None
+
+
+def _named_state(model: nn.Module) -> dict[str, Tensor]:
+    """keep_vars: tied weights are one object under two names."""
+    if not hasattr(model, "peft_config"):
+        return model.state_dict(keep_vars=True)
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
+
+
+def adapter_config(module: TreeModel) -> dict[str, object]:
+    """PEFT's adapter_config.json as plain values, sorted where PEFT keeps sets."""
+    config: dict[str, Any] = module.model.peft_config["default"].to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def save_checkpoint(folder: str, module: TreeModel, optimizer: torch.optim.Optimizer) -> None:
+    """Model (trained weights) and optimizer state of this rank into `folder`. Collective."""
+    model_state, optimizer_state = get_state_dict(module, optimizer, options=CHECKPOINT)
+    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
+
+
+def load_checkpoint(folder: str, module: TreeModel, optimizer: torch.optim.Optimizer) -> None:
+    """Restore what save_checkpoint wrote, in place. Collective."""
+    model_state, optimizer_state = get_state_dict(module, optimizer, options=CHECKPOINT)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    dcp.load(state, checkpoint_id=folder)
+    set_state_dict(
+        module,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=CHECKPOINT,
+    )

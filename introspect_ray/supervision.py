@@ -1,0 +1,157 @@
+"""E_sup(t): which explanation a case is trained on at a step (paper §4, SPEC §4). Pure.
+
+Every random choice is *counter-based*: a BLAKE2b hash of (seed, step, case id, stream) read as a
+number in [0, 1). So a draw depends on nothing but its key: not on the order of the cases, the
+process, the number of workers, or a resume; and it is the same on every platform and library version
+(NumPy promises that for its bit generators, not for its shuffles).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Literal
+
+from introspect_ray.explanations import all_explanations
+from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance
+
+MADE_ONCE = -1  # Provenance.step of labels that do not depend on the step
+
+
+def _number(*key: object) -> int:
+    """64 uniform bits keyed by `key`. repr() keeps ("a", "b") and ("ab", "") apart."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")
+
+
+def draw(seed: int, step: int, case_id: str, stream: str) -> float:
+    """Uniform number in [0, 1), a pure function of its four arguments. `stream` names the use."""
+    return (_number(seed, step, case_id, stream) >> 11) / (1 << 53)  # 53 bits: exact in a double, never 1.0
+
+
+@lru_cache(maxsize=8)
+def _epoch_order(seed: int, epoch: int, num_cases: int) -> tuple[int, ...]:
+    """A seeded permutation of range(num_cases): indices sorted by their hash."""
+    return tuple(sorted(range(num_cases), key=lambda i: (_number(seed, epoch, i, "epoch"), i)))
+
+
+def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int]:
+    """Case indices of one training step, [batch_size]: a pure function of seed and step (replay needs no log).
+
+    The cases are read off an endless row of seeded permutations, one an epoch, so every case comes once
+    an epoch. Batches may straddle two epochs; such a batch can hold a case twice. Raises ValueError on
+    a negative step or an empty set.
+    """
+    if num_cases < 1 or batch_size < 1 or step < 0:
+        raise ValueError(
+            f"step_plan needs step >= 0, num_cases >= 1, batch_size >= 1, got {step}, {num_cases}, {batch_size}"
+        )
+    places = (divmod(p, num_cases) for p in range(step * batch_size, (step + 1) * batch_size))
+    return [_epoch_order(seed, epoch, num_cases)[i] for epoch, i in places]
+
+
+def fixed_label(pair: BehaviorPair, source_model: str, seed: int, step: int = MADE_ONCE) -> Label:
+    """Rule 1: E(M0) for all t. `pair` is M0's; nothing is drawn (`draw` is NaN), `step` is only recorded."""
+    return Label(pair.case_id, pair.explanation, None, _provenance("fixed", source_model, pair, seed, step))
+
+
+def online_label(
+    pair: BehaviorPair,
+    labels: Sequence[str],
+    *,
+    agreement: float,
+    wrong_label: Literal["content", "any"],
+    seed: int,
+    step: int,
+    source_model: str,
+) -> Label:
+    """Rule 2 (paper §4.2): E(M_t) with probability `agreement` (ν), else a wrong label.
+
+    `pair` is the current policy's, sampled before the update of `step`. "content": another content,
+    uniform over the others, *changed* recomputed from the current y(x), so the label stays
+    self-consistent. "any": uniform over all other 2n - 1 (changed, content) labels, those that
+    contradict y(x) included (SPEC §4 says all). A wrong label never equals E(M_t).
+    """
+    truth = pair.explanation
+    nu = draw(seed, step, pair.case_id, "agreement")
+    flipped = nu >= agreement  # nu < 1: ν = 1 never flips; nu >= 0: ν = 0 always does
+    target = _wrong(pair, labels, wrong_label, draw(seed, step, pair.case_id, "wrong")) if flipped else truth
+    return Label(pair.case_id, target, truth, _provenance("online", source_model, pair, seed, step, flipped, nu))
+
+
+def _wrong(pair: BehaviorPair, labels: Sequence[str], wrong_label: str, number: float) -> Explanation:
+    if wrong_label == "content":
+        others = [Explanation(pair.cued != label, label) for label in labels if label != pair.ablated]
+    else:
+        others = [e for e in all_explanations(labels) if e != pair.explanation]
+    return others[int(number * len(others))]
+
+
+def mixed_label(
+    pair_m0: BehaviorPair,
+    pair_second: BehaviorPair,
+    *,
+    mixing_ratio: float,
+    seed: int,
+    sources: tuple[str, str],
+    step: int = MADE_ONCE,
+) -> Label:
+    """Rule 3 (paper §4.3): E of the second model for a share α of the cases, E(M0) for the rest.
+
+    The mask is keyed by seed and case only, so a case keeps its source for the whole run whatever
+    `step` (recorded, not drawn from), and the mask of a smaller α lies inside that of a larger one.
+    `sources`: names of M0 and of the second model.
+    """
+    if pair_m0.case_id != pair_second.case_id:
+        raise ValueError(f"mixed_label got pairs of two cases, {pair_m0.case_id!r} and {pair_second.case_id!r}")
+    mask = draw(seed, MADE_ONCE, pair_m0.case_id, "mixing")
+    pair, source = (pair_second, sources[1]) if mask < mixing_ratio else (pair_m0, sources[0])
+    return Label(pair.case_id, pair.explanation, None, _provenance("mixed", source, pair, seed, step, False, mask))
+
+
+def _provenance(
+    rule: str,
+    source: str,
+    pair: BehaviorPair,
+    seed: int,
+    step: int = MADE_ONCE,
+    flipped: bool = False,
+    number: float = math.nan,
+) -> Provenance:
+    return Provenance(rule, source, pair.weight_version, pair.weight_version, seed, step, flipped, number)
+
+
+def realised_agreement(labels: Sequence[Label], current: Mapping[str, Explanation]) -> float:
+    """Share of labels equal to the current E(M_t) of their case, 0..1 (paper §4: online label-self agreement).
+
+    `current` maps case ids to E(M_t); a label without an entry raises KeyError, no labels ValueError:
+    a share over fewer cases than asked would pass for the real one.
+    """
+    if not labels:
+        raise ValueError("realised_agreement of no labels")
+    return sum(label.explanation == current[label.case_id] for label in labels) / len(labels)
+
+
+def binomial_interval(p: float, n: int, tail: float = 1e-5) -> tuple[float, float]:
+    """Shares k/n that n draws of probability p leave on either side with probability below `tail`.
+
+    Exact binomial tails, so it also holds at p near 1, where the normal interval does not. An alarm on
+    the realised against the requested agreement: outside means the labels are not what was asked for.
+    """
+    weights = [_binomial(k, n, p) for k in range(n + 1)]
+    return _reach(weights, tail) / n, (n - _reach(weights[::-1], tail)) / n
+
+
+def _binomial(k: int, n: int, p: float) -> float:
+    """P(K = k) for K ~ Binomial(n, p)."""
+    if p in (0.0, 1.0):
+        return float(k == n * p)
+    log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def _reach(weights: Sequence[float], tail: float) -> int:
+    """First index at which the running sum reaches `tail`."""
+    return next((i for i, total in enumerate(itertools.accumulate(weights)) if total >= tail), len(weights) - 1)

@@ -1,0 +1,28 @@
+"""VLLMEngine on real vLLM: each class of vllm_engine_checks.py in a process of its own.
+
+One vLLM engine can live in a process, and it leaves the process changed (threads, distributed groups).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHECKS = Path(__file__).with_name("vllm_engine_checks.py")
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(("scenario", "count"), [("TestTied", 11), ("TestOrganism", 4), ("TestLora", 5)])
+def test_vllm_engine(scenario, count, tmp_path):
+    """All `count` tests of the class pass; the child's own report is shown where they do not."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "unit" / "engines")])
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "VLLM_CACHE_ROOT": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{CHECKS}::{scenario}"]
+    child = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=190)
+    assert child.returncode == 0, f"{child.stdout[-6000:]}\n{child.stderr[-2000:]}"
+    assert f"{count} passed" in child.stdout and "skipped" not in child.stdout, child.stdout[-2000:]

@@ -1,0 +1,291 @@
+"""What test_vllm_engine.py runs, one class a child process: only one vLLM engine can live in a process.
+
+The expected numbers come from transformers, one unpadded forward a prompt, on the weights that should be
+served: perturb-and-restore alone would pass with a stale output head.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from engine_tiny import LABELS, make_cases, peft_adapter, reference_greedy, reference_logprobs, save_policy, state
+
+from introspect_ray.config import RolloutConfig
+from introspect_ray.engines import make_engine
+from introspect_ray.engines.base import WeightUpdate, checksum
+
+ROLLOUT = RolloutConfig(engine="vllm", kv_cache_bytes=8 << 20)
+TOLERANCE = 1e-4  # natural-log probability, float32
+CASES = make_cases(12)
+ORGANISM = Path(__file__).parents[2] / "introspect_ray" / "organism"
+
+
+def start(policy: str, method: str = "full"):
+    return make_engine(ROLLOUT, policy, max_model_len=192, method=method, lora_rank=4, seed=0)
+
+
+def full(engine, tensors, probe=CASES[0]) -> WeightUpdate:
+    return WeightUpdate(engine.weight_version + 1, "full", tensors, probe)
+
+
+def assert_serves(engine, cases, expected):
+    """Labels, label logprobs and off-format flags of `cases` are those of expected(prompts): [n, vocab]."""
+    pairs = engine.label_pairs(cases)
+    assert [pair.case_id for pair in pairs] == [case.case_id for case in cases]
+    for side, prompts in (("cued", [c.prompt for c in cases]), ("ablated", [c.ablated for c in cases])):
+        for case, pair, row in zip(cases, pairs, expected(prompts), strict=True):
+            want = row[list(case.label_ids)]
+            got = getattr(pair, f"{side}_logprobs")
+            torch.testing.assert_close(torch.tensor(got), want, atol=TOLERANCE, rtol=0)
+            assert getattr(pair, side) == case.labels[int(want.argmax())]
+            assert getattr(pair, f"{side}_off_format") == (int(row.argmax()) not in case.label_ids)
+            assert pair.weight_version == engine.weight_version
+    return pairs
+
+
+def assert_delivery(delivery, update, expected):
+    """The receipt names what was sent and what is served: probe on x, then on x∖C."""
+    case = update.probe
+    want = expected([case.prompt, case.ablated])[:, list(case.label_ids)].flatten()
+    torch.testing.assert_close(torch.tensor(delivery.probe), want, atol=TOLERANCE, rtol=0)
+    assert (delivery.version, delivery.checksum) == (update.version, checksum(update.tensors))
+    assert delivery.bytes == sum(t.numel() * t.element_size() for t in update.tensors.values())
+
+
+class TestTied:
+    """A tied head: vLLM keeps a packed copy of it, which an update of the embedding alone does not reach."""
+
+    @pytest.fixture(scope="class")
+    def policy(self, tmp_path_factory):
+        return save_policy(tmp_path_factory.mktemp("tied"), tied=True)
+
+    @pytest.fixture(scope="class")
+    def engine(self, policy):
+        engine = start(policy)
+        yield engine
+        engine.close()
+
+    def test_labels_are_the_full_softmax_of_the_policy(self, engine, policy):
+        assert engine.weight_version == 0
+        assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, state(policy), prompts))
+
+    def test_off_format_is_the_full_vocabulary_argmax(self, engine, policy):
+        """By hand: with the argmax t among the labels the answer is in format and t wins; without t it is not."""
+        case = CASES[3]
+        free = reference_logprobs(policy, state(policy), [case.prompt])[0].argsort(descending=True).tolist()
+        names = ("A", "B")
+        inside = replace(case, labels=names, label_ids=(free[5], free[0]))
+        outside = replace(case, labels=names, label_ids=(free[1], free[2]))
+        first, second = engine.label_pairs([inside, outside])
+        assert (first.cued, first.cued_off_format) == ("B", False)
+        assert (second.cued, second.cued_off_format) == ("A", True)
+
+    def test_equal_logprobs_take_the_first_label(self, engine):
+        case = replace(CASES[0], labels=("A", "B"), label_ids=(LABELS[0], LABELS[0]))
+        assert engine.label_pairs([case])[0].cued == "A"
+
+    def test_sync_serves_the_new_weights_and_back(self, engine, policy):
+        """Every parameter moves, the tied head with its embedding; the old weights then return bit for bit."""
+        before = assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, state(policy), prompts))
+        moved = state(policy, seed=1, scale=0.1)
+        update = full(engine, moved)
+        assert_delivery(engine.load_weights(update), update, lambda prompts: reference_logprobs(policy, moved, prompts))
+        after = assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, moved, prompts))
+        assert max(abs(a.cued_logprobs[0] - b.cued_logprobs[0]) for a, b in zip(before, after, strict=True)) > 0.5
+        engine.load_weights(full(engine, state(policy)))
+        again = engine.label_pairs(CASES)
+        assert [replace(p, weight_version=0) for p in again] == [replace(p, weight_version=0) for p in before]
+
+    def test_only_the_tied_embedding_moves(self, engine, policy):
+        moved = state(policy)
+        moved["model.embed_tokens.weight"] = moved["model.embed_tokens.weight"].flip(0).clone()
+        moved["lm_head.weight"] = moved["model.embed_tokens.weight"]
+        engine.load_weights(full(engine, moved))
+        assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, moved, prompts))
+        engine.load_weights(full(engine, state(policy)))
+
+    def test_prefix_cache_never_serves_an_older_version(self, engine, policy):
+        """The same 120-token prompts (three full blocks shared) before and after each of two updates."""
+        cases = make_cases(4, length=110, seed=5)
+        for seed in (2, 3):
+            engine.label_pairs(cases)
+            moved = state(policy, seed=seed, scale=0.1)
+            engine.load_weights(full(engine, moved, probe=cases[0]))
+            assert_serves(engine, cases, lambda prompts, moved=moved: reference_logprobs(policy, moved, prompts))
+        assert engine.prefix_cache_hit_rate > 0.2  # x∖C shares x's blocks in the same batch
+        engine.load_weights(full(engine, state(policy)))
+
+    def test_result_depends_on_the_call_alone(self, engine):
+        first = engine.label_pairs(CASES)
+        engine.label_pairs(CASES[5:6])
+        assert engine.label_pairs(CASES) == first
+
+    def test_mismatch_is_refused_and_the_old_version_still_served(self, engine, policy):
+        before, version = engine.label_pairs(CASES), engine.weight_version
+        good = state(policy, seed=4, scale=0.1)
+        norm = "model.norm.weight"
+        bad = {
+            r"lm_head.weight \[64, 64\] is missing \(a tied head": {k: v for k, v in good.items() if k != "lm_head.weight"},
+            rf"{norm} has shape \[65\], the engine's is \[64\]": good | {norm: torch.ones(65)},
+            r"model.extra \[1\] is not a tensor of the policy": good | {"model.extra": torch.ones(1)},
+        }
+        for message, tensors in bad.items():
+            with pytest.raises(ValueError, match=message):
+                engine.load_weights(full(engine, tensors))
+        with pytest.raises(ValueError, match="kind 'adapter'.*method='full'"):
+            engine.load_weights(WeightUpdate(version + 1, "adapter", {}, CASES[0], {}))
+        long = replace(CASES[0], prompt=(20,) * 192)
+        with pytest.raises(ValueError, match="192 tokens"):
+            engine.load_weights(full(engine, good, probe=long))
+        assert engine.weight_version == version
+        assert engine.label_pairs(CASES) == before
+
+    def test_generate_is_transformers_greedy(self, engine, policy):
+        prompts = [case.prompt for case in CASES]
+        want = reference_greedy(policy, state(policy), prompts, 40)
+        assert engine.generate(prompts, 40) == want
+        assert {len(tokens) == 40 for tokens in want} == {True, False}  # some stop at the end of turn, some do not
+
+    def test_prompts_that_do_not_fit_are_named(self, engine):
+        for prompt in ((), (20,) * 192):
+            with pytest.raises(ValueError, match=f"prompt 0 has {len(prompt)} tokens"):
+                engine.generate([prompt], 1)
+
+    def test_a_failed_update_makes_the_engine_unusable(self, engine, policy, monkeypatch):
+        """Last: the weights of this engine are undefined from here on."""
+        inner = engine._engine.collective_rpc
+
+        def fail(method, **kwargs):
+            if method == "finish_weight_update":
+                raise OSError("link down")
+            return inner(method, **kwargs)
+
+        monkeypatch.setattr(engine._engine, "collective_rpc", fail)
+        with pytest.raises(OSError, match="link down"):
+            engine.load_weights(full(engine, state(policy)))
+        monkeypatch.undo()
+        for call in (
+            lambda: engine.label_pairs(CASES),
+            lambda: engine.generate([CASES[0].prompt], 1),
+            lambda: engine.load_weights(full(engine, state(policy))),
+        ):
+            with pytest.raises(RuntimeError, match="link down.*Replace the engine"):
+                call()
+
+
+class TestOrganism:
+    """The bundled policy (untied head) on its own cases."""
+
+    @pytest.fixture(scope="class")
+    def policy(self):
+        return str(ORGANISM / "policy")
+
+    @pytest.fixture(scope="class")
+    def cases(self, policy):
+        from transformers import AutoTokenizer
+
+        from introspect_ray.records import Case
+        from introspect_ray.tokenization import tokenize_case
+
+        tokenizer = AutoTokenizer.from_pretrained(policy)
+        rows = [json.loads(line) for line in (ORGANISM / "train.jsonl").read_text().splitlines()[:32]]
+        fields = ("id", "messages", "ablated_messages", "meta_question", "labels")
+        cases = [
+            Case(r[fields[0]], tuple(r[fields[1]]), tuple(r[fields[2]]), r[fields[3]], tuple(r[fields[4]])) for r in rows
+        ]
+        return [tokenize_case(case, tokenizer) for case in cases]
+
+    @pytest.fixture(scope="class")
+    def engine(self, policy):
+        engine = start(policy)
+        yield engine
+        engine.close()
+
+    def test_labels_are_the_full_softmax_of_the_policy(self, engine, policy, cases):
+        assert_serves(engine, cases, lambda prompts: reference_logprobs(policy, state(policy), prompts))
+
+    def test_sync_serves_the_new_weights_and_back(self, engine, policy, cases):
+        before = engine.label_pairs(cases)
+        moved = state(policy, seed=1, scale=0.02)
+        assert not torch.equal(moved["lm_head.weight"], moved["model.embed_tokens.weight"])
+        update = full(engine, moved, probe=cases[0])
+        assert_delivery(engine.load_weights(update), update, lambda prompts: reference_logprobs(policy, moved, prompts))
+        assert_serves(engine, cases, lambda prompts: reference_logprobs(policy, moved, prompts))
+        engine.load_weights(full(engine, state(policy), probe=cases[0]))
+        assert [replace(p, weight_version=0) for p in engine.label_pairs(cases)] == before
+
+    def test_generate_is_transformers_greedy(self, engine, policy, cases):
+        """Explanations are drawn at random by an untrained policy, and end."""
+        prompts = [case.question for case in cases[:8]]
+        tokens = engine.generate(prompts, 16)
+        assert tokens == reference_greedy(policy, state(policy), prompts, 16)
+        assert all(0 < len(t) < 16 for t in tokens)
+
+    def test_closed(self, engine, cases):
+        """Last."""
+        engine.close()
+        engine.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            engine.label_pairs(cases)
+
+
+class TestLora:
+    """Only the adapter moves; each version is a new adapter to vLLM."""
+
+    @pytest.fixture(scope="class")
+    def policy(self, tmp_path_factory):
+        return save_policy(tmp_path_factory.mktemp("lora"), tied=True)
+
+    @pytest.fixture(scope="class")
+    def engine(self, policy):
+        engine = start(policy, method="lora")
+        yield engine
+        engine.close()
+
+    def test_version_0_is_the_base_policy(self, engine, policy):
+        assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, state(policy), prompts))
+
+    def test_each_version_equals_the_peft_forward(self, engine, policy):
+        seen = []
+        for seed in (1, 2, 1):
+            tensors, config, expected = peft_adapter(policy, seed, rank=4)
+            update = WeightUpdate(engine.weight_version + 1, "adapter", tensors, CASES[0], config)
+            delivery = engine.load_weights(update)
+            assert_delivery(delivery, update, expected)
+            assert delivery.bytes < 0.2 * sum(t.numel() * t.element_size() for t in state(policy).values())
+            seen.append([replace(p, weight_version=0) for p in assert_serves(engine, CASES, expected)])
+        assert seen[0] != seen[1]
+        assert seen[0] == seen[2]
+
+    def test_generate_uses_the_adapter(self, engine, policy):
+        tensors, config, expected = peft_adapter(policy, 3, rank=4)
+        engine.load_weights(WeightUpdate(engine.weight_version + 1, "adapter", tensors, CASES[0], config))
+        prompts = [case.prompt for case in CASES[:4]]
+        first = [tokens[:1] for tokens in engine.generate(prompts, 1)]
+        assert first == [(t,) if t != 2 else () for t in expected(prompts).argmax(-1).tolist()]
+
+    def test_mismatch_is_refused_and_the_old_version_still_served(self, engine, policy):
+        before, version = engine.label_pairs(CASES), engine.weight_version
+        tensors, config, _ = peft_adapter(policy, 4, rank=4)
+        name = sorted(tensors)[0]
+        big, big_config, _ = peft_adapter(policy, 4, rank=8)
+        for message, bad, bad_config in (
+            ("is missing", {k: v for k, v in tensors.items() if k != name}, config),
+            (r"has shape \[9, 9\]", tensors | {name: torch.ones(9, 9)}, config),
+            ("adapter rank 8 exceeds the engine's 4", big, big_config),
+            ("match no linear layer", tensors, config | {"target_modules": ["nothing"]}),
+        ):
+            with pytest.raises(ValueError, match=message):
+                engine.load_weights(WeightUpdate(version + 1, "adapter", bad, CASES[0], bad_config))
+        assert engine.label_pairs(CASES) == before
+
+    def test_old_adapters_leave_nothing_behind(self, engine, policy):
+        """One adapter in vLLM, one folder on disk; none after close."""
+        folder = Path(engine._adapter_dir.name)
+        assert engine._engine.list_loras() == {engine.weight_version + 1}
+        engine.close()
+        assert not folder.exists()
