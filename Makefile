@@ -16,6 +16,7 @@ install: $(STAMP)
 # where pip sees none, uv's own knowledge of PyTorch's CPU wheel index is used. uv then does the other 200
 # packages (about 10 times as fast as pip); pip does them where uv is not to be had or fails.
 $(STAMP): $(LOCK) pyproject.toml
+	@echo "make install: Python 3.11 packages into $(VENV), about a minute with a warm cache"
 	@python=$$(for p in python3.11 python3 python; do \
 	    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && command -v $$p && break; done); \
 	if [ ! -x $(BIN)/python ]; then \
@@ -24,10 +25,10 @@ $(STAMP): $(LOCK) pyproject.toml
 	fi
 	@$(BIN)/python -m pip install --quiet uv 2>/dev/null || echo "make install: uv is not to be had, pip does the work (about 4 minutes)"
 	@$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)' 2>/dev/null \
-	|| $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend cpu '$(TORCH)' \
+	|| { test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend cpu '$(TORCH)'; } \
 	|| { echo "make install: $(TORCH) not found: make PyTorch's CPU wheel index (or a folder with that wheel) visible to pip, with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS" >&2; exit 1; }
 	@grep -v '^torch==' $(LOCK) > $(VENV)/rest.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(VENV)/rest.txt \
+	@{ test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(VENV)/rest.txt; } \
 	|| $(BIN)/python -m pip install --quiet --no-deps -r $(VENV)/rest.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
 	@touch $(STAMP)
@@ -55,6 +56,10 @@ lock: install
 	    $(LOCK_FLAGS) -o $(VENV)/lock.txt
 	@grep -q '^torch==.*+cpu' $(VENV)/lock.txt || { echo "make lock: resolved no CPU torch; try LOCK_FLAGS=--torch-backend=cpu" >&2; exit 1; }
 	@{ sed '/^[^#]/,$$d' $(LOCK); grep -v '^ *#' $(VENV)/lock.txt; } > $(VENV)/lock.new && mv $(VENV)/lock.new $(LOCK)
+	@grep -vE "$$(sed -n "s/.*grep -vE '\([^']*\)'.*/\1/p" Dockerfile)" $(LOCK) > $(VENV)/constraints.txt
+	@$(BIN)/uv pip compile pyproject.toml --extra cuda --constraint $(VENV)/constraints.txt --python-version 3.11 --quiet \
+	    -o $(VENV)/cuda.txt >/dev/null \
+	|| { echo "make lock: the cuda extra does not resolve beside these pins: take the clashing one out in the Dockerfile's grep" >&2; exit 1; }
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -167,9 +167,12 @@ def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
     preset = PRESETS / f"{name}.yaml"
     layers = _merge(_read_yaml(preset), user) if preset.is_file() else user
     try:
-        return RunConfig.model_validate(layers)
+        cfg = RunConfig.model_validate(layers)
     except ValidationError as error:
         raise UserError(_explain(error)) from None
+    # Workers have other working folders than the driver.
+    folders = {key: value for key in ("output_dir", "cache_dir") if (value := getattr(cfg, key)) and "://" not in value}
+    return override(cfg, {key: str(Path(value).expanduser().absolute()) for key, value in folders.items()})
 
 
 def override(cfg: RunConfig, flat: dict[str, Any]) -> RunConfig:

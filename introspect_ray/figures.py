@@ -16,11 +16,11 @@ from introspect_ray.metrics import Spread, over_seeds
 
 SELF, ORIG, BEHAVIOR, GREY = "#1f5fa8", "#e07b1a", "#2b2b2b", "#8a8a8a"  # Self blue, Orig orange, as in the paper
 TEAL, PURPLE = "#3a9a8f", "#9a5fb0"
-LOG_KEYS = {"learning_rate", "train.weight_decay", "lora_rank"}
-NAMES = {
+LOG_KEYS = {"learning_rate", "weight_decay", "lora_rank"}
+NAMES = {  # by the last part of the dotted key
     "kl_weight": "behavioural regulariser λ (kl_weight)",
-    "supervision.agreement": "requested label-self agreement ν (supervision.agreement)",
-    "supervision.mixing_ratio": "share of second-model labels α (supervision.mixing_ratio)",
+    "agreement": "requested label-self agreement ν (supervision.agreement)",
+    "mixing_ratio": "share of second-model labels α (supervision.mixing_ratio)",
     "learning_rate": "learning rate (learning_rate)",
     "lora_rank": "LoRA rank r = α (lora_rank)",
 }
@@ -84,7 +84,7 @@ def swept_values(
         return [float(value) for value in values]
     found = []
     for summary in summaries:
-        value = _at(summary, tuple(key.split(".")))
+        value = summary.get(_leaf(key), summary["supervision"].get(_leaf(key)))
         if value is None:
             raise ValueError(f"a summary holds no {key!r}; pass the swept values beside the summaries")
         found.append(float(value))
@@ -125,11 +125,8 @@ def sweep_figure(
     seeds = len({summary["seed"] for summary in summaries})
     first = summaries[0]
     figure.suptitle(title or f"policy {first['policy']}, task {first['task']}, {first['steps']} steps")
-    note = (
-        f"lines: mean over {seeds} seeds; dots: single seeds; bands: 95 % t interval over seeds"
-        if seeds > 1
-        else "one seed"
-    )
+    note = f"lines: mean over {seeds} seeds; dots: single seeds" if seeds > 1 else "one seed"
+    note += "; bands: 95 % t interval over seeds" if seeds > 2 else ""
     figure.supxlabel(note, fontsize=8, color=GREY)
     _save(figure, path)
 
@@ -164,14 +161,14 @@ def _scale_x(axis: Any, swept: Sequence[float], key: str) -> None:
     """symlog for λ (0 is shown), log for learning rate and rank, else linear; a tick at every swept value."""
     xs = sorted(set(swept))
     positive = [x for x in xs if x > 0]
-    if key == "kl_weight" and positive and len(xs) > 1:
+    if _leaf(key) == "kl_weight" and positive and len(xs) > 1:
         axis.set_xscale("symlog", linthresh=min(positive), linscale=0.6)
         axis.set_xlim(xs[0] - 0.15 * min(positive) if xs[0] == 0 else xs[0] / 1.5, xs[-1] * 1.6)
-    elif key in LOG_KEYS and positive == xs and len(xs) > 1:
+    elif _leaf(key) in LOG_KEYS and positive == xs and len(xs) > 1:
         axis.set_xscale("log")
     axis.set_xticks(xs, [f"{x:g}" for x in xs], rotation=45 if len(xs) > 6 else 0)
     axis.minorticks_off()
-    axis.set_xlabel(NAMES.get(key, key))
+    axis.set_xlabel(NAMES.get(_leaf(key), key))
 
 
 def table(summaries: Sequence[Mapping[str, Any]], key: str, values: Sequence[float] | None = None) -> str:
@@ -180,8 +177,7 @@ def table(summaries: Sequence[Mapping[str, Any]], key: str, values: Sequence[flo
     The gap's spread is that of the per-seed gaps (paired), not of the two scores apart.
     """
     swept = swept_values(summaries, key, values)
-    name = key.rsplit(".", 1)[-1]
-    rows = [(name, "seeds", "Self %", "Orig %", "gap (points)", "Behavior EM %")]
+    rows = [(_leaf(key), "seeds", "Self %", "Orig %", "gap (points)", "Behavior EM %")]
     for x in sorted(set(swept)):
         group = [s for s, value in zip(summaries, swept) if value == x]
         self_em, orig_em, behavior = (
@@ -242,6 +238,11 @@ def smooth(ys: Sequence[float], weight: float) -> list[float]:
         total, norm = weight * total + y, weight * norm + 1.0
         out.append(total / norm)
     return out
+
+
+def _leaf(key: str) -> str:
+    """The last part of a dotted key: "supervision.agreement" and "agreement" name the same field of a summary."""
+    return key.rsplit(".", 1)[-1]
 
 
 def _at(summary: Mapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -80,7 +80,9 @@ def labels_from_table(table: pa.Table) -> list[Label]:
         Label(
             case_id=row["case_id"],
             explanation=Explanation(row["changed"], row["content"]),
-            current=None if row["current_content"] is None else Explanation(row["current_changed"], row["current_content"]),
+            current=None
+            if row["current_content"] is None
+            else Explanation(row["current_changed"], row["current_content"]),
             provenance=Provenance(**{name: row[name] for name in _PROVENANCE}),
         )
         for row in table.to_pylist()
@@ -164,7 +166,9 @@ def label_set_key(policy_id: str, cases: Sequence[TokenizedCase], rollout: Rollo
     Besides policy and tokens these are the engine, its version and its numerics (type, group size,
     threads and sharding move near-ties); not how many actors or how much memory it has.
     """
-    engine = {name: getattr(rollout, name) for name in ("engine", "dtype", "group_size", "threads", "tensor_parallel_size")}
+    engine = {
+        name: getattr(rollout, name) for name in ("engine", "dtype", "group_size", "threads", "tensor_parallel_size")
+    }
     head = {"format": 1, "policy": policy_id, "version": _engine_version(rollout.engine), **engine}
     digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=16)
     for case in cases:

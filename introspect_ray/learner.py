@@ -4,7 +4,7 @@ Every public method that touches weights is a collective: with several ranks all
 same order. One tree a case and one forward give the loss, the current behaviour and the current greedy
 explanation, so Self, Orig and the realised agreement are those of the weights *before* the update.
 
-Shape suffixes: B cases, K target tokens, N output nodes, V vocabulary, P candidates of a walk.
+Shape suffixes: B cases, K target tokens, N nodes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -26,7 +27,15 @@ from introspect_ray.policy import save_policy
 from introspect_ray.prompt_tree import PackedBatch, PromptTree, build_tree, pack, placeholder, walk_explanations
 from introspect_ray.records import BehaviorPair, Explanation, Label, TokenizedCase
 from introspect_ray.reference import Reference
-from introspect_ray.sharding import adapter_config, build_module, full_state, full_value, load_checkpoint, save_checkpoint
+from introspect_ray.sharding import (
+    adapter_config,
+    build_module,
+    full_state,
+    full_value,
+    load_checkpoint,
+    save_checkpoint,
+)
+from introspect_ray.tree_model import TreeLogits
 
 TREE_CACHE = 50_000  # trees kept (a few KB each)
 LogprobPair = tuple[tuple[float, ...], tuple[float, ...]]
@@ -83,8 +92,6 @@ class Learner:
             raise UserError("train.reference=cache needs a reference path: run build_reference, or use lora with reference=live")
         return Reference.open(path, self._device)
 
-    # -- one step ------------------------------------------------------------------------------------
-
     def step(self, labels: Sequence[Label], m0: Mapping[str, BehaviorPair]) -> dict[str, float]:
         """One optimizer step on this rank's labels (possibly none) of the global batch.
 
@@ -127,37 +134,36 @@ class Learner:
         """Forward and backward of one micro-batch; adds to the gradients, `sums` and `last_logprobs`."""
         reference = self._reference_logprobs(batch)
         with self._precision():
-            logits_NV = self.module(batch)
+            logits = self.module(batch)
         if not batch.trees:
-            (logits_NV.sum() * 0.0).backward()  # this rank is done; the others still run collectives
+            (logits.behaviour.sum() * 0.0 + logits.predictors.sum() * 0.0).backward()  # the others still run collectives
             return
-        behaviours, targets = 2 * len(batch.trees), len(batch.targets_K)
-        targets_K = torch.from_numpy(batch.targets_K).to(logits_NV.device)
-        ce = explanation_loss(logits_NV[behaviours : behaviours + targets], targets_K)
+        ce = explanation_loss(logits.predictors, torch.from_numpy(batch.targets_K).to(self._device))
         with nullcontext() if self.cfg.kl_weight else torch.no_grad():
-            kl = kl_to_reference(reference, logits_NV[:behaviours])
+            kl = kl_to_reference(reference, logits.behaviour)
         combine(ce, tokens, kl, 2 * cases, self.cfg.kl_weight, self.world_size).backward()
         sums.cross_entropy += ce.item()
         sums.kl += kl.item()
-        sums.target_tokens += targets
+        sums.target_tokens += len(batch.targets_K)
         sums.cases += len(batch.trees)
-        self._read_off(batch, logits_NV.detach(), m0, sums)
+        self._read_off(batch, logits, m0, sums)
 
     def _reference_logprobs(self, batch: PackedBatch) -> Tensor:
         """M0's logprobs [2B, V] at the behaviour nodes of `batch`; collective when the reference is live."""
         if self._reference is not None:
             return self._reference.stacked([tree.case_id for tree in batch.trees])
         with torch.no_grad(), self._precision(), self.module.model.disable_adapter():
-            logits_NV = self.module(batch)
-        return torch.log_softmax(logits_NV[: 2 * len(batch.trees)].float(), dim=-1)
+            logits = self.module(batch)
+        return torch.log_softmax(logits.behaviour.float(), dim=-1)
 
+    @torch.no_grad()
     def _read_off(
-        self, batch: PackedBatch, logits_NV: Tensor, m0: Mapping[str, BehaviorPair], sums: Sums
+        self, batch: PackedBatch, logits: TreeLogits, m0: Mapping[str, BehaviorPair], sums: Sums
     ) -> None:
         """The current policy's behaviour and explanations, from the training forward."""
-        walk_P = _pick(logits_NV, batch.walk_outputs_P, batch.walk_tokens_P).tolist()
-        said = walk_explanations(batch, walk_P)
-        for tree, (cued, ablated), explanation in zip(batch.trees, label_logprobs(batch, logits_NV), said, strict=True):
+        said = walk_explanations(batch, _pick(logits.walk, batch.walk_rows_P, batch.walk_tokens_P).tolist())
+        behaviours = label_logprobs(batch, logits.behaviour)
+        for tree, (cued, ablated), explanation in zip(batch.trees, behaviours, said, strict=True):
             names, origin = self._cases[tree.case_id].labels, m0[tree.case_id]
             pair = names[cued.index(max(cued))], names[ablated.index(max(ablated))]
             current = Explanation(pair[0] != pair[1], pair[1])
@@ -207,10 +213,10 @@ class Learner:
         """Natural label logprobs of x, then of x∖C, on the current weights. Collective."""
         (batch,) = pack([build_tree(case, None)], self.cfg.train.token_budget)
         with self._precision():
-            logits_NV = self.module(batch)
+            logits = self.module(batch)
         if self._sharded:
             self.module.reshard()  # the root stays gathered after a forward without backward
-        ((cued, ablated),) = label_logprobs(batch, logits_NV)
+        ((cued, ablated),) = label_logprobs(batch, logits.behaviour)
         return cued + ablated
 
     def weights(self) -> dict[str, Tensor] | None:
@@ -244,16 +250,18 @@ class Learner:
             save_policy(tensors, self._source, folder, self.cfg.method, config)
 
 
-def label_logprobs(batch: PackedBatch, logits_NV: Tensor) -> list[LogprobPair]:
-    """Each tree's full-vocabulary log-softmax at its label tokens: (at x, at x∖C), in the order of `labels`."""
+def label_logprobs(batch: PackedBatch, behaviour_logits: Tensor) -> list[LogprobPair]:
+    """Each tree's full-vocabulary log-softmax at its label tokens: (at x, at x∖C), in the order of `labels`.
+
+    behaviour_logits: [2B, V], x of all trees and then x∖C.
+    """
     count = len(batch.trees)
-    normaliser = logits_NV[: 2 * count].float().logsumexp(-1)
-    picked = _pick(logits_NV, batch.label_outputs, batch.label_tokens).float()
-    flat = iter((picked - normaliser[torch.from_numpy(batch.label_outputs).to(picked.device)]).tolist())
-    sides = [tuple(next(flat) for _ in tree.label_ids) for tree in batch.trees * 2]
+    normaliser = behaviour_logits.float().logsumexp(-1)[torch.from_numpy(batch.label_rows).to(behaviour_logits.device)]
+    flat = iter((_pick(behaviour_logits, batch.label_rows, batch.label_tokens).float() - normaliser).tolist())
+    sides = [tuple(islice(flat, len(tree.label_ids))) for tree in batch.trees * 2]
     return list(zip(sides[:count], sides[count:], strict=True))
 
 
-def _pick(logits_NV: Tensor, outputs: np.ndarray, tokens: np.ndarray) -> Tensor:
+def _pick(logits_NV: Tensor, rows: np.ndarray, tokens: np.ndarray) -> Tensor:
     device = logits_NV.device
-    return logits_NV[torch.from_numpy(outputs).to(device), torch.from_numpy(tokens).to(device)]
+    return logits_NV[torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)]

@@ -74,10 +74,6 @@ class Supply(Protocol):
         """All labels requested so far and not consumed: they belong to a checkpoint."""
         ...
 
-    def restore(self, labels: Sequence[Label]) -> None:
-        """Give back the labels that a checkpoint kept."""
-        ...
-
 
 class Conductor(Protocol):
     """What the loop tells the outside: metrics and checkpoints."""

@@ -5,7 +5,6 @@ Shape suffixes: N positions, B behaviour positions, V vocabulary. Everything is 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

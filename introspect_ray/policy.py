@@ -132,6 +132,20 @@ def add_lora(model: PreTrainedModel, rank: int, seed: int = 0) -> PeftModel:
         return get_peft_model(model, config).train()
 
 
+def merge_adapter(base: str, adapter: str, out_dir: str) -> str:
+    """`base` with the PEFT adapter folder merged in, as a Hugging Face folder in `out_dir`; returns it."""
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(load_model(base), adapter).merge_and_unload()
+    save_policy(merged.state_dict(), base, out_dir)
+    return out_dir
+
+
+def is_adapter(path: str | None) -> bool:
+    """Whether `path` is a PEFT adapter folder."""
+    return path is not None and Path(path, "adapter_config.json").is_file()
+
+
 def save_policy(
     state_dict: Mapping[str, torch.Tensor],
     source: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.policy import check_policy, policy_id, resolve_policy
+from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.tasks import load_cases
-from introspect_ray.records import TokenizedCase
 from introspect_ray.tokenization import longest_sequence, tokenize_case
+
+OVERSUBSCRIPTION = 2  # trainer and engine take turns at lag 0, so a core serves two logical CPUs
+MIN_CORES = 2  # the smallest machine the defaults are made for
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ def prepare(cfg: RunConfig) -> Prepared:
     second = cfg.supervision.second_policy if cfg.supervision.rule == "mixed" else None
     for name in filter(None, (cfg.policy, second)):
         check_policy(name)
+    if cluster_address(cfg) is None:
+        check_local_room(cfg)
     train, test = load_cases(cfg.task, cfg.seed)
     check_writable(cfg.output_dir)
     # Converted policies are kept where hub downloads are: per user, not per run.
@@ -101,3 +107,29 @@ def resources(cfg: RunConfig) -> dict[str, float]:
         "CPU": cfg.train.num_workers * cfg.train.num_cpus + engines * cfg.rollout.num_cpus,
         "GPU": gpu + engines * cfg.rollout.num_gpus,
     }
+
+
+def cluster_address(cfg: RunConfig) -> str | None:
+    """The cluster a run joins; None: it starts a Ray of its own."""
+    return cfg.ray_address or os.environ.get("RAY_ADDRESS")
+
+
+def check_local_room(cfg: RunConfig) -> None:
+    """Refuse a run that this machine has no room for. Raises UserError with the numbers."""
+    need, cores = resources(cfg), os.cpu_count() or 1
+    room = max(cores, MIN_CORES) * OVERSUBSCRIPTION
+    if need["CPU"] > room:
+        raise UserError(
+            f"no room for the requested workers: train.num_workers={cfg.train.num_workers} and rollout.num_actors="
+            f"{cfg.rollout.num_actors} need {need['CPU']:g} logical CPUs, this machine has {cores} cores, room for {room}: "
+            "lower them, or name a cluster with ray_address"
+        )
+    if need["GPU"]:
+        import torch
+
+        have = torch.cuda.device_count()
+        if need["GPU"] > have:
+            raise UserError(
+                f"no room for the requested workers: the run needs {need['GPU']:g} GPUs, this machine has {have}: "
+                "lower train.num_workers or rollout.num_actors, or name a cluster with ray_address"
+            )

@@ -69,8 +69,8 @@ class PackedBatch:
     """Trees placed back to back in rows of equal length; padding attends to itself only. Arrays int64.
 
     `outputs_N` are flat indices into R * T, in this order: x of each tree, x∖C of each tree (so 2B
-    behaviour nodes), K predictors, one node a branch. `label_*` and `walk_*` list (output, token)
-    pairs to be read off the logits: the labels of the 2B behaviour nodes, and the children of all branches.
+    behaviour nodes), K predictors, D deciding nodes, one a branch. `label_*` and `walk_*` list (row, token)
+    pairs to be read off the logits at the behaviour nodes and at the deciding nodes: the labels, the children.
     """
 
     trees: tuple[PromptTree, ...]
@@ -79,10 +79,16 @@ class PackedBatch:
     end_RT: np.ndarray  # one past the last descendant, as an index into the row
     outputs_N: np.ndarray
     targets_K: np.ndarray
-    label_outputs: np.ndarray
+    label_rows: np.ndarray
     label_tokens: np.ndarray
-    walk_outputs_P: np.ndarray
+    walk_rows_P: np.ndarray
     walk_tokens_P: np.ndarray
+
+    @property
+    def sections(self) -> tuple[int, int, int]:
+        """Lengths of the parts of outputs_N: behaviour, predictors, deciding nodes."""
+        behaviour, targets = 2 * len(self.trees), len(self.targets_K)
+        return behaviour, targets, len(self.outputs_N) - behaviour - targets
 
 
 @lru_cache(maxsize=4096)
@@ -199,7 +205,7 @@ def pack(trees: Sequence[PromptTree], token_budget: int) -> list[PackedBatch]:
     plans = []
     for multiple in (1, 2, 4):
         if multiple == 1 or multiple * longest <= token_budget:
-            plans.append(_stack(_fill_rows(trees, multiple * longest), token_budget))
+            plans.append(_stack(_fill_rows(trees, min(multiple * longest, token_budget)), token_budget))
     best = min(plans, key=lambda plan: sum(len(rows) * length * (1 + length / ATTENTION_SCALE) for length, rows in plan))
     return [_assemble(rows, length) for length, rows in best]
 
@@ -250,27 +256,26 @@ def _assemble(rows: list[list[PromptTree]], length: int) -> PackedBatch:
 
 
 def _outputs(trees: list[PromptTree], starts: list[int]) -> tuple[np.ndarray, ...]:
-    """outputs_N, targets_K, label_outputs, label_tokens, walk_outputs_P, walk_tokens_P of a PackedBatch."""
+    """outputs_N, targets_K, label_rows, label_tokens, walk_rows_P, walk_tokens_P of a PackedBatch."""
     flat = np.array(starts, np.int64)
-    behaviour = np.concatenate([flat + [t.cued for t in trees], flat + [t.ablated for t in trees]])
-    predictors = np.concatenate([t.predictors + s for t, s in zip(trees, starts, strict=True)])
-    deciders = np.concatenate([t.branch_nodes + s for t, s in zip(trees, starts, strict=True)])
+    behaviour = np.array([[t.cued for t in trees], [t.ablated for t in trees]], np.int64) + flat
+    targets = np.concatenate([t.targets for t in trees])
+    predictors = np.concatenate([t.predictors for t in trees]) + flat.repeat([len(t.targets) for t in trees])
+    deciders = np.concatenate([t.branch_nodes for t in trees]) + flat.repeat([len(t.branches) for t in trees])
     labels = [t.label_ids for t in trees] * 2
     children = [branch.tokens for t in trees for branch in t.branches]
-    first = len(behaviour) + len(predictors)
     return (
-        np.concatenate([behaviour, predictors, deciders]),
-        np.concatenate([t.targets for t in trees]),
-        *_pairs(labels, 0),
-        *_pairs(children, first),
+        np.concatenate([behaviour.reshape(-1), predictors, deciders]),
+        targets,
+        *_pairs(labels),
+        *_pairs(children),
     )
 
 
-def _pairs(tokens: Sequence[Tokens], first: int) -> tuple[np.ndarray, np.ndarray]:
-    """(output, token) of each token, where group g belongs to output first + g."""
+def _pairs(tokens: Sequence[Tokens]) -> tuple[np.ndarray, np.ndarray]:
+    """(group, token) of each token."""
     counts = [len(group) for group in tokens]
-    outputs = np.repeat(np.arange(first, first + len(tokens)), counts)
-    return outputs.astype(np.int64), np.fromiter(chain.from_iterable(tokens), np.int64, sum(counts))
+    return np.arange(len(tokens)).repeat(counts), np.fromiter(chain.from_iterable(tokens), np.int64, sum(counts))
 
 
 def placeholder() -> PackedBatch:

@@ -65,9 +65,10 @@ def build_reference(
 
 
 def _write(policy_path: str, cases: Sequence[TokenizedCase], work: Path, dtype: str, batch_tokens: int) -> None:
-    model = load_model(policy_path, getattr(torch, dtype))
+    compute = getattr(torch, dtype)
+    model = load_model(policy_path, compute)
     check_window(model.config, max((max(len(c.prompt), len(c.ablated)) for c in cases), default=0))
-    module = TreeModel(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    module = TreeModel(model, compute).to("cuda" if torch.cuda.is_available() else "cpu")
     row = {case.case_id: i for i, case in enumerate(cases)}
     if len(row) != len(cases):
         raise ValueError(f"{len(cases) - len(row)} case ids occur twice")
@@ -76,7 +77,7 @@ def _write(policy_path: str, cases: Sequence[TokenizedCase], work: Path, dtype: 
     with torch.no_grad():
         for batch in pack([build_tree(case, None) for case in cases], batch_tokens):
             rows = torch.tensor([row[tree.case_id] for tree in batch.trees])
-            hidden_2BH = module(batch, hidden_only=True).cpu()
+            hidden_2BH = module.hidden(batch).cpu()
             for side, hidden_BH in zip(SIDES, hidden_2BH.chunk(2), strict=True):
                 tensors[side][rows] = hidden_BH
     tensors["head"] = head.weight.detach().cpu().clone()

@@ -37,7 +37,7 @@ def build_module(
         model = add_lora(model.to(compute), cfg.lora_rank, cfg.seed)
         if cfg.train.activation_checkpointing:
             model.enable_input_require_grads()
-    module = TreeModel(model)
+    module = TreeModel(model, compute)
     sharded = dist.is_initialized() and (world_size > 1 or device.type == "cuda")
     if sharded:
         _shard(module, device, world_size, compute)

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from introspect_ray import __version__
 from introspect_ray.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow
+    pass
 
 MARKER = ".introspect-ray.json"
 """Written into every output folder by prepare_output; --overwrite deletes only folders that have it."""
@@ -89,7 +89,9 @@ def is_remote(uri: str | Path) -> bool:
     if not sep or scheme == "file":
         return False
     if scheme != "s3":
-        raise UserError(f"storage {str(uri)!r}: scheme {scheme!r} is not supported, use a local path or s3://bucket/prefix")
+        raise UserError(
+            f"storage {str(uri)!r}: scheme {scheme!r} is not supported, use a local path or s3://bucket/prefix"
+        )
     return True
 
 
@@ -155,7 +157,9 @@ class LocalStore(JsonFiles):
             yield temporary
             os.replace(temporary, target)
         except OSError as error:
-            raise UserError(f"cannot write {target}: {error}; make room, fix its rights or choose another folder") from error
+            raise UserError(
+                f"cannot write {target}: {error}; make room, fix its rights or choose another folder"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -203,20 +207,21 @@ class LocalStore(JsonFiles):
                 pass
         except OSError as error:
             raise UserError(
-                f"output folder {self.uri}: {folder} is not writable ({error.strerror}); choose another folder or fix its rights"
+                f"output folder {self.uri}: {folder} is not writable ({error.strerror}); "
+                "choose another folder or fix its rights"
             ) from None
 
 
-def prepare_output(uri: str | Path, resume: bool = False, overwrite: bool = False) -> Store:
-    """The store of a run's output folder, checked to be writable, and marked as made by this program.
+def check_output(uri: str | Path, resume: bool = False, overwrite: bool = False) -> Store:
+    """The store of an output folder that may be used: writable, and empty or ours and `resume` or `overwrite` given.
 
-    A non-empty folder is kept with `resume` and emptied with `overwrite`, in both cases only if it
-    carries our marker; `resume` of an empty folder starts afresh, so a job that is restarted by a
-    cluster can always pass it. Raises UserError with the remedy, before anything is changed.
+    Changes nothing. Raises UserError with the remedy.
     """
     store = open_store(uri)
     if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other: --resume continues a run, --overwrite deletes it first")
+        raise UserError(
+            "--resume and --overwrite exclude each other: --resume continues a run, --overwrite deletes it first"
+        )
     store.check_writable()
     names = store.list()
     if names and MARKER not in names and (resume or overwrite):
@@ -229,6 +234,17 @@ def prepare_output(uri: str | Path, resume: bool = False, overwrite: bool = Fals
             f"output folder {store.uri} is not empty ({len(names)} files): "
             "pass --resume to continue, --overwrite to delete it first, or choose another output_dir"
         )
+    return store
+
+
+def prepare_output(uri: str | Path, resume: bool = False, overwrite: bool = False) -> Store:
+    """The store of a run's output folder, checked by `check_output` and marked as made by this program.
+
+    A non-empty folder is kept with `resume` and emptied with `overwrite`; `resume` of an empty folder
+    starts afresh, so a job that is restarted by a cluster can always pass it.
+    """
+    store = check_output(uri, resume, overwrite)
+    names = store.list()
     if names and overwrite:
         _empty(store, names)
     if not (names and resume):

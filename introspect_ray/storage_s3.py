@@ -21,7 +21,13 @@ from introspect_ray.storage import JsonFiles, LocalStore, check_name
 
 _PARALLEL_FILES = 8
 _DELETE_BATCH = 1000  # S3's own limit on one DeleteObjects request
-_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed"}
+_REFUSED = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "AuthorizationHeaderMalformed",
+}
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -109,7 +115,7 @@ class S3Store(JsonFiles):
         return count
 
     def check_writable(self) -> None:
-        """Lists, then starts and aborts a multipart upload: that needs the rights of a put and never makes an object."""
+        """Lists, then starts and aborts a multipart upload: that needs the rights of a put and makes no object."""
         name = ".write-check"
         with self._errors(name) as client:
             client.list_objects_v2(Bucket=self.bucket, Prefix=self.root, MaxKeys=1)  # some servers make absent buckets
@@ -145,7 +151,9 @@ class S3Store(JsonFiles):
         where = f"storage {self.uri}"
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.ProfileNotFound):
-            return UserError(f"{where}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
+            return UserError(
+                f"{where}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+            )
         if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
             return UserError(f"{where}: cannot reach {endpoint}: check the network and AWS_ENDPOINT_URL")
         if isinstance(error, boto.ParamValidationError):
@@ -154,9 +162,14 @@ class S3Store(JsonFiles):
         if code in _MISSING:
             return FileNotFoundError(f"no object {self.join(name)}")
         if code in _REFUSED:
-            return UserError(f"{where}: {endpoint} refused the credentials ({code}): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            return UserError(
+                f"{where}: {endpoint} refused the credentials ({code}): "
+                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         if code == "NoSuchBucket":
-            return UserError(f"{where}: bucket {self.bucket!r} does not exist at {endpoint}: create it, or check AWS_ENDPOINT_URL")
+            return UserError(
+                f"{where}: bucket {self.bucket!r} does not exist at {endpoint}: create it, or check AWS_ENDPOINT_URL"
+            )
         if code in ("AccessDenied", "403"):
             return UserError(
                 f"{where}: access denied ({_operation(error)}): the credentials need s3:ListBucket, s3:GetObject, "

@@ -166,7 +166,11 @@ class JsonlTracker(_Closing):
     ) -> None:
         self._store = open_store(output_dir)
         self._params, self._artifacts = not metrics_only, artifacts and not metrics_only
-        rows = self._store.read_bytes(self.NAME).decode().splitlines(keepends=True) if self._store.exists(self.NAME) else []
+        rows = (
+            self._store.read_bytes(self.NAME).decode().splitlines(keepends=True)
+            if self._store.exists(self.NAME)
+            else []
+        )
         kept = rows if resume_step is None else [row for row in rows if json.loads(row)["step"] < resume_step]
         path = self._store.local_path(self.NAME)
         self._rows, self._sent = (kept, len(kept)) if path is None else ([], 0)

@@ -43,7 +43,9 @@ def prepare_mlflow(uri: str, experiment: str, artifact_location: str | None = No
     except MlflowException as error:
         raise UserError(f"tracking.uri={uri}: MLflow cannot use it: {_line(error)}") from None
     if found.lifecycle_stage != "active":
-        raise UserError(f"tracking.experiment={experiment!r} is deleted in {uri}: restore it there or choose another name")
+        raise UserError(
+            f"tracking.experiment={experiment!r} is deleted in {uri}: restore it there or choose another name"
+        )
     return found.experiment_id
 
 
@@ -61,7 +63,9 @@ def open_run(
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        raise UserError(f"MLflow run {run_id} cannot be continued in {uri}: {_line(error)}; start without --resume") from None
+        raise UserError(
+            f"MLflow run {run_id} cannot be continued in {uri}: {_line(error)}; start without --resume"
+        ) from None
     return MLflowTracker(uri, run_id)
 
 
@@ -90,7 +94,9 @@ class MLflowTracker(_Closing):
             for start in range(0, len(entities), _BATCH_PARAMS):
                 self._client.log_batch(self.run_id, params=entities[start : start + _BATCH_PARAMS])
         except MlflowException as error:
-            raise UserError(f"MLflow run {self.run_id} refuses the parameters: {_line(error)}; resume with the same config") from None
+            raise UserError(
+                f"MLflow run {self.run_id} refuses the parameters: {_line(error)}; resume with the same config"
+            ) from None
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         from mlflow.entities import Metric
@@ -132,7 +138,8 @@ class MLflowTracker(_Closing):
             self._failed = 0
         except MlflowException as error:
             self._failed += 1
-            told = f"MLflow at {self.uri} refused {len(self._metrics)} metrics, time {self._failed} in a row: {_line(error)}"
+            left = len(self._metrics)
+            told = f"MLflow at {self.uri} refused {left} metrics, time {self._failed} in a row: {_line(error)}"
             if last or self._failed >= MAX_FAILED_FLUSHES:
                 raise RuntimeError(f"{told}; metrics.jsonl in the output folder has them all") from error
             _log.warning("%s; they are kept and sent again", told)
@@ -146,9 +153,10 @@ def _client(uri: str) -> Any:
 
 
 def _silence() -> None:
-    """Before mlflow is imported: no usage reports, and no log line for each migration step of a new store."""
+    """Before mlflow is imported: no usage reports, and no log lines about the making of a new store."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _check_reachable(uri: str) -> None:
@@ -159,13 +167,17 @@ def _check_reachable(uri: str) -> None:
             port = parts.port or (443 if parts.scheme == "https" else 80)
             socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_S).close()
         except (OSError, ValueError) as error:
-            raise UserError(f"tracking.uri={uri}: no MLflow server answers ({error}): start it or correct the address") from None
+            raise UserError(
+                f"tracking.uri={uri}: no MLflow server answers ({error}): start it or correct the address"
+            ) from None
     if parts.scheme == "sqlite":
         folder = Path(uri.removeprefix("sqlite:///")).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"tracking.uri={uri}: cannot make {folder} ({error.strerror}): choose another path") from None
+            raise UserError(
+                f"tracking.uri={uri}: cannot make {folder} ({error.strerror}): choose another path"
+            ) from None
 
 
 def _beside(uri: str) -> str | None:

@@ -3,12 +3,13 @@
 One nn.Module whose forward does all three, so that FSDP's hooks around it see every use of the weights
 and logits exist only where they are read. Works on a Hugging Face model, plain or wrapped by PEFT.
 
-Shape suffixes: R rows, T tokens a row, N output nodes, H hidden size, V vocabulary.
+Shape suffixes: R rows, T tokens a row, N output nodes, B cases, K target tokens,
+D deciding nodes, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,40 +21,58 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class TreeModel(nn.Module):
-    """`model` is a PreTrainedModel with a language-model head, or a PeftModel around one."""
+class TreeLogits(NamedTuple):
+    """What a forward returns: x then x∖C of all trees [2B, V], target predictors [K, V], deciding nodes [D, V]."""
 
-    def __init__(self, model: nn.Module) -> None:
+    behaviour: Tensor
+    predictors: Tensor
+    walk: Tensor
+
+
+class TreeModel(nn.Module):
+    """`model` is a PreTrainedModel with a language-model head, or a PeftModel around one; `compute` is the
+    type it runs in, after mixed precision."""
+
+    def __init__(self, model: nn.Module, compute: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = model
         self.scaling = logit_scaling(self.causal_lm.config)
+        self.compute = compute
 
     @property
     def causal_lm(self) -> PreTrainedModel:
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
-    def forward(self, batch: PackedBatch, *, hidden_only: bool = False) -> Tensor:
-        """logits_NV at batch.outputs_N, or hidden_NH after the final norm (the output head's input)."""
+    def forward(self, batch: PackedBatch) -> TreeLogits:
+        """Logits at batch.outputs_N, each part apart; the walk's without gradient."""
+        behaviour, predictors, walk = self.hidden(batch).split(batch.sections)
+        with torch.no_grad():
+            walk_DV = self.output_head(walk)
+        return TreeLogits(self.output_head(behaviour), self.output_head(predictors), walk_DV)
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """hidden_NH at batch.outputs_N after the final norm, the output head's input."""
         device = next(self.model.parameters()).device
-        tokens_RT = torch.from_numpy(batch.tokens_RT).to(device)
-        positions_RT = torch.from_numpy(batch.positions_RT).to(device)
-        mask = tree_mask(torch.from_numpy(batch.end_RT).to(device))
+        tokens_RT, positions_RT, end_RT, outputs_N = (
+            torch.from_numpy(array).to(device)
+            for array in (batch.tokens_RT, batch.positions_RT, batch.end_RT, batch.outputs_N)
+        )
+        mask = tree_mask(end_RT, self.compute)
         body = self.causal_lm.get_decoder()
-        hidden_RTH = body(
-            input_ids=tokens_RT, attention_mask=mask, position_ids=positions_RT, use_cache=False
-        ).last_hidden_state
-        outputs_N = torch.from_numpy(batch.outputs_N).to(device)
-        hidden_NH = hidden_RTH.flatten(0, 1).index_select(0, outputs_N)
-        if hidden_only:
-            return hidden_NH
+        states = body(input_ids=tokens_RT, attention_mask=mask, position_ids=positions_RT, use_cache=False)
+        return states.last_hidden_state.flatten(0, 1).index_select(0, outputs_N)
+
+    def output_head(self, hidden_NH: Tensor) -> Tensor:
         return scale_logits(self.causal_lm.get_output_embeddings()(hidden_NH), self.scaling)
 
 
-def tree_mask(end_RT: Tensor) -> Tensor:
-    """Boolean [R, 1, T, T], True where a token (row) attends to a token (column): itself and its ancestors."""
+def tree_mask(end_RT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [R, 1, T, T]: 0 where a token (row) attends to a token (column): itself and its ancestors;
+    -inf elsewhere. Additive since SDPA would convert a boolean one in every layer."""
     index_T = torch.arange(end_RT.shape[1], device=end_RT.device)
-    below = index_T[:, None] < end_RT[:, None, :]
-    return (below & (index_T[:, None] >= index_T[None, :])).unsqueeze(1)
+    seen = (index_T[:, None] < end_RT[:, None, :]) & (index_T[:, None] >= index_T[None, :])
+    mask = torch.zeros(seen.shape, dtype=dtype, device=end_RT.device)
+    return mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)
 
 
 def logit_scaling(config: Any) -> dict[str, float]:

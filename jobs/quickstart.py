@@ -30,8 +30,7 @@ def job(args: Arguments) -> None:
 def _online_run(cfg: Any, base: Any, tracking: tuple[str | None, str | None]) -> dict[str, Any]:
     """One run with labels rebuilt from the current policy at every step, on the sweep's engines."""
     from introspect_ray.config import override
-    from introspect_ray.distributed.driver import train_once
-    from introspect_ray.tracking import make_tracker
+    from introspect_ray.distributed.driver import open_tracker, train_once
 
     root = cfg.output_dir.rstrip("/")
     run = override(
@@ -44,7 +43,7 @@ def _online_run(cfg: Any, base: Any, tracking: tuple[str | None, str | None]) ->
             "cache_dir": cfg.cache_dir or f"{root}/cache",
         },
     )
-    with make_tracker(run.tracking, run.output_dir, "online", uri=tracking[0], parent_run_id=tracking[1]) as tracker:
+    with open_tracker(run, "online", *tracking) as tracker:
         return train_once(run, base, tracker, run_name="online")
 
 

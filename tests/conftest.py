@@ -39,11 +39,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     names = ("master", "volume", "filer", "s3")
     ports = free_ports(2 * len(names))
     flags = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
+    flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-admin.ui=false", "-webdav=false", "-master.telemetry=false"]
+    flags += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     flags += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)]
     with open(folder / "weed.log", "wb") as log:
         server = subprocess.Popen(
-            [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={S3_BUCKET}", *flags]
-            + ["-admin.ui=false", "-webdav=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"],
+            [weed, "mini", f"-dir={folder}", f"-bucket={S3_BUCKET}", *flags],
             cwd=folder,
             env={**os.environ, **_S3_KEYS},
             stdin=subprocess.DEVNULL,

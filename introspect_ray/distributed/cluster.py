@@ -9,9 +9,8 @@ import ray
 
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
-from introspect_ray.preflight import resources
+from introspect_ray.preflight import check_local_room, cluster_address, resources
 
-OVERSUBSCRIPTION = 2  # a trainer and an engine take turns at lag 0, so a core serves two logical CPUs
 _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller polls: 2 s by default, longer than an organism's step
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -31,14 +30,14 @@ def connect(cfg: RunConfig) -> None:
     need = resources(cfg)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    address = cfg.ray_address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(cfg)
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
     if address:
         ray.init(address=address, runtime_env=runtime_env, **common)
         _check_cluster(cfg, need)
         return
-    _check_local(cfg, need)
+    check_local_room(cfg)
     ray.init(
         address="local",
         num_cpus=int(-(-need["CPU"] // 1)) + 1,  # one for what is small: Tune trials, the reference task
@@ -46,23 +45,6 @@ def connect(cfg: RunConfig) -> None:
         runtime_env=runtime_env,
         **common,
     )
-
-
-def _check_local(cfg: RunConfig, need: dict[str, float]) -> None:
-    cores = os.cpu_count() or 1
-    room = cores * OVERSUBSCRIPTION
-    if need["CPU"] > room:
-        raise UserError(
-            f"no room for the requested workers: train.num_workers={cfg.train.num_workers} and rollout.num_actors="
-            f"{cfg.rollout.num_actors} need {need['CPU']:g} logical CPUs, this machine has {cores} cores, room for {room}: "
-            "lower them, or name a cluster with ray_address"
-        )
-    if need["GPU"]:
-        import torch
-
-        have = torch.cuda.device_count()
-        if need["GPU"] > have:
-            raise UserError(f"the run needs {need['GPU']:g} GPUs, this machine has {have}: lower the workers or name a cluster")
 
 
 def _check_cluster(cfg: RunConfig, need: dict[str, float]) -> None:

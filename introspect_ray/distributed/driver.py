@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from introspect_ray.config import RolloutConfig, RunConfig
+from introspect_ray.config import RunConfig, override
 from introspect_ray.distributed.monitor import Monitor
 from introspect_ray.distributed.relabeler import RelabelerActor, Sources
 from introspect_ray.distributed.rollout_pool import EngineSpec, RolloutPool
 from introspect_ray.distributed.status import StatusBoardActor
 from introspect_ray.distributed.train_worker import WorkerSpec, train_worker
 from introspect_ray.evaluation import evaluate, summary
+from introspect_ray.figures import training_figure
 from introspect_ray.label_store import label_set_key, load_pairs, save_pairs
 from introspect_ray.metrics import collapse
+from introspect_ray.policy import is_adapter, merge_adapter, resolve_policy
 from introspect_ray.preflight import Prepared
 from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.storage import open_store
+from introspect_ray.storage import Store, open_store
 from introspect_ray.tokenization import decode_explanation
-from introspect_ray.tracking import Tracker
+from introspect_ray.tracking import JsonlTracker, Tracker, make_tracker
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,10 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
 def train_once(
     cfg: RunConfig, base: Base, tracker: Tracker, *, run_name: str, on_row: Callable[[dict], None] | None = None
 ) -> dict[str, Any]:
-    """Train, evaluate on the held-out cases, write <output_dir>/summary.json, return it."""
+    """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
     began = time.perf_counter()
+    tracker.log_params(cfg.model_dump(mode="json"))
+    tracker.log_metrics({"before": _numbers(untrained_scores(base))}, 0)
     relabeler = _relabeler(cfg, base)
     spec = WorkerSpec(
         cfg=cfg,
@@ -90,49 +97,100 @@ def train_once(
         relabeler=relabeler,
         status=base.status,
     )
-    with Monitor(base.status, run_name, tracker, on_row) as monitor:
+    with Monitor(base.status, run_name, tracker, on_row):
         result = _trainer(cfg, spec).fit()
     totals = {**ray.get(relabeler.finish.remote()), **result.return_value}
+    ray.kill(relabeler)
     trained = time.perf_counter()
     pairs = base.pool.label_now([case.case_id for case in base.prepared.test], cfg.steps)
-    predicted = explain(base.pool, base.prepared)
-    scores = evaluate(pairs, base.m0_test, predicted)
+    scores = evaluate(pairs, base.m0_test, explain(base.pool, base.prepared))
     finished = time.perf_counter()
-    rows = monitor.rows
-    out = summary(
+    seconds = {"train": trained - began, "eval": finished - trained}
+    store = open_store(cfg.output_dir)
+    rows = _step_rows(store)
+    out = _summary(cfg, base, scores, totals, rows, seconds)
+    store.write_json("summary.json", out)
+    _track(tracker, store, out, rows)
+    return out
+
+
+def _summary(
+    cfg: RunConfig, base: Base, scores: dict, totals: dict[str, Any], rows: list[dict], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """The contract of summary.json. What `fit` took beyond training, waiting and syncing is set-up."""
+    waited = totals["train"] + totals["sync"] + totals["wait"]
+    consumed = [row["realised_at_consumption"] for row in rows]
+    return summary(
         cfg,
         scores,
         cases={"train": len(base.prepared.train), "test": len(base.prepared.test)},
         labels={
             "requested_agreement": cfg.supervision.agreement if cfg.supervision.rule == "online" else None,
             "realised_at_labelling": totals["realised_at_labelling"],
-            "realised_at_consumption": _mean([row["realised_at_consumption"] for row in rows]),
+            "realised_at_consumption": sum(consumed) / len(consumed) if consumed else None,
             "split_pairs": totals["split_pairs"],
         },
         timing={
-            "setup": base.seconds["setup"] + (trained - began) - totals["train"] - totals["sync"] - totals["wait"],
+            "setup": base.seconds["setup"] + seconds["train"] - waited,
             "rollout": totals["rollout_s"],
             "relabel": totals["relabel_s"],
             "train": totals["train"],
             "sync": totals["sync"],
-            "eval": base.seconds["eval"] + finished - trained,
-            "total": sum(base.seconds.values()) + finished - began,
+            "eval": base.seconds["eval"] + seconds["eval"],
+            "total": sum(base.seconds.values()) + sum(seconds.values()),
         },
     )
-    ray.kill(relabeler)
-    open_store(cfg.output_dir).write_json("summary.json", out)
-    return out
+
+
+def _step_rows(store: Store) -> list[dict[str, Any]]:
+    """The run's step metrics from metrics.jsonl, the last row of every step (a resumed run repeats some)."""
+    lines = map(json.loads, store.read_bytes(JsonlTracker.NAME).decode().splitlines())
+    rows = {row["step"]: row for row in lines if "loss" in row}
+    return [rows[step] for step in sorted(rows)]
+
+
+def _track(tracker: Tracker, store: Store, out: dict[str, Any], rows: list[dict]) -> None:
+    """Final scores as metrics; summary, label table and the training curves as artifacts."""
+    blocks = ("explanation", "behavior", "disagreement", "labels", "timing_s")
+    tracker.log_metrics(_numbers({block: out[block] for block in blocks}), out["steps"])
+    with tempfile.TemporaryDirectory() as folder:
+        if rows:
+            training_figure(rows, f"{folder}/training.png")
+            store.write_bytes("training.png", Path(folder, "training.png").read_bytes())
+        for name in ["summary.json", *(["training.png"] if rows else []), *store.list("labels")]:
+            local = Path(folder, Path(name).name)
+            local.write_bytes(store.read_bytes(name))
+            tracker.log_artifact(local, "labels" if name.startswith("labels/") else "")
+
+
+def _numbers(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without what is no single number (confidence intervals): the parts that metrics can hold."""
+    kept = {key: _numbers(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return {key: value for key, value in kept.items() if not isinstance(value, list | tuple)}
+
+
+def open_tracker(cfg: RunConfig, name: str, uri: str | None, parent_run: str | None = None) -> Tracker:
+    """The run's tracker; a resumed run goes on in the MLflow run it began, noted in tracking.json."""
+    store = open_store(cfg.output_dir)
+    known = store.read_json("tracking.json")["run_id"] if store.exists("tracking.json") else None
+    tracker = make_tracker(cfg.tracking, cfg.output_dir, name, uri=uri, parent_run_id=parent_run, run_id=known)
+    store.write_json("tracking.json", {"uri": tracker.uri, "run_id": tracker.run_id})
+    return tracker
 
 
 def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
-    """Scores of eval.policy against M0 = cfg.policy on the held-out cases; each on an engine pool of its own."""
+    """Scores of eval.policy (or adapter) against M0 = cfg.policy on the held-out cases, an engine pool each."""
     ids = [case.case_id for case in prepared.test]
     scored: list[tuple[list[BehaviorPair], list[Explanation | None]]] = []
-    for path in dict.fromkeys([prepared.policy_path, prepared.policy_path]):
-        pool = _pool(cfg, path, prepared, cfg.lora_rank)
-        pool.register(prepared.test)
-        scored.append((pool.label_now(ids, 0), explain(pool, prepared)))
-        pool.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        trained = cfg.eval.policy or cfg.policy
+        if is_adapter(trained):
+            trained = merge_adapter(prepared.policy_path, trained, f"{scratch}/merged")
+        for path in dict.fromkeys([prepared.policy_path, resolve_policy(trained)]):
+            pool = _pool(override(cfg, {"method": "full"}), path, prepared, 1)
+            pool.register(prepared.test)
+            scored.append((pool.label_now(ids, 0), explain(pool, prepared)))
+            pool.close()
     (m0_pairs, _), (pairs, predicted) = scored[0], scored[-1]
     scores = evaluate(pairs, m0_pairs, predicted)
     return {"policy": cfg.eval.policy or cfg.policy, "base": cfg.policy, "cases": len(ids), **scores}
@@ -177,8 +235,7 @@ def _second_pairs(cfg: RunConfig, prepared: Prepared) -> dict[str, BehaviorPair]
     """E of the second policy for mixed supervision, made by an engine of its own that is closed again."""
     if prepared.second_path is None:
         return None
-    one = RolloutConfig.model_validate({**cfg.rollout.model_dump(), "num_actors": 1})
-    pool = RolloutPool(one, EngineSpec(prepared.second_path, prepared.max_model_len, "full", 1, cfg.seed))
+    pool = _pool(override(cfg, {"rollout.num_actors": 1, "method": "full"}), prepared.second_path, prepared, 1)
     pool.register(prepared.train + prepared.test)
     pairs = _pairs(cfg, prepared, pool, prepared.second_id)
     pool.close()
@@ -226,6 +283,3 @@ def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
         ),
     )
 
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

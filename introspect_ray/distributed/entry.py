@@ -14,10 +14,9 @@ import yaml
 
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config
-from introspect_ray.errors import UserError
 from introspect_ray.preflight import Prepared, check_resume, prepare, resources
-from introspect_ray.storage import Store, is_remote, open_store, prepare_output
-from introspect_ray.tracking import make_tracker, tracking_uri
+from introspect_ray.storage import Store, check_output, open_store, prepare_output
+from introspect_ray.tracking import tracking_uri
 
 
 def train_job(args: Arguments) -> None:
@@ -26,18 +25,19 @@ def train_job(args: Arguments) -> None:
     prepared = prepare(cfg)
     if args.dry_run:
         return print_plan([cfg], prepared)
-    store = _claim(cfg, args)
-    if store.exists("summary.json"):
-        return print(f"already finished: {store.join('summary.json')}")
-    from introspect_ray.distributed.driver import start_base, train_once
+    if args.resume and open_store(cfg.output_dir).exists("summary.json"):
+        return print(f"already finished: {open_store(cfg.output_dir).join('summary.json')}")
+    from introspect_ray.distributed.driver import open_tracker, start_base, train_once
     from introspect_ray.distributed.progress import progress_bar
 
     tracking = _tracking(cfg)
-    with connected(cfg), make_tracker(cfg.tracking, cfg.output_dir, _name(cfg), uri=tracking) as tracker:
-        tracker.log_params(cfg.model_dump(mode="json"))
+    with claimed(cfg, args) as store:
         base = start_base(cfg, prepared)
         report_findings(base)
-        with progress_bar(cfg.steps, _name(cfg)) as on_row:
+        with (
+            open_tracker(cfg, _name(cfg), tracking) as tracker,
+            progress_bar(cfg.steps, _name(cfg)) as on_row,
+        ):
             summary = train_once(cfg, base, tracker, run_name=_name(cfg), on_row=on_row)
     print_summaries([summary], "kl_weight")
     print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracking or 'none'}")
@@ -56,11 +56,13 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
     prepared = prepare(trials[0])
     if args.dry_run:
         return print_plan(trials, prepared)
-    store = _claim(cfg, args)
-    from introspect_ray.distributed.driver import start_base
+    from introspect_ray.distributed.driver import open_tracker, start_base
 
     tracking = _tracking(cfg)
-    with connected(cfg), make_tracker(cfg.tracking, cfg.output_dir, _name(cfg), uri=tracking) as parent:
+    with (
+        claimed(cfg, args) as store,
+        open_tracker(cfg, _name(cfg), tracking) as parent,
+    ):
         parent.log_params({"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}})
         base = start_base(trials[0], prepared, lora_rank=max(trial.lora_rank for trial in trials))
         report_findings(base)
@@ -82,26 +84,35 @@ def evaluate_job(args: Arguments) -> None:
     prepared = prepare(cfg)
     if args.dry_run:
         return print_plan([cfg], prepared)
-    store = _claim(cfg, args)
     from introspect_ray.distributed.driver import evaluate_policies
 
-    with connected(cfg):
+    with claimed(cfg, args) as store:
         result = evaluate_policies(cfg, prepared)
-    store.write_json("evaluation.json", result)
+        store.write_json("evaluation.json", result)
     print(json.dumps(result, indent=2))
     print(f"written  {store.join('evaluation.json')}")
 
 
 @contextmanager
-def connected(cfg: RunConfig) -> Iterator[None]:
-    """Ray for the duration of the body; a cluster that was joined stays up, one started here goes with us."""
+def claimed(cfg: RunConfig, args: Arguments) -> Iterator[Store]:
+    """Ray joined or started, and the output folder ours with the resolved config in run.json.
+
+    What can be refused is refused first: nothing is written before the cluster has room for the run. A
+    cluster that was joined stays up; one started here goes with us.
+    """
     import ray
 
     from introspect_ray.distributed.cluster import connect
 
+    check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
+    if args.resume:
+        check_resume(cfg)
     connect(cfg)
     try:
-        yield
+        store = prepare_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
+        store.write_json("run.json", cfg.model_dump(mode="json"))
+        print(f"output   {store.join()}", flush=True)
+        yield store
     finally:
         ray.shutdown()
 
@@ -135,18 +146,6 @@ def report_findings(base: Any) -> None:
     print(f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}", flush=True)
     for finding in findings(base):
         print(f"warning: {finding}", file=sys.stderr, flush=True)
-
-
-def _claim(cfg: RunConfig, args: Arguments) -> Store:
-    """The output folder, ours from here on, with the resolved config in run.json."""
-    if args.resume:
-        check_resume(cfg)
-    prepare_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
-    store = open_store(cfg.output_dir)
-    store.write_json("run.json", cfg.model_dump(mode="json"))
-    if not is_remote(cfg.output_dir) and not Path(cfg.output_dir).is_absolute():
-        print(f"output   {Path(cfg.output_dir).absolute()}")
-    return store
 
 
 def _log_files(tracker: Any, store: Store, names: Sequence[str]) -> None:

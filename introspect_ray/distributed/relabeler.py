@@ -12,7 +12,7 @@ import ray
 
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.weight_sync import Expected, verify
-from introspect_ray.label_store import LabelWriter, split_pairs
+from introspect_ray.label_store import LabelWriter, labels_from_table, read_tables, split_pairs, truncate_labels
 from introspect_ray.loop import StepLabels
 from introspect_ray.records import BehaviorPair, Label
 from introspect_ray.supervision import fixed_label, mixed_label, online_label, step_plan
@@ -86,10 +86,9 @@ class Relabeler:
     def __init__(self, cfg: RunConfig, sources: Sources, labels_uri: str, world_size: int) -> None:
         self._cfg, self._sources, self._world = cfg, sources, world_size
         self._ids = list(sources.labels)
-        self._writer = LabelWriter(labels_uri)
+        self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _Buffered] = {}
         self._free_since = time.perf_counter()
-        self.counts = {"labels": 0, "agreeing": 0, "consumed_splits": 0}
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
 
     async def relabel(
@@ -122,27 +121,39 @@ class Relabeler:
         )
 
     async def pending(self) -> list[Label]:
-        """Labels made or being made and not consumed yet, of all steps."""
+        """Labels made or being made and not consumed yet, of all steps; all that were made are on disk now."""
         made = [await asyncio.shield(slot.ready) for _, slot in sorted(self._steps.items())]
+        self._writer.flush()
         return [label for step in made for label in step.labels]
 
-    async def restore(self, labels: Sequence[Label]) -> list[int]:
-        """Put labels of a checkpoint back, forget everything else; returns the steps they belong to."""
+    async def restore(self, step: int, labels: Sequence[Label]) -> list[int]:
+        """Start or go on at `step` with the unconsumed labels of its checkpoint; returns the steps they belong to.
+
+        Whatever was made for later steps is forgotten, in the buffer and in the table: it is made again.
+        """
         self._steps.clear()
+        self._writer.flush()
+        truncate_labels(self._uri, step)
+        self._writer.append(labels)
         by_step: dict[int, list[Label]] = {}
         for label in labels:
             by_step.setdefault(label.provenance.step, []).append(label)
-        for step, ours in by_step.items():
-            self._slot(step).ready.set_result(StepLabels(ours, [], _agreement(ours), 0.0, 0.0, 0.0))
+        for later, ours in by_step.items():
+            self._slot(later).ready.set_result(StepLabels(ours, [], _agreement(ours), 0.0, 0.0, 0.0))
         return sorted(by_step)
 
     async def finish(self) -> dict[str, float | None]:
-        """Flush the label table; totals over the run."""
+        """Complete the label table, and what it says about the whole run (a resumed one included)."""
         self._writer.close()
-        made = self.counts["labels"]
+        sampled = agreeing = splits = 0
+        for table in read_tables(self._uri):
+            labels = labels_from_table(table)
+            splits += split_pairs(labels)
+            sampled += sum(label.current is not None for label in labels)
+            agreeing += sum(label.current == label.explanation for label in labels)
         return {
-            "realised_at_labelling": self.counts["agreeing"] / made if made else None,
-            "split_pairs": self.counts["consumed_splits"],
+            "realised_at_labelling": agreeing / sampled if sampled else None,
+            "split_pairs": splits,
             **{f"{name}_s": value for name, value in self.seconds.items()},
         }
 
@@ -161,16 +172,12 @@ class Relabeler:
         ids = plan_ids(self._cfg, self._ids, step)
         labels = make_labels(self._cfg, self._sources, step, ids, pairs)
         self._writer.append(labels)
-        agreement = _agreement(labels)
-        self.counts["labels"] += len(labels)
-        self.counts["agreeing"] += sum(label.current == label.explanation for label in labels)
-        self.counts["consumed_splits"] += split_pairs(labels)
         rollout, rollout_idle = sum(r.seconds for r in results), sum(r.idle_s for r in results)
         self.seconds["rollout"] += rollout
         self.seconds["rollout_idle"] += rollout_idle
         self.seconds["relabel"] += time.perf_counter() - began
         self._free_since = time.perf_counter()
-        return StepLabels(labels, pairs, agreement, rollout, rollout_idle, idle)
+        return StepLabels(labels, pairs, _agreement(labels), rollout, rollout_idle, idle)
 
 
 def _agreement(labels: Sequence[Label]) -> float | None:

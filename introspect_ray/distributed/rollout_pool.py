@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from introspect_ray.config import RolloutConfig
+from introspect_ray.distributed.weight_sync import unpack
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
@@ -53,8 +54,6 @@ class RolloutWorker:
         self._cases = {case.case_id: case for case in cases}
 
     def load_weights(self, packed: WeightUpdate) -> Delivery:
-        from introspect_ray.distributed.weight_sync import unpack
-
         delivery = self._engine.load_weights(unpack(packed))
         self._free_since = time.perf_counter()
         return delivery

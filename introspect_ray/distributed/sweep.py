@@ -11,11 +11,10 @@ from typing import Any
 from ray import tune
 
 from introspect_ray.config import RunConfig, override
-from introspect_ray.distributed.driver import Base, train_once
+from introspect_ray.distributed.driver import Base, open_tracker, train_once, untrained_scores
 from introspect_ray.errors import UserError
 from introspect_ray.figures import sweep_figure
-from introspect_ray.storage import open_store
-from introspect_ray.tracking import make_tracker
+from introspect_ray.storage import Store, open_store
 
 
 def gap(summary: dict[str, Any]) -> float:
@@ -73,7 +72,7 @@ def run_sweep(
         store = open_store(run.output_dir)
         if not store.exists("summary.json"):
             name = run.output_dir.rsplit("/", 1)[-1]
-            with make_tracker(run.tracking, run.output_dir, name, uri=tracking[0], parent_run_id=tracking[1]) as tracker:
+            with open_tracker(run, name, *tracking) as tracker:
                 train_once(run, base, tracker, run_name=name)
         out = {space.leaf: params["value"], **store.read_json("summary.json")}
         tune.report({"objective": space.objective(out), "summary": out})
@@ -86,19 +85,19 @@ def run_sweep(
             run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0),
         ).fit()
     done = [result.metrics["summary"] for result in grid if result.error is None]
-    done.sort(key=lambda s: (s.get(space.leaf, s["supervision"].get(space.leaf)), s["seed"]))
+    done.sort(key=lambda s: (s[space.leaf], s["seed"]))
     store = open_store(cfg.output_dir)
     if done:
         store.write_json("sweep.json", done)
-        _draw(done, space.leaf, store)
+        _draw(done, space.leaf, untrained_scores(base)["explanation"]["orig"]["em"], store)
     failed = [str(result.error).strip().splitlines()[-1] for result in grid if result.error is not None]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(grid)} trials failed, the first with: {failed[0]}")
     return done
 
 
-def _draw(summaries: list[dict[str, Any]], key: str, store: Any) -> None:
+def _draw(summaries: list[dict[str, Any]], key: str, untrained: float, store: Store) -> None:
     with tempfile.TemporaryDirectory() as folder:
         figure = Path(folder, "sweep.png")
-        sweep_figure(summaries, key, str(figure))
+        sweep_figure(summaries, key, figure, values=[summary[key] for summary in summaries], untrained=untrained)
         store.write_bytes("sweep.png", figure.read_bytes())

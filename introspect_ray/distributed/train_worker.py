@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import ray
 import ray.train
 
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.relabeler import plan_ids
 from introspect_ray.distributed.rollout_pool import RolloutPool
-from introspect_ray.distributed.weight_sync import expect, pack
+from introspect_ray.distributed.weight_sync import expect, pack, verify
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.label_store import labels_from_table, labels_to_table
 from introspect_ray.learner import Learner
@@ -46,15 +47,12 @@ class RaySupply:
     def __init__(self, spec: WorkerSpec, case_ids: Sequence[str], rank: int) -> None:
         self._spec, self._ids, self._rank = spec, case_ids, rank
         self._sent: tuple[Any, list[Any]] = (None, [])  # what the latest version's receipts must say, and the receipts
-        self.sent_bytes = 0
 
     def publish(self, update: WeightUpdate, probe: tuple[float, ...]) -> None:
         self._sent = (expect(update, probe), self._spec.pool.load_weights(ray.put(pack(update))))
 
     def deliveries(self) -> list[Any]:
         """Receipts of the latest version, after they are checked."""
-        from introspect_ray.distributed.weight_sync import verify
-
         expected, refs = self._sent
         receipts = ray.get(refs)
         verify(expected, receipts, self._spec.cfg.rollout.probe_tolerance)
@@ -73,8 +71,8 @@ class RaySupply:
     def pending(self) -> list[Label]:
         return ray.get(self._spec.relabeler.pending.remote())
 
-    def restore(self, labels: Sequence[Label]) -> list[int]:
-        return ray.get(self._spec.relabeler.restore.remote(list(labels)))
+    def restore(self, step: int, labels: Sequence[Label]) -> list[int]:
+        return ray.get(self._spec.relabeler.restore.remote(step, list(labels)))
 
 
 class RayConductor:
@@ -91,8 +89,6 @@ class RayConductor:
         with tempfile.TemporaryDirectory() as folder:
             learner.save_checkpoint(folder)
             if self._rank == 0:
-                import pyarrow.parquet as pq
-
                 pq.write_table(labels_to_table(pending), Path(folder, "pending.parquet"))
                 Path(folder, "step.json").write_text(json.dumps({"step": step}))
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -130,17 +126,17 @@ def train_worker(config: dict[str, Any]) -> dict[str, float]:
 
 
 def _resume(learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[int]]:
-    """Continue from Ray Train's latest checkpoint, if there is one: (first step, steps whose labels it kept)."""
-    import pyarrow.parquet as pq
-
+    """Where to go on: (first step, later steps whose labels the checkpoint kept); (0, []) without a checkpoint."""
+    step, pending = 0, []
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0, []
-    with checkpoint.as_directory() as folder:
-        learner.load_checkpoint(folder)
-        step = json.loads(Path(folder, "step.json").read_text())["step"]
-        pending = labels_from_table(pq.read_table(Path(folder, "pending.parquet")))
-    return step, supply.restore(pending) if rank == 0 else sorted({label.provenance.step for label in pending})
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            learner.load_checkpoint(folder)
+            step = json.loads(Path(folder, "step.json").read_text())["step"]
+            pending = labels_from_table(pq.read_table(Path(folder, "pending.parquet")))
+    if rank == 0:
+        supply.restore(step, pending)
+    return step, sorted({label.provenance.step for label in pending})
 
 
 def _export(cfg: RunConfig, learner: Learner, rank: int) -> None:

@@ -33,7 +33,9 @@ def make_pair(case: TokenizedCase, cued: Answer, ablated: Answer, version: int) 
     """
     for side, answer in (("x", cued), ("x∖C", ablated)):
         if any(value != value for value in answer.logprobs):
-            raise ValueError(f"case {case.case_id}: label logprobs on {side} are {answer.logprobs} at version {version}")
+            raise ValueError(
+                f"case {case.case_id}: label logprobs on {side} are {answer.logprobs} at version {version}"
+            )
     return BehaviorPair(
         case_id=case.case_id,
         cued=case.labels[cued.logprobs.index(max(cued.logprobs))],
@@ -60,7 +62,8 @@ def policy_shapes(policy_path: str) -> Shapes:
     shapes: Shapes = {}
     for file in files:
         with safe_open(file, framework="pt") as reader:
-            shapes.update({name: tuple(reader.get_slice(name).get_shape()) for name in reader.keys()})
+            names = reader.keys()  # a reader cannot be iterated itself
+            shapes.update({name: tuple(reader.get_slice(name).get_shape()) for name in names})
     embeddings = [name for name in shapes if name.endswith(_EMBEDDING_SUFFIX)]
     if _HEAD not in shapes and len(embeddings) == 1:
         shapes[_HEAD] = shapes[embeddings[0]]
@@ -86,7 +89,9 @@ def eos_token_ids(policy_path: str) -> tuple[int, ...]:
     added += [(token["id"], token["content"]) for token in full.get("added_tokens") or []]
     found.update(i for i, content in added if content == text)
     if not found:
-        raise UserError(f"policy folder {policy_path} names no end-of-turn token: set eos_token_id in generation_config.json")
+        raise UserError(
+            f"policy folder {policy_path} names no end-of-turn token: set eos_token_id in generation_config.json"
+        )
     return tuple(sorted(found))
 
 

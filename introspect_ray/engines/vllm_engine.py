@@ -6,20 +6,19 @@ process-wide state (distributed groups, thread counts) that a second one would i
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
-from introspect_ray.engines.base import WeightUpdate, checksum
+from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.engines.common import BaseEngine
 from introspect_ray.errors import UserError
-from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +44,12 @@ def set_environment(threads: int) -> None:
         os.environ.setdefault(name, value)
 
 
-class VLLMEngine:
-    """The Engine protocol on vLLM. Starts at version 0, the policy in `policy_path`.
+class VLLMEngine(BaseEngine):
+    """The Engine protocol on vLLM.
 
-    An exception inside a weight update leaves the weights undefined: every later call raises
-    RuntimeError until the engine is replaced.
+    The prefix cache is emptied at the start of every call: no answer can come from older weights, and
+    a result depends on weights and prompts of the call alone, not on what this engine served before
+    (a cached and a recomputed prefix differ in the last bits).
     """
 
     def __init__(
@@ -61,18 +61,13 @@ class VLLMEngine:
         lora_rank: int,
         seed: int,
     ) -> None:
-        """policy_path: local Hugging Face folder. Raises UserError for a folder no engine can serve."""
-        self._expected = checks.policy_shapes(policy_path)
-        self._eos = checks.eos_token_ids(policy_path)
-        self._max_model_len = max_model_len
-        self._method = method
-        self._lora_rank = lora_rank
-        self._version = 0
-        self._unusable: str | None = None
+        """As BaseEngine; imports vLLM and starts its core in this process."""
+        super().__init__(policy_path, max_model_len, method, lora_rank)
         self._request = 0
         self._prompt_tokens = self._cached_tokens = 0
         self._params: dict[tuple[int, ...], Any] = {}
         self._adapter: Any = None  # LoRARequest now served
+        self._adapters = 0  # loaded so far
         self._adapter_dir: tempfile.TemporaryDirectory[str] | None = None
         set_environment(rollout.threads)
         import torch
@@ -80,70 +75,48 @@ class VLLMEngine:
         torch.set_num_threads(rollout.threads)  # vLLM forbids it from here on
         self._engine = _start(self._engine_args(policy_path, rollout, seed), checks.architectures(policy_path))
         self._engine.set_weight_version("0")
+        gc.collect()
+        gc.freeze()  # a full collection walks all of vLLM and torch: a sixth of the labelling time
 
     def _engine_args(self, policy_path: str, rollout: RolloutConfig, seed: int) -> dict[str, Any]:
-        import torch
+        from vllm.platforms import current_platform
 
-        args: dict[str, Any] = dict(
-            model=policy_path,
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # the folder's sampling defaults must not touch greedy answers
-            dtype=rollout.dtype,
-            seed=seed,
-            max_model_len=self._max_model_len,
-            max_num_seqs=_MAX_SEQUENCES,
-            max_num_batched_tokens=max(_MAX_BATCHED_TOKENS, self._max_model_len),
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            async_scheduling=False,  # one caller, short answers: nothing to overlap
-            tensor_parallel_size=rollout.tensor_parallel_size,
-        )
-        if torch.cuda.is_available():
-            args |= dict(gpu_memory_utilization=rollout.gpu_memory_utilization)
+        args: dict[str, Any] = {
+            "model": policy_path,
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # the folder's sampling defaults must not touch greedy answers
+            "dtype": rollout.dtype,
+            "seed": seed,
+            "max_model_len": self._max_model_len,
+            "max_num_seqs": _MAX_SEQUENCES,
+            "max_num_batched_tokens": max(_MAX_BATCHED_TOKENS, self._max_model_len),
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "async_scheduling": False,  # one caller, short answers: nothing to overlap
+            "tensor_parallel_size": rollout.tensor_parallel_size,
+        }
+        if current_platform.is_cpu():
+            args |= {"enforce_eager": True, "block_size": _BLOCK, "kv_cache_memory_bytes": rollout.kv_cache_bytes}
         else:
-            args |= dict(enforce_eager=True, block_size=_BLOCK, kv_cache_memory_bytes=rollout.kv_cache_bytes)
+            args |= {"gpu_memory_utilization": rollout.gpu_memory_utilization}
         if self._method == "lora":
             rank = next((r for r in _LORA_RANKS if r >= self._lora_rank), None)
             if rank is None:
                 raise UserError(f"lora_rank={self._lora_rank}: vLLM serves at most {_LORA_RANKS[-1]}; lower lora_rank")
-            args |= dict(enable_lora=True, max_lora_rank=rank, max_loras=1, max_cpu_loras=2)
+            args |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 2}
         return args
 
     @property
-    def weight_version(self) -> int:
-        return self._version
-
-    @property
     def prefix_cache_hit_rate(self) -> float | None:
-        """Share of prompt tokens served from the prefix cache since the start; None before the first prompt."""
         return self._cached_tokens / self._prompt_tokens if self._prompt_tokens else None
 
-    def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
-        """y(x), y(x∖C) of each case, in order, on one weight version.
-
-        The prefix cache starts empty in every call, so the result depends on weights and cases alone and
-        not on what this engine served before (a cached and a recomputed prefix differ in the last bits).
-        Raises ValueError for prompts that do not fit, RuntimeError when unusable or versions mix.
-        """
-        self._require_usable()
-        prompts = [prompt for case in cases for prompt in (case.prompt, case.ablated)]
-        checks.check_prompts(prompts, 1, self._max_model_len)
-        self._reset_prefix_cache()
-        version = self._version
-        answers = self._answers(prompts, [ids for case in cases for ids in (case.label_ids, case.label_ids)])
-        if self._version != version:
-            raise RuntimeError(f"weights went from version {version} to {self._version} while pairs were labelled")
-        return [checks.make_pair(c, answers[2 * i], answers[2 * i + 1], version) for i, c in enumerate(cases)]
-
     def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
-        """Greedy continuations without the end-of-turn token, at most `max_tokens` each. Raises as label_pairs."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         self._require_usable()
         checks.check_prompts(prompts, max_tokens, self._max_model_len)
-        self._reset_prefix_cache()
         params = SamplingParams(
             max_tokens=max_tokens,
             temperature=0.0,
@@ -155,49 +128,20 @@ class VLLMEngine:
         outputs = self._run(prompts, [params] * len(prompts))
         return [tuple(t for t in output.token_ids if t not in self._eos) for output in outputs]
 
-    def load_weights(self, update: WeightUpdate) -> Delivery:
-        """Serve `update` from now on: all weights through vLLM's weight-transfer API, or one new adapter.
-
-        Raises ValueError, with the old version still served, where names or shapes do not fit; any later
-        exception leaves the engine unusable.
-        """
-        start = time.perf_counter()
-        self._require_usable()
-        self._check(update)
-        with self._unusable_on_error(f"weight update to version {update.version} failed"):
-            if update.kind == "full":
-                self._load_full(dict(update.tensors))
-            else:
-                self._load_adapter(update)
-            self._reset_prefix_cache()
-            self._engine.set_weight_version(str(update.version))
-            self._version = update.version
-            case = update.probe
-            answers = self._answers([case.prompt, case.ablated], [case.label_ids] * 2)
-        return Delivery(
-            version=update.version,
-            checksum=checksum(update.tensors),
-            probe=answers[0].logprobs + answers[1].logprobs,
-            seconds=time.perf_counter() - start,
-            bytes=checks.nbytes(update.tensors),
-        )
-
     def close(self) -> None:
-        """Free the engine; later calls raise. A second close does nothing."""
+        super().close()
         if self._engine is not None:
             self._engine.engine_core.shutdown()
         self._engine = None
         self._drop_adapter_dir()
-        self._unusable = self._unusable or "it was closed"
 
-    def _check(self, update: WeightUpdate) -> None:
-        if (update.kind == "adapter") != (self._method == "lora"):
-            raise ValueError(f"update of kind {update.kind!r} for an engine started with method={self._method!r}")
+    def _apply(self, update: WeightUpdate) -> None:
+        """All weights through vLLM's weight-transfer API, or one new adapter."""
         if update.kind == "full":
-            checks.check_full(update, self._expected)
+            self._load_full(dict(update.tensors))
         else:
-            checks.check_adapter(update, self._expected, self._lora_rank)
-        checks.check_prompts([update.probe.prompt, update.probe.ablated], 1, self._max_model_len)
+            self._load_adapter(update)
+        self._engine.set_weight_version(str(update.version))
 
     def _load_full(self, tensors: dict[str, torch.Tensor]) -> None:
         self._engine.collective_rpc("start_weight_update")
@@ -211,11 +155,15 @@ class VLLMEngine:
         from vllm.lora.request import LoRARequest
 
         folder = tempfile.TemporaryDirectory(prefix="introspect-ray-adapter-")
-        save_file({n: t.detach().cpu().contiguous() for n, t in update.tensors.items()}, f"{folder.name}/adapter_model.safetensors")
+        save_file(
+            {n: t.detach().cpu().contiguous() for n, t in update.tensors.items()},
+            f"{folder.name}/adapter_model.safetensors",
+        )
         config = {k: sorted(v) if isinstance(v, set) else v for k, v in (update.adapter_config or {}).items()}
         Path(folder.name, "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-        # A known id with new files silently keeps the old adapter: name and id are new in each version.
-        request = LoRARequest(f"version-{update.version}", update.version + 1, folder.name)
+        # A known id with new files silently keeps the old adapter: name and id are new in each delivery.
+        self._adapters += 1
+        request = LoRARequest(f"delivery-{self._adapters}-version-{update.version}", self._adapters, folder.name)
         if self._adapter is not None:
             self._engine.remove_lora(self._adapter.lora_int_id)
         if not self._engine.add_lora(request):
@@ -243,7 +191,9 @@ class VLLMEngine:
             from vllm.sampling_params import RequestOutputKind
 
             if len(label_ids) > _MAX_LABELS:
-                raise ValueError(f"{len(label_ids)} labels: vLLM returns logprobs of at most {_MAX_LABELS} given tokens")
+                raise ValueError(
+                    f"{len(label_ids)} labels: vLLM returns logprobs of at most {_MAX_LABELS} given tokens"
+                )
             self._params[label_ids] = SamplingParams(
                 max_tokens=1,
                 temperature=0.0,
@@ -258,6 +208,8 @@ class VLLMEngine:
         """vLLM's completion output of each prompt, in order, all sampled on the version now served."""
         from vllm.inputs import tokens_input
 
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache: requests are still running")
         first = self._request
         for prompt, param in zip(prompts, params, strict=True):
             self._engine.add_request(str(self._request), tokens_input(list(prompt)), param, lora_request=self._adapter)
@@ -270,41 +222,32 @@ class VLLMEngine:
                 self._cached_tokens += output.num_cached_tokens or 0
         spans = {span.version for output in outputs.values() for span in output.weight_versions}
         if prompts and (len(outputs) != len(prompts) or spans != {str(self._version)}):
-            raise RuntimeError(f"{len(outputs)} of {len(prompts)} prompts answered, on versions {sorted(spans)} not {self._version}")
+            raise RuntimeError(
+                f"{len(outputs)} of {len(prompts)} prompts answered, on versions {sorted(spans)} not {self._version}"
+            )
         return [outputs[i] for i in range(len(prompts))]
-
-    def _reset_prefix_cache(self) -> None:
-        if not self._engine.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache: requests are still running")
-
-    def _require_usable(self) -> None:
-        if self._unusable:
-            raise RuntimeError(f"this vLLM engine cannot be used: {self._unusable}. Replace the engine")
-
-    @contextmanager
-    def _unusable_on_error(self, reason: str) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            self._unusable = f"{reason} ({error!r})"
-            raise
 
 
 def _start(args: dict[str, Any], architectures: Sequence[str]) -> Any:
     """An LLMEngine with its core in this process, imports included."""
+    import torch
     from vllm import ModelRegistry
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from introspect_ray.engines import vllm_receiver
 
     if "enable_lora" not in args:
-        args |= dict(
-            weight_transfer_config=WeightTransferConfig(backend=vllm_receiver.BACKEND),
-            worker_extension_cls=f"{vllm_receiver.__name__}.{vllm_receiver.WorkerExtension.__name__}",
-        )
-    if "kv_cache_memory_bytes" in args:  # CPU
+        args |= {
+            "weight_transfer_config": WeightTransferConfig(backend=vllm_receiver.BACKEND),
+            "worker_extension_cls": f"{vllm_receiver.__name__}.{vllm_receiver.WorkerExtension.__name__}",
+        }
+    if current_platform.is_cpu():
+        # enforce_eager does not reach the sampler, whose rank count vLLM compiles with inductor: a C++
+        # compiler run, seconds long, on the first logprobs of a cold machine, and an error without g++.
+        torch.compiler.set_stance("force_eager")
         # vLLM inspects a model class in a second Python, 15 s while its own cache is cold, lest CUDA be
         # initialised here; without CUDA that protects nothing, and a class known by object skips it.
         for name in architectures:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_tiny import LABELS, make_cases, peft_adapter, reference_greedy, reference_logprobs, save_policy, state
+from engine_tiny import EOS, LABELS, make_cases, peft_adapter, reference_greedy, reference_logprobs, save_policy, state
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
@@ -60,11 +60,13 @@ class TestTied:
     """A tied head: vLLM keeps a packed copy of it, which an update of the embedding alone does not reach."""
 
     @pytest.fixture(scope="class")
-    def policy(self, tmp_path_factory):
+    @classmethod
+    def policy(cls, tmp_path_factory):
         return save_policy(tmp_path_factory.mktemp("tied"), tied=True)
 
     @pytest.fixture(scope="class")
-    def engine(self, policy):
+    @classmethod
+    def engine(cls, policy):
         engine = start(policy)
         yield engine
         engine.close()
@@ -108,6 +110,14 @@ class TestTied:
         assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, moved, prompts))
         engine.load_weights(full(engine, state(policy)))
 
+    def test_an_update_may_come_in_chunks(self, engine, policy, monkeypatch):
+        """One tensor a chunk, in an order that tears layers apart, as large policies do."""
+        monkeypatch.setattr("introspect_ray.engines.vllm_engine._CHUNK_BYTES", 1)
+        moved = state(policy, seed=6, scale=0.1)
+        engine.load_weights(full(engine, dict(sorted(moved.items(), key=lambda item: item[0][::-1]))))
+        assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, moved, prompts))
+        engine.load_weights(full(engine, state(policy)))
+
     def test_prefix_cache_never_serves_an_older_version(self, engine, policy):
         """The same 120-token prompts (three full blocks shared) before and after each of two updates."""
         cases = make_cases(4, length=110, seed=5)
@@ -129,14 +139,16 @@ class TestTied:
         good = state(policy, seed=4, scale=0.1)
         norm = "model.norm.weight"
         bad = {
-            r"lm_head.weight \[64, 64\] is missing \(a tied head": {k: v for k, v in good.items() if k != "lm_head.weight"},
+            r"lm_head.weight \[64, 64\] is missing \(a tied head": {
+                k: v for k, v in good.items() if k != "lm_head.weight"
+            },
             rf"{norm} has shape \[65\], the engine's is \[64\]": good | {norm: torch.ones(65)},
             r"model.extra \[1\] is not a tensor of the policy": good | {"model.extra": torch.ones(1)},
         }
         for message, tensors in bad.items():
             with pytest.raises(ValueError, match=message):
                 engine.load_weights(full(engine, tensors))
-        with pytest.raises(ValueError, match="kind 'adapter'.*method='full'"):
+        with pytest.raises(ValueError, match=r"kind 'adapter'.*method='full'"):
             engine.load_weights(WeightUpdate(version + 1, "adapter", {}, CASES[0], {}))
         long = replace(CASES[0], prompt=(20,) * 192)
         with pytest.raises(ValueError, match="192 tokens"):
@@ -173,7 +185,7 @@ class TestTied:
             lambda: engine.generate([CASES[0].prompt], 1),
             lambda: engine.load_weights(full(engine, state(policy))),
         ):
-            with pytest.raises(RuntimeError, match="link down.*Replace the engine"):
+            with pytest.raises(RuntimeError, match=r"link down.*Replace the engine"):
                 call()
 
 
@@ -181,11 +193,13 @@ class TestOrganism:
     """The bundled policy (untied head) on its own cases."""
 
     @pytest.fixture(scope="class")
-    def policy(self):
+    @classmethod
+    def policy(cls):
         return str(ORGANISM / "policy")
 
     @pytest.fixture(scope="class")
-    def cases(self, policy):
+    @classmethod
+    def cases(cls, policy):
         from transformers import AutoTokenizer
 
         from introspect_ray.records import Case
@@ -195,12 +209,14 @@ class TestOrganism:
         rows = [json.loads(line) for line in (ORGANISM / "train.jsonl").read_text().splitlines()[:32]]
         fields = ("id", "messages", "ablated_messages", "meta_question", "labels")
         cases = [
-            Case(r[fields[0]], tuple(r[fields[1]]), tuple(r[fields[2]]), r[fields[3]], tuple(r[fields[4]])) for r in rows
+            Case(r[fields[0]], tuple(r[fields[1]]), tuple(r[fields[2]]), r[fields[3]], tuple(r[fields[4]]))
+            for r in rows
         ]
         return [tokenize_case(case, tokenizer) for case in cases]
 
     @pytest.fixture(scope="class")
-    def engine(self, policy):
+    @classmethod
+    def engine(cls, policy):
         engine = start(policy)
         yield engine
         engine.close()
@@ -237,11 +253,13 @@ class TestLora:
     """Only the adapter moves; each version is a new adapter to vLLM."""
 
     @pytest.fixture(scope="class")
-    def policy(self, tmp_path_factory):
+    @classmethod
+    def policy(cls, tmp_path_factory):
         return save_policy(tmp_path_factory.mktemp("lora"), tied=True)
 
     @pytest.fixture(scope="class")
-    def engine(self, policy):
+    @classmethod
+    def engine(cls, policy):
         engine = start(policy, method="lora")
         yield engine
         engine.close()
@@ -266,7 +284,7 @@ class TestLora:
         engine.load_weights(WeightUpdate(engine.weight_version + 1, "adapter", tensors, CASES[0], config))
         prompts = [case.prompt for case in CASES[:4]]
         first = [tokens[:1] for tokens in engine.generate(prompts, 1)]
-        assert first == [(t,) if t != 2 else () for t in expected(prompts).argmax(-1).tolist()]
+        assert first == [(t,) if t != EOS else () for t in expected(prompts).argmax(-1).tolist()]
 
     def test_mismatch_is_refused_and_the_old_version_still_served(self, engine, policy):
         before, version = engine.label_pairs(CASES), engine.weight_version
@@ -286,6 +304,6 @@ class TestLora:
     def test_old_adapters_leave_nothing_behind(self, engine, policy):
         """One adapter in vLLM, one folder on disk; none after close."""
         folder = Path(engine._adapter_dir.name)
-        assert engine._engine.list_loras() == {engine.weight_version + 1}
+        assert engine._engine.list_loras() == {engine._adapter.lora_int_id}
         engine.close()
         assert not folder.exists()

@@ -17,7 +17,9 @@ def test_all_explanations_is_unchanged_then_changed_in_label_order():
     assert all_explanations(("NTA", "YTA")) == [(False, "NTA"), (False, "YTA"), (True, "NTA"), (True, "YTA")]
 
 
-@pytest.mark.parametrize("labels", [LETTERS, ("NTA", "YTA"), ("refuse", "comply"), ("not A", "A."), ("a", "A"), ("é", "1-2")])
+@pytest.mark.parametrize(
+    "labels", [LETTERS, ("NTA", "YTA"), ("refuse", "comply"), ("not A", "A."), ("a", "A"), ("é", "1-2")]
+)
 def test_parse_inverts_render_for_every_label(labels):
     """A prefix match would read "not A" as "A"; lower-casing everything would lose "a" against "A"."""
     for explanation in all_explanations(labels):
@@ -48,6 +50,8 @@ def test_case_and_white_space_are_free(text):
         "The response would not change to B.",
         "The response would change to B. The",  # goes on
         "The response would change to B..",
+        "The response would change to B!",
+        "The response would change to B C",
         "So: The response would change to B.",
         "Theresponse would change to B.",  # words may not be glued
         "The res ponse would change to B.",  # nor split

@@ -134,7 +134,9 @@ PAIRS = [
     BehaviorPair("mmlu-17", "A", "B", (-0.1, -2.4), (-1.9, -0.2), False, True, 3),
     BehaviorPair("mmlu-18", "B", "B", (-math.inf, 0.0), (-1e-300, -700.5), True, False, 3),
 ]
-CASE = TokenizedCase("mmlu-17", ("A", "B"), (10, 11), (1, 7, 9), (1, 7), (1, 7, 9, 4), {Explanation(False, "A"): (20, 2)})
+CASE = TokenizedCase(
+    "mmlu-17", ("A", "B"), (10, 11), (1, 7, 9), (1, 7), (1, 7, 9, 4), {Explanation(False, "A"): (20, 2)}
+)
 
 
 def test_label_sets_round_trip(uri: str) -> None:

@@ -72,7 +72,13 @@ def test_f1_of_an_absent_class_is_null_not_nan():
 
 def test_all_unparsed_is_all_wrong():
     scores = explanation_scores([None] * 6, TRUTH)
-    assert (scores["em"], scores["content"], scores["changed_f1"], scores["unchanged_f1"], scores["unparsed"]) == (0, 0, 0, 0, 1)
+    assert (scores["em"], scores["content"], scores["changed_f1"], scores["unchanged_f1"], scores["unparsed"]) == (
+        0,
+        0,
+        0,
+        0,
+        1,
+    )
 
 
 def test_scores_refuse_unequal_or_empty_sides():
@@ -86,7 +92,12 @@ def test_behavior_scores_by_hand():
     """Four cases: both match; cued only; ablated only; none. EM 1/4, each part 2/4. Off-format 3 of 8 answers.
     The mean of the parts (0.5) is not the EM: both must match (eq. 4)."""
     m0 = pairs("AB AB AB AB")
-    now = [pair("A", "B", "0", (True, True)), pair("A", "C", "1"), pair("D", "B", "2", (False, True)), pair("D", "C", "3")]
+    now = [
+        pair("A", "B", "0", (True, True)),
+        pair("A", "C", "1"),
+        pair("D", "B", "2", (False, True)),
+        pair("D", "C", "3"),
+    ]
     assert behavior_scores(now, m0) == {"em": 0.25, "cued": 0.5, "ablated": 0.5, "off_format": 0.375}
 
 
@@ -132,8 +143,12 @@ def test_collapse_names_one_answer_and_a_stuck_change_rate():
     m0 = pairs(" ".join(["CC"] * 49 + ["AC"] * 7 + ["AB"] + ["BB"] * 3))
     found = {f.name: f for f in collapse(m0)}
     assert set(found) == {"m0_nearly_unchanged", "m0_one_answer"}
-    assert found["m0_one_answer"].value == pytest.approx(56 / 60) and "C for 56 of 60 cases (93%)" in str(found["m0_one_answer"])
-    assert found["m0_nearly_unchanged"].value == pytest.approx(52 / 60) and "52 of 60" in str(found["m0_nearly_unchanged"])
+    assert found["m0_one_answer"].value == pytest.approx(56 / 60) and "C for 56 of 60 cases (93%)" in str(
+        found["m0_one_answer"]
+    )
+    assert found["m0_nearly_unchanged"].value == pytest.approx(52 / 60) and "52 of 60" in str(
+        found["m0_nearly_unchanged"]
+    )
 
 
 def test_collapse_finds_a_vanished_category_and_nothing_in_a_healthy_drift():

@@ -58,7 +58,7 @@ def test_folders_round_trip(store: Store, tmp_path: Path) -> None:
     assert store.list("policy") == ["policy/deep/config.json", "policy/model.bin"]
     assert store.download_dir("policy", target) == 2
     assert tree(target) == tree(source)
-    with pytest.raises(FileNotFoundError, match="no files in .*none"):
+    with pytest.raises(FileNotFoundError, match=r"no files in .*none"):
         store.download_dir("none", target)
 
 
@@ -79,7 +79,9 @@ def test_names_stay_in_the_store(store: Store, name: str) -> None:
         store.write_bytes(name, b"")
 
 
-def test_a_failed_local_write_keeps_the_old_file_and_leaves_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_local_write_keeps_the_old_file_and_leaves_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(tmp_path)
     store.write_bytes("x", b"old")
 
@@ -187,7 +189,9 @@ def refusal(uri: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("variable, code", [("AWS_ACCESS_KEY_ID", "InvalidAccessKeyId"), ("AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch")])
+@pytest.mark.parametrize(
+    "variable, code", [("AWS_ACCESS_KEY_ID", "InvalidAccessKeyId"), ("AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch")]
+)
 def test_refused_credentials(s3_env: str, monkeypatch: pytest.MonkeyPatch, variable: str, code: str) -> None:
     monkeypatch.setenv(variable, "wrong")
     assert f"refused the credentials ({code}): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in refusal(s3_env)
@@ -203,7 +207,9 @@ def test_missing_credentials(s3_env: str, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_missing_bucket(s3_env: str) -> None:
     endpoint = os.environ["AWS_ENDPOINT_URL"]
-    assert f"bucket 'absent' does not exist at {endpoint}: create it, or check AWS_ENDPOINT_URL" in refusal("s3://absent/x")
+    assert f"bucket 'absent' does not exist at {endpoint}: create it, or check AWS_ENDPOINT_URL" in refusal(
+        "s3://absent/x"
+    )
 
 
 def test_unreachable_endpoint(s3_env: str, monkeypatch: pytest.MonkeyPatch) -> None:

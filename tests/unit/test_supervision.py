@@ -43,7 +43,14 @@ def test_draw_does_not_move_between_releases():
 
 def test_draw_depends_on_every_part_of_its_key():
     base = (0, 1, "q", "s")
-    others = [(1, 1, "q", "s"), (0, 2, "q", "s"), (0, 1, "r", "s"), (0, 1, "q", "t"), (0, 1, "qs", ""), (1, 0, "q", "s")]
+    others = [
+        (1, 1, "q", "s"),
+        (0, 2, "q", "s"),
+        (0, 1, "r", "s"),
+        (0, 1, "q", "t"),
+        (0, 1, "qs", ""),
+        (1, 0, "q", "s"),
+    ]
     assert len({draw(*key) for key in [base, *others]}) == 7
 
 
@@ -160,13 +167,22 @@ def test_any_rule_is_uniform_over_the_seven_other_labels():
 
 def test_a_larger_agreement_keeps_what_a_smaller_one_kept():
     """One draw a case against the threshold: sweeps of ν differ only by the cases between two thresholds."""
-    kept = {nu: {i for i in range(500) if not online(pair(case_id=f"q{i}"), nu).provenance.flipped} for nu in (0.4, 0.7)}
+    kept = {
+        nu: {i for i in range(500) if not online(pair(case_id=f"q{i}"), nu).provenance.flipped} for nu in (0.4, 0.7)
+    }
     assert kept[0.4] < kept[0.7]
 
 
 def test_online_provenance_names_both_parents_and_the_draw():
     p = online(pair(version=9), 0.5, step=11, seed=2).provenance
-    assert (p.rule, p.source_model, p.cued_version, p.ablated_version, p.seed, p.step) == ("online", "organism", 9, 9, 2, 11)
+    assert (p.rule, p.source_model, p.cued_version, p.ablated_version, p.seed, p.step) == (
+        "online",
+        "organism",
+        9,
+        9,
+        2,
+        11,
+    )
     assert p.draw == draw(2, 11, "q", "agreement") and p.flipped == (p.draw >= 0.5)
 
 
@@ -190,7 +206,9 @@ def test_mask_takes_its_share_and_is_nested_and_constant_in_time():
     """α = 0.25 of 4,000 cases: 1,000 ± 4 sd of 27. Masks of growing α are nested."""
     taken = {a: {i for i in range(4000) if mixed(f"q{i}", a).provenance.source_model == "second"} for a in (0.25, 0.5)}
     assert abs(len(taken[0.25]) - 1000) < 110 and taken[0.25] < taken[0.5]
-    assert all(mixed(f"q{i}", 0.5, step).explanation == mixed(f"q{i}", 0.5).explanation for i in range(50) for step in (0, 9))
+    assert all(
+        mixed(f"q{i}", 0.5, step).explanation == mixed(f"q{i}", 0.5).explanation for i in range(50) for step in (0, 9)
+    )
 
 
 @pytest.mark.parametrize("ratio,source,explanation", [(0.0, "first", (False, "A")), (1.0, "second", (True, "B"))])
@@ -221,7 +239,7 @@ def test_realised_agreement_counts_labels_equal_to_the_current_explanation():
 
 
 def test_binomial_interval_by_hand():
-    """n = 2, p = 1/2 has weights 1/4, 1/2, 1/4: with tail 0.3 either end is cut, with 0.2 none. p = 1 leaves no room."""
+    """n = 2, p = 1/2 has weights 1/4, 1/2, 1/4: with tail 0.3 either end is cut, with 0.2 none. p = 1: no room."""
     assert binomial_interval(0.5, 2, 0.3) == (0.5, 0.5)
     assert binomial_interval(0.5, 2, 0.2) == (0.0, 1.0)
     assert binomial_interval(1.0, 8) == (1.0, 1.0)

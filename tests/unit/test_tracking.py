@@ -119,7 +119,9 @@ def test_an_mlflow_run_and_its_child(store: str, tmp_path: Path) -> None:
     (tmp_path / "figure.txt").write_text("drawn")
     with make_tracker(cfg, str(tmp_path / "sweep"), "sweep") as parent:
         parent.log_params({"task": {"name": "organism"}, "steps": 2, "path": None})
-        with make_tracker(TrackingConfig(), str(tmp_path / "trial"), "trial", uri=parent.uri, parent_run_id=parent.run_id) as child:
+        with make_tracker(
+            TrackingConfig(), str(tmp_path / "trial"), "trial", uri=parent.uri, parent_run_id=parent.run_id
+        ) as child:
             for step, row in enumerate(metrics):
                 child.log_metrics(row, step)
             child.log_artifact(tmp_path / "figure.txt", "figures")
@@ -233,5 +235,7 @@ def test_unknown_run_and_deleted_experiment(store: str, tmp_path: Path) -> None:
         make_tracker(TrackingConfig(uri=store), str(tmp_path), "run", run_id="nope")
     gone = tracking_mlflow.prepare_mlflow(store, "gone")
     client(store).delete_experiment(gone)
-    with pytest.raises(UserError, match=r"tracking.experiment='gone' is deleted .*: restore it there or choose another"):
+    with pytest.raises(
+        UserError, match=r"tracking.experiment='gone' is deleted .*: restore it there or choose another"
+    ):
         tracking_mlflow.prepare_mlflow(store, "gone")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from introspect_ray.records import TokenizedCase
 
-VOCAB, EOS, LABELS = 64, 2, (10, 11, 12, 13)
+VOCAB, EOS, LABELS = 64, 5, (10, 11, 12, 13)
 
 
 def save_policy(folder: Path, family: str = "qwen3", tied: bool = True, seed: int = 0) -> str:
@@ -39,7 +39,9 @@ def make_cases(count: int, length: int = 40, seed: int = 0) -> list[TokenizedCas
     for index in range(count):
         stem, cue, end = draw(length + index % 7), draw(4), draw(3)
         cases.append(
-            TokenizedCase(f"case-{index}", ("A", "B", "C", "D"), LABELS, stem + cue + end, stem + end, stem + cue + end, {})
+            TokenizedCase(
+                f"case-{index}", ("A", "B", "C", "D"), LABELS, stem + cue + end, stem + end, stem + cue + end, {}
+            )
         )
     return cases
 
@@ -68,7 +70,9 @@ def reference_logprobs(folder: str, tensors: dict, prompts: list[tuple[int, ...]
         return torch.stack([model(torch.tensor([p])).logits[0, -1].log_softmax(-1) for p in prompts])
 
 
-def reference_greedy(folder: str, tensors: dict, prompts: list[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
+def reference_greedy(
+    folder: str, tensors: dict, prompts: list[tuple[int, ...]], max_tokens: int
+) -> list[tuple[int, ...]]:
     """Greedy continuation by plain argmax, one unpadded forward a token; ends before the policy's eos."""
     import json
 

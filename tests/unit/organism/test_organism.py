@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from introspect_ray.organism import build as organism
+from introspect_ray.organism import world as organism
+from introspect_ray.organism.build import build
 
 ROOT = Path(organism.__file__).parent
 POLICIES = ("policy", "second_policy")
@@ -134,8 +135,8 @@ def test_cases_and_tokenizer_are_what_build_makes(tmp_path):
 def test_a_rebuild_is_bit_identical(tmp_path):
     recipe = replace(organism.Recipe(), entities=12, steps=3, batch_size=8, explanation_batch_size=4)
     for run in ("one", "two"):
-        organism.build(tmp_path / run, seed=5, recipe=recipe)
-    organism.build(tmp_path / "other", seed=6, recipe=recipe)
+        build(tmp_path / run, seed=5, recipe=recipe)
+    build(tmp_path / "other", seed=6, recipe=recipe)
     files = sorted(f.relative_to(tmp_path / "one") for f in (tmp_path / "one").rglob("*") if f.is_file())
     assert {str(f.parent) for f in files} == {".", *POLICIES}
     for file in files:

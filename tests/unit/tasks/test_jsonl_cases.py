@@ -37,7 +37,9 @@ def test_reads_a_case_with_the_default_meta_question(tmp_path):
 
 def test_reads_gzip_and_keeps_order(tmp_path):
     path = tmp_path / "cases.jsonl.gz"
-    path.write_bytes(gzip.compress("\n".join(json.dumps(row(id=f"q{i}", meta_question="Why?")) for i in (2, 0, 1)).encode()))
+    path.write_bytes(
+        gzip.compress("\n".join(json.dumps(row(id=f"q{i}", meta_question="Why?")) for i in (2, 0, 1)).encode())
+    )
     cases = read_cases(path)
     assert [c.case_id for c in cases] == ["q2", "q0", "q1"] and cases[0].meta_question == "Why?"
 

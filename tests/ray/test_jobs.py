@@ -1,0 +1,82 @@
+"""The jobs as a user runs them: processes, exit codes, and the files outsiders rely on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from introspect_ray.evaluation import check_summary
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+REPO = Path(__file__).parents[2]
+SMALL = ["steps=2", "batch_size=16", "task.train_cases=64", "task.test_cases=32"]
+
+
+def job(name: str, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, f"jobs/{name}.py", *args], cwd=REPO, capture_output=True, text=True, timeout=500
+    )
+
+
+def test_sweep_lambda_leaves_what_outsiders_rely_on(tmp_path):
+    from mlflow import MlflowClient
+
+    out = tmp_path / "sweep"
+    done = job("sweep_lambda", *SMALL, f"output_dir={out}", "kl_weight=[1,0]", "seeds=[0]")
+    assert done.returncode == 0, done.stderr
+    summaries = json.loads((out / "sweep.json").read_text())
+    for summary in summaries:
+        check_summary(summary)
+    assert [s["kl_weight"] for s in summaries] == [0, 1]
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    client = MlflowClient(f"sqlite:///{out}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert (len(parents), len(children)) == (1, 2)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.params["kl_weight"] for run in children} == {"0.0", "1.0"}
+    assert all("explanation.self.em" in run.data.metrics and "loss" in run.data.metrics for run in children)
+    again = job("sweep_lambda", *SMALL, f"output_dir={out}", "kl_weight=[0,1]")
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ") and again.stderr.count("\n") == 1 and "--overwrite" in again.stderr
+
+
+def test_lora_alpha_train_and_evaluate_by_transformers_engine(tmp_path):
+    """Mixed supervision with the second organism, LoRA, and the engine for machines without vLLM, in one run."""
+    out = tmp_path / "lora"
+    done = job(
+        "train", *SMALL, f"output_dir={out}", "method=lora", "lora_rank=8", "supervision.rule=mixed",
+        "supervision.mixing_ratio=0.5", "rollout.engine=transformers", "tracking.backend=jsonl",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    check_summary(summary)
+    assert summary["method"] == "lora" and summary["supervision"]["mixing_ratio"] == 0.5
+    assert (out / "policy" / "adapter_model.safetensors").is_file()
+    evaluated = job(
+        "evaluate", *SMALL, f"output_dir={tmp_path / 'eval'}", f"eval.policy={out / 'policy'}",
+        "rollout.engine=transformers",
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr
+    scores = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
+    assert scores["explanation"] == summary["explanation"] and scores["behavior"] == summary["behavior"]
+
+
+@pytest.mark.slow
+def test_ray_job_submit(tmp_path):
+    """`ray start --head`, then the job as the README says; the head is stopped by its own processes' ids."""
+    from tests.ray.head import head
+
+    with head(tmp_path) as (address, env):
+        done = subprocess.run(
+            [Path(sys.executable).with_name("ray"), "job", "submit", "--address", address, "--working-dir", ".", "--",
+             "python", "jobs/sweep_lambda.py", *SMALL, f"output_dir={tmp_path / 'out'}", "kl_weight=[0,1]"],
+            cwd=REPO, env=env, capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())) == 2

@@ -1,0 +1,111 @@
+"""The loop through its real parts: vLLM engine, relabeler, Ray Train worker, on the bundled organism."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from introspect_ray.config import override
+from introspect_ray.engines import make_engine
+from introspect_ray.evaluation import check_summary
+from introspect_ray.label_store import read_labels
+from introspect_ray.loop import label_version
+from introspect_ray.supervision import draw, step_plan
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "policy" / "model.safetensors")
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_online_labels_come_from_the_version_they_name(live, lag):
+    """Every label is recomputed from its provenance: version, ν draw, flip; nothing but the pair itself is believed."""
+    nu = 0.6
+    summary, rows, out = live.train(supervision__rule="online", supervision__agreement=nu, lag=lag)
+    check_summary(summary)
+    labels = list(read_labels(str(out / "labels")))
+    ids = [case.case_id for case in live.base.prepared.train]
+    m0 = ray.get(live.base.m0_train)
+    assert [label.case_id for label in labels] == [ids[i] for t in range(4) for i in step_plan(0, t, len(ids), 24)]
+    for label in labels:
+        made = label.provenance
+        assert made.cued_version == made.ablated_version == max(0, made.step - lag)
+        assert made.draw == draw(0, made.step, label.case_id, "agreement")
+        assert made.flipped == (made.draw >= nu) == (label.explanation != label.current)
+        if made.cued_version == 0:  # labels of version 0 are M0's: a label made too late would differ
+            assert label.current == m0[label.case_id].explanation
+    agreeing = sum(label.explanation == label.current for label in labels) / len(labels)
+    assert summary["labels"]["realised_at_labelling"] == agreeing
+    assert summary["labels"]["requested_agreement"] == nu
+    assert summary["labels"]["split_pairs"] == 0
+    assert [row["lag"] for row in rows] == [t - label_version(t, lag, 1) for t in range(4)]
+    if lag == 0:  # what the trainer reads off its forward is what the engine sampled: same weights, same numbers
+        assert all(row["realised_at_consumption"] == row["realised_at_labelling"] for row in rows)
+        assert all(row["engine_gap"] < 1e-4 for row in rows)
+
+
+def test_the_exported_policy_is_the_evaluated_one(live):
+    """Behaviour EM recomputed by another engine (transformers) on the exported folder equals the summary's."""
+    summary, _, out = live.train(kl_weight=0.0)
+    rollout = override(live.cfg, {"rollout.engine": "transformers"}).rollout
+    prepared = live.base.prepared
+    engine = make_engine(rollout, str(out / "policy"), max_model_len=prepared.max_model_len)
+    pairs = engine.label_pairs(prepared.test)
+    same = [p.cued == q.cued and p.ablated == q.ablated for p, q in zip(pairs, live.base.m0_test, strict=True)]
+    assert summary["behavior"]["em"] == sum(same) / len(same)
+    assert summary["supervision"] == {"rule": "fixed", "agreement": None, "mixing_ratio": None}
+    assert summary["cases"] == {"train": 96, "test": 64}
+
+
+def test_same_seed_same_bits_whatever_the_timing(live):
+    """An overlapped run (lag 1) twice: same labels, bit-identical weights. Another seed: other weights."""
+    runs = [live.train(supervision__rule="online", supervision__agreement=0.8, lag=1, seed=s)[2] for s in (3, 3, 4)]
+    tables = [list(read_labels(str(out / "labels"))) for out in runs]
+    assert tables[0] == tables[1]
+    assert same_bits(weights(runs[0]), weights(runs[1]))
+    assert not same_bits(weights(runs[0]), weights(runs[2]))
+
+
+def test_two_workers_equal_one(live):
+    """FSDP2 on two gloo ranks against one process; 25 cases do not divide by two, so the shards are uneven."""
+    one, _, first = live.train(batch_size=25)
+    two, _, second = live.train(batch_size=25, train__num_workers=2)
+    a, b = weights(first), weights(second)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
+    assert one["behavior"] == two["behavior"]
+
+
+def test_a_killed_worker_resumes_to_the_same_bits(live):
+    """SIGKILL to the training worker after a checkpoint: Ray Train restarts it, the weights end up the same."""
+    settings = {"supervision__rule": "online", "supervision__agreement": 0.7, "steps": 30, "train__checkpoint_every": 5}
+    _, _, undisturbed = live.train(**settings)
+    killed: list[int] = []
+
+    def kill_once(row: dict) -> None:
+        if row["step"] >= 12 and not killed:
+            killed.append(_train_worker().pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    _, rows, disturbed = live.train(on_row=kill_once, train__max_failures=1, **settings)
+    assert killed and rows[-1]["step"] == 29
+    assert same_bits(weights(undisturbed), weights(disturbed))
+    assert list(read_labels(str(disturbed / "labels"))) == list(read_labels(str(undisturbed / "labels")))
+
+
+def _train_worker() -> psutil.Process:
+    mine = psutil.Process().children(recursive=True)
+    (worker,) = [child for child in mine if "RayTrainWorker" in " ".join(child.cmdline()) + child.name()]
+    return worker

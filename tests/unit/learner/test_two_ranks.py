@@ -1,0 +1,105 @@
+"""Two gloo FSDP2 ranks equal one process: weights after three steps, uneven and empty shards included."""
+
+import os
+import socket
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from helpers import make_cases, make_config, make_labels, make_pairs, save_model
+
+from introspect_ray.learner import Learner
+from introspect_ray.reference import build_reference
+
+CASES = make_cases(8)
+TOKENIZED = {case.case_id: case for case in CASES}
+LABELS = make_labels(CASES)
+M0 = make_pairs(CASES)
+SHARDS = ((slice(0, 4), slice(4, 8)), (slice(0, 7), slice(7, 8)), (slice(0, 8), slice(8, 8)))  # even, uneven, empty
+VARIANTS = {
+    "full": {},
+    "lora": {"method": "lora", "lora_rank": 4},
+    "checkpointing": {"train": {"activation_checkpointing": True, "token_budget": 60}},
+    "bfloat16": {"train": {"dtype": "bfloat16"}},
+    "lora-bfloat16-live": {"method": "lora", "lora_rank": 4, "train": {"dtype": "bfloat16", "reference": "live"}},
+}
+
+
+def config(changes):
+    # A small rate: Adam turns rounding noise in tiny gradients into steps of the size of the rate.
+    return make_config(**{"learning_rate": 1e-3, **changes})
+
+
+def run_variant(changes, policy, reference, folder, rank, world):
+    learner = Learner(config(changes), policy, reference, TOKENIZED, rank=rank, world_size=world)
+    metrics = []
+    for shards in SHARDS:
+        learner.probe(CASES[0])  # a forward without backward must not leave stale weights behind
+        metrics.append(learner.step(LABELS[shards[rank]] if world > 1 else LABELS, M0))
+    probe = learner.probe(CASES[0])
+    learner.save_checkpoint(f"{folder}/checkpoint-{world}")
+    learner.export(f"{folder}/export-{world}")
+    return metrics, probe, learner.weights()
+
+
+def rank_main(rank, port, policy, reference, folder):
+    try:
+        torch.set_num_threads(1)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+        results = {}
+        for name, changes in VARIANTS.items():
+            path = reference["bfloat16" if "bfloat16" in name else "float32"]
+            os.makedirs(f"{folder}/{name}", exist_ok=True)
+            results[name] = run_variant(changes, policy, path, f"{folder}/{name}", rank, 2)
+        torch.save(results, f"{folder}/rank{rank}.pt")
+        dist.destroy_process_group()
+    except Exception:
+        traceback.print_exc()
+        raise
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    policy = save_model(folder / "model")
+    reference = {d: build_reference(policy, CASES, str(folder / "cache"), d) for d in ("float32", "bfloat16")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(rank_main, (port, policy, reference, str(folder)), nprocs=2)
+    ranks = [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2)]
+    return folder, policy, reference, ranks
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ranks_equal_one_process(runs, name, tmp_path):
+    folder, policy, reference, ranks = runs
+    half = "bfloat16" in name
+    path = reference["bfloat16" if half else "float32"]
+    metrics, probe, weights = run_variant(VARIANTS[name], policy, path, str(tmp_path), 0, 1)
+    (metrics_0, probe_0, weights_0), (metrics_1, probe_1, weights_1) = (rank[name] for rank in ranks)
+    assert metrics_0 == metrics_1, "ranks report different global metrics"
+    assert probe_0 == probe_1 and weights_1 is None
+    rel = 0.05 if half else 1e-4
+    for one, two in zip(metrics, metrics_0, strict=True):
+        assert {k: one[k] for k in ("loss", "cross_entropy", "grad_norm")} == pytest.approx(
+            {k: two[k] for k in ("loss", "cross_entropy", "grad_norm")}, rel=rel
+        )
+    assert weights.keys() == weights_0.keys()
+    if not half:
+        assert metrics == [pytest.approx(two, rel=1e-4, abs=1e-5) for two in metrics_0]
+        for key, tensor in weights.items():
+            torch.testing.assert_close(weights_0[key], tensor, rtol=0, atol=1e-5, msg=key)
+        assert probe == pytest.approx(probe_0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_checkpoint_of_two_ranks_loads_in_one(runs, name):
+    folder, policy, reference, ranks = runs
+    learner = Learner(config({**VARIANTS[name], "seed": 9}), policy, reference["float32"], TOKENIZED)
+    learner.load_checkpoint(str(folder / name / "checkpoint-2"))
+    for key, tensor in learner.weights().items():
+        assert torch.equal(tensor, ranks[0][name][2][key]), key

@@ -1,0 +1,106 @@
+"""Bad input: one clear line, exit code 2, before Ray or anything heavy, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from introspect_ray.cli import parse
+from introspect_ray.errors import UserError
+
+REPO = Path(__file__).parents[2]
+CASE = {
+    "id": "c1",
+    "messages": [{"role": "user", "content": "sofa color?\nHint: C"}],
+    "ablated_messages": [{"role": "user", "content": "sofa color?"}],
+    "labels": ["A", "B", "C", "D"],
+}
+
+
+def refused(*args: str) -> str:
+    """The error a train job ends with, in this process; Ray must not have been started."""
+    from introspect_ray.distributed.entry import train_job
+
+    with pytest.raises(UserError) as caught:
+        train_job(parse("train", [*args]))
+    import ray
+
+    assert not ray.is_initialized()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("kl_wieght=1", "did you mean 'kl_weight'"),
+        ("kl_weight=-1", "kl_weight"),
+        ("kl_weight", "key=value"),
+        ("task.path=/nowhere.jsonl", "/nowhere.jsonl"),
+        ("policy=/nowhere", "/nowhere"),
+        ("train.num_workers=64", "64"),
+        ("rollout.num_actors=64", "64"),
+        ("supervision.agreement=1.5", "supervision.agreement"),
+        ("task.test_cases=1000000", "1000000"),
+    ],
+)
+def test_bad_keys_and_values(tmp_path, override, says):
+    out = tmp_path / "out"
+    extra = ["task.name=jsonl"] if override.startswith("task.path") else []
+    assert says in refused(f"output_dir={out}", *extra, "batch_size=64", override)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"labels": ["A"]}, "line 2"),
+        ({"labels": ["A", "color color"]}, "color color"),
+        ({"extra": 1}, "line 2"),
+        ({"ablated_messages": [{"role": "user", "content": "another question"}]}, "line 2"),
+        ("{not json", "line 2"),
+    ],
+)
+def test_malformed_cases(tmp_path, change, says):
+    other = json.loads(json.dumps(CASE).replace("sofa", "gedu").replace("c1", "c2"))
+    second = change if isinstance(change, str) else json.dumps({**other, **change})
+    (tmp_path / "cases.jsonl").write_text(json.dumps(CASE) + "\n" + second + "\n")
+    assert says in refused(f"output_dir={tmp_path / 'out'}", "task.name=jsonl", f"task.path={tmp_path / 'cases.jsonl'}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_without_a_tokenizer(tmp_path):
+    folder = tmp_path / "policy"
+    shutil.copytree(REPO / "introspect_ray" / "organism" / "policy", folder)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "tokenizer" in refused(f"output_dir={tmp_path / 'out'}", f"policy={folder}")
+
+
+def test_an_existing_output_folder_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "output_dir" in refused(f"output_dir={tmp_path}")
+    assert "output_dir" in refused(f"output_dir={tmp_path}", "--overwrite")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_exit_code_and_one_line():
+    done = subprocess.run(
+        [sys.executable, "jobs/train.py", "kl_weigth=1"], cwd=REPO, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "jobs/sweep_lambda.py", "--dry-run", f"output_dir={tmp_path / 'out'}"],
+        cwd=REPO, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "trials: 8" in done.stdout and "budget: 2 logical CPUs, 0 GPUs" in done.stdout
+    assert not (tmp_path / "out").exists()
