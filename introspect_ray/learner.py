@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
+from introspect_ray.label_trie import walk_explanations
 from introspect_ray.objective import combine, explanation_loss, kl_to_reference
 from introspect_ray.policy import save_policy
-from introspect_ray.prompt_tree import PackedBatch, PromptTree, build_tree, pack, placeholder, walk_explanations
+from introspect_ray.prompt_tree import PackedBatch, PromptTree, build_tree, pack, placeholder
 from introspect_ray.records import BehaviorPair, Explanation, Label, TokenizedCase
 from introspect_ray.reference import Reference
 from introspect_ray.sharding import (
@@ -89,7 +90,9 @@ class Learner:
 
     def _open_reference(self, path: str | None) -> Reference:
         if not path:
-            raise UserError("train.reference=cache needs a reference path: run build_reference, or use lora with reference=live")
+            raise UserError(
+                "train.reference=cache needs a reference: run build_reference, or use lora with reference=live"
+            )
         return Reference.open(path, self._device)
 
     def step(self, labels: Sequence[Label], m0: Mapping[str, BehaviorPair]) -> dict[str, float]:
@@ -136,7 +139,8 @@ class Learner:
         with self._precision():
             logits = self.module(batch)
         if not batch.trees:
-            (logits.behaviour.sum() * 0.0 + logits.predictors.sum() * 0.0).backward()  # the others still run collectives
+            # This rank is done, but the others still run collectives.
+            (logits.behaviour.sum() * 0.0 + logits.predictors.sum() * 0.0).backward()
             return
         ce = explanation_loss(logits.predictors, torch.from_numpy(batch.targets_K).to(self._device))
         with nullcontext() if self.cfg.kl_weight else torch.no_grad():
@@ -157,11 +161,10 @@ class Learner:
         return torch.log_softmax(logits.behaviour.float(), dim=-1)
 
     @torch.no_grad()
-    def _read_off(
-        self, batch: PackedBatch, logits: TreeLogits, m0: Mapping[str, BehaviorPair], sums: Sums
-    ) -> None:
+    def _read_off(self, batch: PackedBatch, logits: TreeLogits, m0: Mapping[str, BehaviorPair], sums: Sums) -> None:
         """The current policy's behaviour and explanations, from the training forward."""
-        said = walk_explanations(batch, _pick(logits.walk, batch.walk_rows_P, batch.walk_tokens_P).tolist())
+        walk_P = _pick(logits.walk, batch.walk_rows_P, batch.walk_tokens_P).tolist()
+        said = walk_explanations([tree.branches for tree in batch.trees], walk_P)
         behaviours = label_logprobs(batch, logits.behaviour)
         for tree, (cued, ablated), explanation in zip(batch.trees, behaviours, said, strict=True):
             names, origin = self._cases[tree.case_id].labels, m0[tree.case_id]

@@ -20,12 +20,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.base import WeightUpdate
-from introspect_ray.learner import Learner
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
+
+if TYPE_CHECKING:  # torch is the trainer's alone; the relabeler and the drivers start without it
+    from introspect_ray.learner import Learner
 
 
 def label_version(step: int, lag: int, sync_every: int) -> int:
@@ -95,7 +97,9 @@ def run(
     start: int = 0,
     restored: frozenset[int] = frozenset(),
 ) -> dict[str, float]:
-    """Train from step `start` to cfg.steps; steps in `restored` have their labels from the checkpoint. Returns this rank's seconds by activity ("train", "sync", "wait").
+    """Train from step `start` to cfg.steps; steps in `restored` have their labels from the checkpoint.
+
+    Returns this rank's seconds by activity: "train", "sync" and "wait" (for labels).
 
     Collectives (weight gather, update, checkpoint) are reached by every rank in the same order.
     """

@@ -215,8 +215,10 @@ def _convert_gguf(file: Path, cache: Path) -> Path:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"policy {str(file)!r} cannot be converted: {' '.join(str(error).split())[:300]}") from error
     # The loaded model refuses save_pretrained (its conversion cannot be reverted): a fresh one takes its weights.
-    model = type(loaded)(loaded.config)
-    model.load_state_dict(loaded.state_dict())
+    with torch.device("meta"):  # no time spent on an initialisation that is thrown away
+        model = type(loaded)(loaded.config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
     with new_folder(folder) as work:
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)

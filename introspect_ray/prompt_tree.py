@@ -16,26 +16,17 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 
 import numpy as np
 
+from introspect_ray.label_trie import Branch, Tokens, label_branches
 from introspect_ray.records import Explanation, TokenizedCase
 
-Tokens = tuple[int, ...]
-
-# Row length at which attention costs as much as the rest of a layer; only a weight in the choice of rows.
+# Weights in the choice of rows. Row length at which attention costs as much as the rest of a layer
+# (measured on a CPU: 480 at width 64, 2,600 at width 576), and tokens that cost as much as one more batch.
 ATTENTION_SCALE = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A node of the label trie with several children: the tokens before it, and where each child leads."""
-
-    prefix: Tokens  # explanation tokens up to and including this node; () is the end of q
-    tokens: Tokens  # the children
-    leads_to: tuple[int | Explanation, ...]  # index of the next branch, or the only explanation left
+BATCH_OVERHEAD = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,34 +80,6 @@ class PackedBatch:
         """Lengths of the parts of outputs_N: behaviour, predictors, deciding nodes."""
         behaviour, targets = 2 * len(self.trees), len(self.targets_K)
         return behaviour, targets, len(self.outputs_N) - behaviour - targets
-
-
-@lru_cache(maxsize=4096)
-def label_branches(explanations: tuple[tuple[Explanation, Tokens], ...]) -> tuple[Branch, ...]:
-    """Branching nodes of the trie of all explanations, root first. () if there is only one explanation.
-
-    Raises ValueError if one explanation's tokens are a prefix of another's (no end of turn).
-    """
-    branches: list[Branch] = []
-
-    def visit(group: Sequence[tuple[Explanation, Tokens]], depth: int) -> int | Explanation:
-        if len(group) == 1:
-            return group[0][0]
-        children: dict[int, list[tuple[Explanation, Tokens]]] = {}
-        for explanation, tokens in group:
-            if len(tokens) <= depth:
-                raise ValueError(f"explanation {explanation} is a prefix of another: end all with the end-of-turn token")
-            children.setdefault(tokens[depth], []).append((explanation, tokens))
-        if len(children) == 1:
-            return visit(group, depth + 1)
-        index = len(branches)
-        prefix = group[0][1][:depth]
-        branches.append(Branch(prefix, (), ()))  # keeps the place: parents come before children
-        branches[index] = Branch(prefix, tuple(children), tuple(visit(sub, depth + 1) for sub in children.values()))
-        return index
-
-    visit(explanations, 0)
-    return tuple(branches)
 
 
 def build_tree(case: TokenizedCase, label: Explanation | None) -> PromptTree:
@@ -175,7 +138,7 @@ def _trie(sequences: Iterable[Tokens]) -> tuple[dict[Tokens, list[int]], tuple[n
         previous = sequence
     for node in path:
         end[node] = len(token)
-    return node_of, tuple(np.array(column, np.int64) for column in (token, parent, depth, end))
+    return node_of, tuple(np.array([token, parent, depth, end], np.int64))
 
 
 def _common(a: Tokens, b: Tokens) -> int:
@@ -202,12 +165,14 @@ def pack(trees: Sequence[PromptTree], token_budget: int) -> list[PackedBatch]:
     if not trees:
         return []
     longest = max(map(len, trees))
-    plans = []
-    for multiple in (1, 2, 4):
-        if multiple == 1 or multiple * longest <= token_budget:
-            plans.append(_stack(_fill_rows(trees, min(multiple * longest, token_budget)), token_budget))
-    best = min(plans, key=lambda plan: sum(len(rows) * length * (1 + length / ATTENTION_SCALE) for length, rows in plan))
-    return [_assemble(rows, length) for length, rows in best]
+    capacities = [min(longest, token_budget), *(m * longest for m in (2, 4) if m * longest <= token_budget)]
+    plans = [_stack(_fill_rows(trees, capacity), token_budget) for capacity in capacities]
+    return [_assemble(rows, length) for length, rows in min(plans, key=_cost)]
+
+
+def _cost(plan: list[tuple[int, list[list[PromptTree]]]]) -> float:
+    """Estimated cost in tokens."""
+    return sum(len(rows) * length * (1 + length / ATTENTION_SCALE) + BATCH_OVERHEAD for length, rows in plan)
 
 
 def _fill_rows(trees: Sequence[PromptTree], capacity: int) -> list[list[PromptTree]]:
@@ -227,14 +192,19 @@ def _fill_rows(trees: Sequence[PromptTree], capacity: int) -> list[list[PromptTr
 
 
 def _stack(rows: list[list[PromptTree]], token_budget: int) -> list[tuple[int, list[list[PromptTree]]]]:
-    """(row length, rows) of each batch: rows sorted by length, so that padding stays at row ends and small."""
+    """(row length, rows) of each batch: rows sorted by length, a new batch where padding would cost more than one."""
     lengths = [sum(map(len, row)) for row in rows]
     batches: list[tuple[int, list[list[PromptTree]]]] = []
+    padding = 0
     for index in sorted(range(len(rows)), key=lambda i: -lengths[i]):
-        if batches and (len(batches[-1][1]) + 1) * batches[-1][0] <= token_budget:
-            batches[-1][1].append(rows[index])
-        else:
-            batches.append((lengths[index], [rows[index]]))
+        if batches:
+            length, members = batches[-1]
+            padding += length - lengths[index]
+            if (len(members) + 1) * length <= token_budget and padding <= BATCH_OVERHEAD:
+                members.append(rows[index])
+                continue
+        batches.append((lengths[index], [rows[index]]))
+        padding = 0
     return batches
 
 
@@ -282,21 +252,3 @@ def placeholder() -> PackedBatch:
     """A batch without cases, for a rank that has none left while the others still run collectives."""
     one, none = np.zeros((1, 1), np.int64), np.zeros(0, np.int64)
     return PackedBatch((), one, one, one + 1, np.zeros(1, np.int64), none, none, none, none, none)
-
-
-def walk_explanations(batch: PackedBatch, walk_logits_P: Sequence[float]) -> list[Explanation]:
-    """Each tree's greedy explanation over its label trie, from the logits at the walk_* pairs. Ties: first child."""
-    explanations: list[Explanation] = []
-    at = 0
-    for tree in batch.trees:
-        offsets = []
-        for branch in tree.branches:
-            offsets.append(at)
-            at += len(branch.tokens)
-        where: int | Explanation = 0
-        while isinstance(where, int):
-            branch, start = tree.branches[where], offsets[where]
-            scores = walk_logits_P[start : start + len(branch.tokens)]
-            where = branch.leads_to[max(range(len(scores)), key=scores.__getitem__)]
-        explanations.append(where)
-    return explanations

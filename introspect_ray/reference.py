@@ -128,7 +128,7 @@ class Reference:
         """Natural logprobs [2B, V], float32: x of all cases, then x∖C of all. Raises UserError for unknown cases."""
         unknown = [case_id for case_id in case_ids if case_id not in self._row]
         if unknown:
-            raise UserError(f"the reference lacks {len(unknown)} of {len(case_ids)} cases, e.g. {unknown[0]!r}: rebuild it")
+            raise UserError(f"the reference lacks {len(unknown)} of {len(case_ids)} cases, e.g. {unknown[0]!r}")
         rows = torch.tensor([self._row[case_id] for case_id in case_ids], dtype=torch.int64)
         hidden = torch.cat([side.index_select(0, rows) for side in self._hidden]).to(self._head.device)
         out = torch.empty(len(hidden), len(self._head), dtype=torch.float32, device=hidden.device)

@@ -28,13 +28,14 @@ def build_module(
     Trained weights are float32 masters; a frozen LoRA base keeps the compute type. Weights are cast after
     sharding, so the float32 copy of a large model never exists in one place. `longest`: tokens, see check_window.
     """
-    model = load_model(path)
-    check_window(model.config, longest)
     compute = getattr(torch, cfg.train.dtype)
+    # Loaded in its type, not cast to it: model.to(bfloat16) would round the rotary frequencies as well.
+    model = load_model(path, compute if cfg.method == "lora" else "auto")
+    check_window(model.config, longest)
     if cfg.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if cfg.method == "lora":
-        model = add_lora(model.to(compute), cfg.lora_rank, cfg.seed)
+        model = add_lora(model, cfg.lora_rank, cfg.seed)
         if cfg.train.activation_checkpointing:
             model.enable_input_require_grads()
     module = TreeModel(model, compute)

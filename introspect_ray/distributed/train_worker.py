@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import ray
@@ -20,10 +20,12 @@ from introspect_ray.distributed.rollout_pool import RolloutPool
 from introspect_ray.distributed.weight_sync import expect, pack, verify
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.label_store import labels_from_table, labels_to_table
-from introspect_ray.learner import Learner
 from introspect_ray.loop import StepLabels, publish, run
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
 from introspect_ray.storage import open_store
+
+if TYPE_CHECKING:
+    from introspect_ray.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,11 @@ class RayConductor:
 
 def train_worker(config: dict[str, Any]) -> dict[str, float]:
     """What Ray Train calls on every rank. Returns seconds by activity."""
+    began = time.perf_counter()
     import torch
 
-    began = time.perf_counter()
+    from introspect_ray.learner import Learner
+
     spec: WorkerSpec = config["spec"]
     cfg = spec.cfg
     torch.set_num_threads(cfg.train.threads)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from introspect_ray.engines.base import WeightUpdate, checksum
 from introspect_ray.records import Delivery
+
+if TYPE_CHECKING:
+    import torch
 
 
 class WeightSyncError(RuntimeError):
@@ -65,12 +68,16 @@ def verify(expected: Expected, deliveries: Sequence[Delivery], tolerance: float)
 
 
 def _to_numpy(tensor: torch.Tensor) -> tuple[str, np.ndarray]:
+    import torch
+
     tensor = tensor.detach().cpu().contiguous()
     raw = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
     return str(tensor.dtype).removeprefix("torch."), raw.numpy()
 
 
 def _to_torch(dtype: str, array: np.ndarray) -> torch.Tensor:
+    import torch
+
     with warnings.catch_warnings():
         # The object store's arrays are read-only, and torch warns once; nothing downstream writes to them.
         warnings.simplefilter("ignore", UserWarning)

@@ -6,7 +6,6 @@ process-wide state (distributed groups, thread counts) that a second one would i
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import tempfile
@@ -75,8 +74,6 @@ class VLLMEngine(BaseEngine):
         torch.set_num_threads(rollout.threads)  # vLLM forbids it from here on
         self._engine = _start(self._engine_args(policy_path, rollout, seed), checks.architectures(policy_path))
         self._engine.set_weight_version("0")
-        gc.collect()
-        gc.freeze()  # a full collection walks all of vLLM and torch: a sixth of the labelling time
 
     def _engine_args(self, policy_path: str, rollout: RolloutConfig, seed: int) -> dict[str, Any]:
         from vllm.platforms import current_platform

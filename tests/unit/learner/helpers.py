@@ -42,21 +42,21 @@ def make_cases(count: int, seed: int = 0, stem: tuple[int, int] = (5, 14)) -> li
 
 def make_model(kind: str = "qwen3", tied: bool = True, layers: int = 2, hidden: int = 32) -> PreTrainedModel:
     torch.manual_seed(0)
-    common = dict(
-        vocab_size=VOCAB,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        tie_word_embeddings=tied,
-        initializer_range=0.3,  # large enough for peaked, distinct predictions
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=END,
-    )
+    common = {
+        "vocab_size": VOCAB,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.3,  # large enough for peaked, distinct predictions
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": END,
+    }
     return Qwen3ForCausalLM(Qwen3Config(**common)) if kind == "qwen3" else LlamaForCausalLM(LlamaConfig(**common))
 
 

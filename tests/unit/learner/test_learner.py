@@ -49,8 +49,8 @@ def test_first_step_metrics_are_those_of_m0(policy):
             pairs[case.case_id] = BehaviorPair(case.case_id, cued, ablated, (), (), False, False, 0)
     # three labels are made to agree with E(M_t)
     labels = [
-        Label(c.case_id, pairs[c.case_id].explanation if i < 3 else _other(pairs[c.case_id].explanation), None, LABELS[0].provenance)
-        for i, c in enumerate(CASES)
+        Label(case_id, pair.explanation if i < 3 else _other(pair.explanation), None, LABELS[0].provenance)
+        for i, (case_id, pair) in enumerate(pairs.items())
     ]
     learner = make_learner(policy)
     result = learner.step(labels, pairs)
@@ -178,7 +178,7 @@ def test_divergence_is_an_error_that_leaves_the_weights(policy):
     with torch.no_grad():
         learner.module.causal_lm.model.norm.weight[0] = math.nan
     before = learner.weights()
-    with pytest.raises(UserError, match="diverged.*learning_rate=0.01"):
+    with pytest.raises(UserError, match=r"diverged.*learning_rate=0\.01"):
         learner.step(LABELS, M0)
     after = learner.weights()
     assert all(torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in before)

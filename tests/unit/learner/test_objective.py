@@ -38,9 +38,8 @@ def test_combine_is_the_mean_over_the_global_batch():
     Global means: 8/8 and 4/6; with λ = 3 the loss is 1 + 2 = 3. A mean of rank means would give
     (3 + 1/3)/2 + 3 * (2 + 0)/2 = 4.67. FSDP averages ranks, so the parts must average to 3.
     """
-    parts = [
-        combine(torch.tensor(ce), 8, torch.tensor(kl), 6, kl_weight=3.0, world_size=2) for ce, kl in ((6.0, 4.0), (2.0, 0.0))
-    ]
+    ranks = ((6.0, 4.0), (2.0, 0.0))
+    parts = [combine(torch.tensor(ce), 8, torch.tensor(kl), 6, kl_weight=3.0, world_size=2) for ce, kl in ranks]
     assert sum(part.item() for part in parts) / 2 == pytest.approx(3.0)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import END, LETTER_IDS, LETTERS, explanations, make_cases, make_model
 
-from introspect_ray.prompt_tree import build_tree, label_branches, pack, placeholder, walk_explanations
+from introspect_ray.label_trie import label_branches, walk_explanations
+from introspect_ray.prompt_tree import build_tree, pack, placeholder
 from introspect_ray.records import Explanation, TokenizedCase
 from introspect_ray.tree_model import TreeModel, tree_mask
 
@@ -65,7 +66,8 @@ def test_mask_is_ancestors_and_self():
     assert seen.sum() == sum(len(path_of(t, n)) for t in trees for n in range(len(t))) + (
         batch.tokens_RT.size - sum(map(len, trees))
     )
-    flat = {tree.case_id: start for tree, start in zip(batch.trees, batch.outputs_N[:5] - [t.cued for t in batch.trees])}
+    starts = batch.outputs_N[:5] - [t.cued for t in batch.trees]
+    flat = {tree.case_id: start for tree, start in zip(batch.trees, starts)}
     for tree in trees:
         row, at = divmod(int(flat[tree.case_id]), batch.tokens_RT.shape[1])
         for node in range(len(tree)):
@@ -107,7 +109,8 @@ def test_walk_equals_greedy_search_over_the_label_trie():
     with torch.no_grad():
         for batch in pack(trees, 300):
             walk = module(batch).walk[batch.walk_rows_P, batch.walk_tokens_P].tolist()
-            found |= dict(zip([t.case_id for t in batch.trees], walk_explanations(batch, walk), strict=True))
+            said = walk_explanations([tree.branches for tree in batch.trees], walk)
+            found |= dict(zip([tree.case_id for tree in batch.trees], said, strict=True))
         for case in cases:
             left, said = dict(case.explanations), ()
             while len(left) > 1:

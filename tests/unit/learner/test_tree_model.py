@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers import make_cases, make_labels, make_model, save_model
 
-from introspect_ray.config import RunConfig
+from introspect_ray.errors import UserError
 from introspect_ray.objective import combine, explanation_loss, kl_to_reference
 from introspect_ray.policy import add_lora, load_model
 from introspect_ray.prompt_tree import build_tree, pack
@@ -131,7 +131,7 @@ def test_window_shorter_than_the_prompt_is_refused():
     config = make_model("llama").config
     config.sliding_window = 16
     check_window(config, 16)
-    with pytest.raises(Exception, match="17 tokens.*window of 16"):
+    with pytest.raises(UserError, match=r"17 tokens.*window of 16"):
         check_window(config, 17)
 
 
@@ -150,7 +150,3 @@ def test_logit_softcap_is_applied():
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([CASES[0].prompt])).logits[0, -1]
         torch.testing.assert_close(TreeModel(model)(batch).behaviour[0], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_config_defaults_are_those_the_learner_reads():
-    assert RunConfig().train.reference == "cache"
