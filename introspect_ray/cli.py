@@ -26,7 +26,7 @@ def parse(description: str, argv: list[str] | None = None) -> Arguments:
     """Raises UserError for a malformed override; argparse itself exits with 2 on unknown flags."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE", help="YAML file of config keys")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print config, budget and placement, exit")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print config and placement, exit")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
     group.add_argument("--overwrite", action="store_true", help="replace an existing output_dir of ours")
@@ -43,5 +43,6 @@ def main(job: Callable[[Arguments], None], description: str) -> None:
     try:
         job(parse(description))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # One that was raised in an actor carries the actor's traceback around it.
+        print(f"error: {' '.join(str(getattr(error, 'cause', None) or error).split())}", file=sys.stderr)
         sys.exit(2)

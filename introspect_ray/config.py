@@ -102,6 +102,17 @@ class EvalConfig(_Section):
     """jobs/evaluate.py: the trained policy (folder, or PEFT adapter of `policy`); None: M0 itself."""
 
 
+class AlarmConfig(_Section):
+    engine_gap: float | None = Field(0.01, gt=0)
+    """Nats: largest |trainer - engine| label logprob on the same case and weights (online, lag 0); null: off."""
+    agreement: float | None = Field(1e-9, gt=0, lt=0.5)
+    """Stop where the agreement of all labels so far had at most this probability (a side, a step) at ν; null: off."""
+    off_format: float | None = Field(None, ge=0, le=1)
+    """Largest share of a step's answers whose likeliest token is no allowed label (online); null: off."""
+    collapse: Literal["warn", "stop", "off"] = "warn"
+    """M0 answers nearly always the same, or (un)changed (paper §B.2): say so, refuse to train, or be silent."""
+
+
 class TrackingConfig(_Section):
     backend: Literal["mlflow", "jsonl", "none"] = "mlflow"
     uri: str | None = None
@@ -132,6 +143,7 @@ class RunConfig(_Section):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    alarms: AlarmConfig = AlarmConfig()
     tracking: TrackingConfig = TrackingConfig()
     cache_dir: str | None = None
     """Label sets and reference caches, addressed by content; None: <output_dir>/cache."""

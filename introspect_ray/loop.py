@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from introspect_ray.alarms import check_step, stop_on
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
@@ -52,6 +53,7 @@ class StepLabels:
     labels: Sequence[Label]
     pairs: Sequence[BehaviorPair]
     realised_agreement: float | None  # share of the step's labels equal to E of their pair
+    off_format: float | None  # share of the step's answers whose likeliest token is no allowed label
     rollout_s: float
     rollout_idle_s: float
     relabeler_idle_s: float
@@ -99,7 +101,8 @@ def run(
 ) -> dict[str, float]:
     """Train from step `start` to cfg.steps; steps in `restored` have their labels from the checkpoint.
 
-    Returns this rank's seconds by activity: "train", "sync" and "wait" (for labels).
+    Returns this rank's seconds by activity: "train", "sync" and "wait" (for labels). Raises AlarmError on
+    rank 0 where a step is beyond a bound of cfg.alarms.
 
     Collectives (weight gather, update, checkpoint) are reached by every rank in the same order.
     """
@@ -124,7 +127,9 @@ def run(
         seconds["wait"] += ready - published
         seconds["train"] += done - ready
         if rank == 0:
-            conductor.report(_metrics(cfg, step, fetched, result, learner, idle=ready - published, total=done - began))
+            row = _metrics(cfg, step, fetched, result, learner, idle=ready - published, total=done - began)
+            conductor.report(row)
+            stop_on(check_step(row, cfg.alarms))  # after the report: the numbers are on record
         if cfg.train.checkpoint_every and (step + 1) % cfg.train.checkpoint_every == 0 and step + 1 < cfg.steps:
             conductor.checkpoint(step + 1, learner, supply.pending() if rank == 0 else [])
     return seconds
@@ -180,6 +185,7 @@ def _metrics(
         realised_at_labelling=fetched.realised_agreement,
         realised_at_consumption=result["realised_at_consumption"],
         engine_gap=engine_gap(fetched.pairs, learner.last_logprobs) if online and lag == 0 else None,
+        off_format=fetched.off_format,
         lag=lag if online else step,
         trainer_idle_s=idle,
         rollout_idle_s=fetched.rollout_idle_s,

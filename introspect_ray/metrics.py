@@ -63,7 +63,7 @@ def _class_f1(predicted: Predictions, truth: Sequence[Explanation], changed: boo
     return 2 * hits / (claimed + present) if claimed + present else None
 
 
-def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair]) -> dict[str, float]:
+def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair]) -> dict[str, float | None]:
     """Behavior EM (paper eq. 4): em, its components cued and ablated, and the off-format rate of `pairs`.
 
     off_format is over both answers of each pair. Raises ValueError if the cases are not the same.
@@ -75,8 +75,15 @@ def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPa
         "em": sum(c and a for c, a in zip(cued, ablated, strict=True)) / n,
         "cued": sum(cued) / n,
         "ablated": sum(ablated) / n,
-        "off_format": sum(p.cued_off_format + p.ablated_off_format for p in pairs) / (2 * n),
+        "off_format": off_format(pairs),
     }
+
+
+def off_format(pairs: Sequence[BehaviorPair]) -> float | None:
+    """Share of the answers, two a pair, whose full-vocabulary argmax is no allowed label (SPEC §3); None without pairs."""
+    if not pairs:
+        return None
+    return sum(p.cued_off_format + p.ablated_off_format for p in pairs) / (2 * len(pairs))
 
 
 def disagreement(

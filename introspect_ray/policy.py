@@ -215,6 +215,8 @@ def _convert_gguf(file: Path, cache: Path) -> Path:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"policy {str(file)!r} cannot be converted: {' '.join(str(error).split())[:300]}") from error
     # The loaded model refuses save_pretrained (its conversion cannot be reverted): a fresh one takes its weights.
+    if hasattr(loaded.config, "quantization_config"):
+        del loaded.config.quantization_config  # what is saved is float32; vLLM refuses the word gguf
     with torch.device("meta"):  # no time spent on an initialisation that is thrown away
         model = type(loaded)(loaded.config)
     model.load_state_dict(loaded.state_dict(), assign=True)

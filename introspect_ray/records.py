@@ -133,6 +133,7 @@ class StepMetrics:
     realised_at_labelling: float | None
     realised_at_consumption: float  # share of labels equal to E(M_t), read off the training forward
     engine_gap: float | None  # max |trainer - engine| label logprob, same case and version (lag 0)
+    off_format: float | None  # share of the sampled answers (two a pair) whose likeliest token is no allowed label
     lag: int
     trainer_idle_s: float
     rollout_idle_s: float

@@ -144,6 +144,21 @@ def binomial_interval(p: float, n: int, tail: float = 1e-5) -> tuple[float, floa
     return _reach(weights, tail) / n, (n - _reach(weights[::-1], tail)) / n
 
 
+def binomial_tail(k: int, n: int, p: float) -> float:
+    """P(K <= k) for k up to the mean n * p, else P(K >= k), K ~ Binomial(n, p): below `tail` iff k/n is outside
+    binomial_interval(p, n, tail). Summed outwards until terms vanish, so n may be large. k in 0..n."""
+    if p in (0.0, 1.0):
+        return _binomial(k, n, p)
+    if k > n * p:
+        k, p = n - k, 1 - p
+    term = total = _binomial(k, n, p)
+    while k > 0 and term > total * 1e-17:
+        term *= k / (n - k + 1) * (1 - p) / p
+        total += term
+        k -= 1
+    return total
+
+
 def _binomial(k: int, n: int, p: float) -> float:
     """P(K = k) for K ~ Binomial(n, p)."""
     if p in (0.0, 1.0):

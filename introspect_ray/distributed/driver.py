@@ -39,7 +39,7 @@ class Base:
     prepared: Prepared
     pool: RolloutPool
     status: Any
-    reference_path: str
+    reference_path: str | None  # None: a live reference
     m0_train: Any  # ref of dict[case id, BehaviorPair]
     m0_test: list[BehaviorPair]
     m0_explanations: list[Explanation | None]  # untrained, on the test cases
@@ -51,9 +51,10 @@ class Base:
 def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) -> Base:
     """Start the pool, label all cases with M0 and cache its reference distribution (once a sweep)."""
     began = time.perf_counter()
+    cached = cfg.train.reference == "cache"
     reference = _reference_task(cfg).remote(
-        prepared.policy_path, [*prepared.train], prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
-    )
+        prepared.policy_path, prepared.train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
+    ) if cached else None
     pool = _pool(cfg, prepared.policy_path, prepared, lora_rank or cfg.lora_rank)
     status = StatusBoardActor.remote()
     pool.register(prepared.train + prepared.test)
@@ -68,7 +69,7 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
         prepared=prepared,
         pool=pool,
         status=status,
-        reference_path=ray.get(reference),
+        reference_path=ray.get(reference) if cached else None,
         m0_train=ray.put(m0_train),
         m0_test=m0_test,
         m0_explanations=explanations,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,13 @@ from typing import Any
 from tqdm import tqdm
 
 POLL_S = 1.0
+_QUIET_S = 15.0  # between lines where the output is no terminal
 
 
 @contextmanager
 def progress_bar(steps: int, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar over one run's steps; the body gets the function that takes each row of StepMetrics."""
-    with tqdm(total=steps, desc=name, unit="step", mininterval=1.0, dynamic_ncols=True) as bar:
+    with _bar(steps, name) as bar:
 
         def on_row(row: dict[str, Any]) -> None:
             bar.set_postfix_str(describe(row), refresh=False)
@@ -32,7 +34,7 @@ def board_bar(status: Any, steps: int, name: str) -> Iterator[None]:
     stop = threading.Event()
 
     def follow() -> None:
-        with tqdm(total=steps, desc=name, unit="step", mininterval=1.0, dynamic_ncols=True) as bar:
+        with _bar(steps, name) as bar:
             while not stop.wait(POLL_S):
                 latest = ray.get(status.latest.remote())
                 bar.update(sum(row["step"] + 1 for row in latest.values()) - bar.n)
@@ -47,6 +49,11 @@ def board_bar(status: Any, steps: int, name: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def _bar(steps: int, name: str) -> tqdm:
+    every = 1.0 if sys.stderr.isatty() else _QUIET_S
+    return tqdm(total=steps, desc=name, unit="step", mininterval=every, maxinterval=2 * every, dynamic_ncols=True)
 
 
 def describe(row: dict[str, Any]) -> str:

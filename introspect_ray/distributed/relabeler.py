@@ -10,10 +10,12 @@ from typing import Any
 
 import ray
 
+from introspect_ray.alarms import Agreement, check_agreement, stop_on
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.weight_sync import Expected, verify
 from introspect_ray.label_store import LabelWriter, labels_from_table, read_tables, split_pairs, truncate_labels
 from introspect_ray.loop import StepLabels
+from introspect_ray.metrics import off_format
 from introspect_ray.records import BehaviorPair, Label
 from introspect_ray.supervision import fixed_label, mixed_label, online_label, step_plan
 
@@ -88,6 +90,7 @@ class Relabeler:
         self._ids = list(sources.labels)
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _Buffered] = {}
+        self._seen = Agreement()  # since the start or the last resume
         self._free_since = time.perf_counter()
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
 
@@ -115,6 +118,7 @@ class Relabeler:
             made.labels[rank :: self._world],
             made.pairs[rank :: self._world],
             made.realised_agreement,
+            made.off_format,
             made.rollout_s,
             made.rollout_idle_s,
             made.relabeler_idle_s,
@@ -135,11 +139,13 @@ class Relabeler:
         self._writer.flush()
         truncate_labels(self._uri, step)
         self._writer.append(labels)
+        self._seen = Agreement()
+        self._seen.add(labels)
         by_step: dict[int, list[Label]] = {}
         for label in labels:
             by_step.setdefault(label.provenance.step, []).append(label)
         for later, ours in by_step.items():
-            self._slot(later).ready.set_result(StepLabels(ours, [], _agreement(ours), 0.0, 0.0, 0.0))
+            self._slot(later).ready.set_result(StepLabels(ours, [], _agreement(ours), None, 0.0, 0.0, 0.0))
         return sorted(by_step)
 
     async def finish(self) -> dict[str, float | None]:
@@ -172,12 +178,14 @@ class Relabeler:
         ids = plan_ids(self._cfg, self._ids, step)
         labels = make_labels(self._cfg, self._sources, step, ids, pairs)
         self._writer.append(labels)
+        self._seen.add(labels)
+        stop_on(check_agreement(self._seen, self._cfg.supervision.agreement, self._cfg.alarms.agreement))
         rollout, rollout_idle = sum(r.seconds for r in results), sum(r.idle_s for r in results)
         self.seconds["rollout"] += rollout
         self.seconds["rollout_idle"] += rollout_idle
         self.seconds["relabel"] += time.perf_counter() - began
         self._free_since = time.perf_counter()
-        return StepLabels(labels, pairs, _agreement(labels), rollout, rollout_idle, idle)
+        return StepLabels(labels, pairs, _agreement(labels), off_format(pairs), rollout, rollout_idle, idle)
 
 
 def _agreement(labels: Sequence[Label]) -> float | None:

@@ -35,7 +35,7 @@ class WorkerSpec:
     cfg: RunConfig
     run_name: str
     policy_path: str
-    reference_path: str
+    reference_path: str | None
     train: Any  # ref of list[TokenizedCase], in plan order
     m0: Any  # ref of dict[str, BehaviorPair] of the training cases
     pool: RolloutPool

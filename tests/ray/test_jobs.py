@@ -67,6 +67,24 @@ def test_lora_alpha_train_and_evaluate_by_transformers_engine(tmp_path):
     assert scores["explanation"] == summary["explanation"] and scores["behavior"] == summary["behavior"]
 
 
+def test_everything_on_s3(tmp_path, s3_env, monkeypatch):
+    """output_dir, checkpoints, label table, policy and caches on a real S3 server, nothing on the local disk."""
+    from introspect_ray.label_store import read_labels
+    from introspect_ray.storage import open_store
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the downloaded reference is kept
+    done = job(
+        "train", "steps=4", *SMALL[1:], f"output_dir={s3_env}/run", "rollout.engine=transformers",
+        "supervision.rule=online", "tracking.backend=jsonl", "train.checkpoint_every=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    store = open_store(f"{s3_env}/run")
+    check_summary(store.read_json("summary.json"))
+    assert len(list(read_labels(f"{s3_env}/run/labels"))) == 4 * 16
+    names = store.list()
+    assert "policy/model.safetensors" in names and any(name.endswith(".distcp") for name in names)
+
+
 @pytest.mark.slow
 def test_ray_job_submit(tmp_path):
     """`ray start --head`, then the job as the README says; the head is stopped by its own processes' ids."""

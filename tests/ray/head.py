@@ -1,0 +1,62 @@
+"""A Ray head of our own on loopback, as `ray start --head` makes it; its processes are ended by their ids."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import free_ports
+
+
+@contextlib.contextmanager
+def head(folder: Path, cpus: int = 3) -> Iterator[tuple[str, dict[str, str]]]:
+    """(job server address, environment for `ray job submit`) while a head runs in the foreground of a child."""
+    gcs, dashboard, client = free_ports(3)
+    bin_dir = str(Path(sys.executable).parent)
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
+    env.pop("RAY_ADDRESS", None)
+    command = [
+        f"{bin_dir}/ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+        f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}",
+        f"--num-cpus={cpus}", f"--temp-dir={short_temp(folder)}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with open(folder / "head.log", "wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait(process, address, folder / "head.log")
+        yield address, env
+    finally:
+        family = [process_ for process_ in psutil.Process(process.pid).children(recursive=True)]
+        for member in [*family, psutil.Process(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for member in alive:
+            member.kill()
+        process.wait(timeout=30)
+
+
+def short_temp(folder: Path) -> str:
+    """Ray's socket paths must stay under 108 characters; pytest's folders are too deep."""
+    path = Path("/tmp") / f"ir{os.getpid()}-{folder.name[-8:]}"
+    path.mkdir(exist_ok=True)
+    return str(path)
+
+
+def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{address}/api/version", timeout=2).read()
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"ray start --head did not come up:\n{log.read_text(errors='replace')[-3000:]}")
