@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from introspect_ray.errors import UserError
+from introspect_ray.errors import AlarmError, UserError
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,13 @@ def parse(description: str, argv: list[str] | None = None) -> Arguments:
 
 
 def main(job: Callable[[Arguments], None], description: str) -> None:
-    """Run a job: bad input is one line on stderr and exit code 2; anything else is a traceback and exit code 1."""
+    """Run a job: bad input is one line on stderr and exit code 2, an alarm one line and 1; the rest a traceback and 1."""
     try:
         job(parse(description))
     except UserError as error:
         # One that was raised in an actor carries the actor's traceback around it.
         print(f"error: {' '.join(str(getattr(error, 'cause', None) or error).split())}", file=sys.stderr)
         sys.exit(2)
+    except AlarmError as error:
+        print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)

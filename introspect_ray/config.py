@@ -155,13 +155,15 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.supervision.rule == "mixed" and not self.supervision.second_policy:
-            raise ValueError("supervision.rule=mixed needs supervision.second_policy (a folder, hub id or organism:second)")
+            raise ValueError(
+                "supervision.rule=mixed needs supervision.second_policy (a folder, hub id or organism:second)"
+            )
         if self.train.reference == "live" and self.method != "lora":
             raise ValueError("train.reference=live needs method=lora (the reference is the policy with adapters off)")
         if self.batch_size < self.train.num_workers:
             raise ValueError(
-                f"batch_size={self.batch_size} leaves some of train.num_workers={self.train.num_workers} without a case: "
-                "raise batch_size or lower train.num_workers"
+                f"batch_size={self.batch_size} leaves some of the workers (train.num_workers={self.train.num_workers}) "
+                "without a case: raise batch_size or lower train.num_workers"
             )
         if self.task.name == "jsonl" and not self.task.path:
             raise ValueError("task.name=jsonl needs task.path (a JSONL file of cases)")
@@ -175,7 +177,9 @@ def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
     """
     from_file = _read_yaml(Path(file)) if file else {}
     user = _merge(from_file, _nest(overrides))
-    name = (user.get("task") or {}).get("name", TaskConfig().name) if isinstance(user.get("task"), dict | None) else None
+    name = (
+        (user.get("task") or {}).get("name", TaskConfig().name) if isinstance(user.get("task"), dict | None) else None
+    )
     preset = PRESETS / f"{name}.yaml"
     layers = _merge(_read_yaml(preset), user) if preset.is_file() else user
     try:
@@ -268,6 +272,7 @@ def _explain(error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key, field_names(), n=1)
-        return f"unknown config key {key!r}{f': did you mean {close[0]!r}?' if close else '; --help lists all keys'}{more}"
+        remedy = f": did you mean {close[0]!r}?" if close else "; --dry-run prints them all"
+        return f"unknown config key {key!r}{remedy}{more}"
     message = first["msg"].removeprefix("Value error, ")
     return f"config key {key!r}: {message}, got {first['input']!r}{more}" if key else f"config: {message}{more}"

@@ -135,9 +135,7 @@ def run(
     return seconds
 
 
-def publish(
-    cfg: RunConfig, learner: Learner, supply: Supply, probe: TokenizedCase, *, version: int, rank: int
-) -> None:
+def publish(cfg: RunConfig, learner: Learner, supply: Supply, probe: TokenizedCase, *, version: int, rank: int) -> None:
     """Gather the current weights on rank 0 (all ranks take part) and hand them to the engines as `version`."""
     tensors = learner.weights()
     expected = learner.probe(probe)

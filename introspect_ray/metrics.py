@@ -63,7 +63,7 @@ def _class_f1(predicted: Predictions, truth: Sequence[Explanation], changed: boo
     return 2 * hits / (claimed + present) if claimed + present else None
 
 
-def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair]) -> dict[str, float | None]:
+def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair]) -> dict[str, float]:
     """Behavior EM (paper eq. 4): em, its components cued and ablated, and the off-format rate of `pairs`.
 
     off_format is over both answers of each pair. Raises ValueError if the cases are not the same.
@@ -79,10 +79,8 @@ def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPa
     }
 
 
-def off_format(pairs: Sequence[BehaviorPair]) -> float | None:
-    """Share of the answers, two a pair, whose full-vocabulary argmax is no allowed label (SPEC §3); None without pairs."""
-    if not pairs:
-        return None
+def off_format(pairs: Sequence[BehaviorPair]) -> float:
+    """Share of the answers, two a pair, whose full-vocabulary argmax is no allowed label (SPEC §3). At least one pair."""
     return sum(p.cued_off_format + p.ablated_off_format for p in pairs) / (2 * len(pairs))
 
 

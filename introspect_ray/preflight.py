@@ -69,11 +69,20 @@ def prepare(cfg: RunConfig) -> Prepared:
 
 
 # What may differ between a run and its resumption without changing what it computes.
-_FREE = ("output_dir", "ray_address", "wait_for_nodes", "tracking", "cache_dir", "train.max_failures", "train.checkpoint_every")
+_FREE = (
+    "output_dir",
+    "ray_address",
+    "wait_for_nodes",
+    "tracking",
+    "cache_dir",
+    "train.max_failures",
+    "train.checkpoint_every",
+    "alarms",
+)
 
 
 def check_resume(cfg: RunConfig) -> None:
-    """Refuse to resume a run of another config; an empty folder is fine. Raises UserError naming the first key that differs."""
+    """Refuse to resume a run of another config; an empty folder is fine. Raises UserError naming the first such key."""
     store = open_store(cfg.output_dir)
     if not store.exists("run.json"):
         return
@@ -121,8 +130,8 @@ def check_local_room(cfg: RunConfig) -> None:
     if need["CPU"] > room:
         raise UserError(
             f"no room for the requested workers: train.num_workers={cfg.train.num_workers} and rollout.num_actors="
-            f"{cfg.rollout.num_actors} need {need['CPU']:g} logical CPUs, this machine has {cores} cores, room for {room}: "
-            "lower them, or name a cluster with ray_address"
+            f"{cfg.rollout.num_actors} need {need['CPU']:g} logical CPUs, this machine has {cores} cores, room for "
+            f"{room}: lower them, or name a cluster with ray_address"
         )
     if need["GPU"]:
         import torch

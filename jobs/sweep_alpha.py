@@ -1,4 +1,4 @@
-"""Sweep over α, the share of a second policy's labels (figure 6) with Ray Tune: summaries as sweep.json, the figure as sweep.png.
+"""Sweep over α, the share of a second policy's labels: figure 6 of the paper. Writes sweep.json and sweep.png.
 
 The swept key takes a list (default: the paper's grid), and seeds=[0,1,2] repeats every value.
 """

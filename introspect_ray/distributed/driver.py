@@ -20,10 +20,11 @@ from introspect_ray.distributed.relabeler import RelabelerActor, Sources
 from introspect_ray.distributed.rollout_pool import EngineSpec, RolloutPool
 from introspect_ray.distributed.status import StatusBoardActor
 from introspect_ray.distributed.train_worker import WorkerSpec, train_worker
+from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.evaluation import evaluate, summary
 from introspect_ray.figures import training_figure
 from introspect_ray.label_store import label_set_key, load_pairs, save_pairs
-from introspect_ray.metrics import collapse
+from introspect_ray.metrics import Finding, collapse
 from introspect_ray.policy import is_adapter, merge_adapter, resolve_policy
 from introspect_ray.preflight import Prepared
 from introspect_ray.records import BehaviorPair, Explanation
@@ -52,9 +53,13 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
     """Start the pool, label all cases with M0 and cache its reference distribution (once a sweep)."""
     began = time.perf_counter()
     cached = cfg.train.reference == "cache"
-    reference = _reference_task(cfg).remote(
-        prepared.policy_path, prepared.train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
-    ) if cached else None
+    reference = (
+        _reference_task(cfg).remote(
+            prepared.policy_path, prepared.train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
+        )
+        if cached
+        else None
+    )
     pool = _pool(cfg, prepared.policy_path, prepared, lora_rank or cfg.lora_rank)
     status = StatusBoardActor.remote()
     pool.register(prepared.train + prepared.test)
@@ -85,7 +90,10 @@ def train_once(
     """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
     began = time.perf_counter()
     tracker.log_params(cfg.model_dump(mode="json"))
-    tracker.log_metrics({"before": _numbers(untrained_scores(base))}, 0)
+    one_sided = {finding.name: finding.value for finding in findings(base)}
+    tracker.log_metrics({"before": {**_numbers(untrained_scores(base)), "collapse": one_sided}}, 0)
+    store = open_store(cfg.output_dir)
+    store.write_json("run.json", cfg.model_dump(mode="json"))  # a trial's own, for audit and replay
     relabeler = _relabeler(cfg, base)
     spec = WorkerSpec(
         cfg=cfg,
@@ -99,7 +107,7 @@ def train_once(
         status=base.status,
     )
     with Monitor(base.status, run_name, tracker, on_row):
-        result = _trainer(cfg, spec).fit()
+        result = _fit(cfg, spec)
     totals = {**ray.get(relabeler.finish.remote()), **result.return_value}
     ray.kill(relabeler)
     trained = time.perf_counter()
@@ -107,7 +115,6 @@ def train_once(
     scores = evaluate(pairs, base.m0_test, explain(base.pool, base.prepared))
     finished = time.perf_counter()
     seconds = {"train": trained - began, "eval": finished - trained}
-    store = open_store(cfg.output_dir)
     rows = _step_rows(store)
     out = _summary(cfg, base, scores, totals, rows, seconds)
     store.write_json("summary.json", out)
@@ -211,7 +218,7 @@ def untrained_scores(base: Base) -> dict[str, Any]:
     return evaluate(base.m0_test, base.m0_test, base.m0_explanations)
 
 
-def findings(base: Base) -> list[str]:
+def findings(base: Base) -> list[Finding]:
     """Named weaknesses of M0 as a subject (paper's limitation: collapsed labels), with their numbers."""
     return collapse(base.m0_test)
 
@@ -268,6 +275,17 @@ def _relabeler(cfg: RunConfig, base: Base) -> Any:
     return RelabelerActor.remote(cfg, sources, f"{cfg.output_dir.rstrip('/')}/labels", cfg.train.num_workers)
 
 
+def _fit(cfg: RunConfig, spec: WorkerSpec) -> ray.train.Result:
+    """Train. An alarm or a user's error on a rank is raised here as itself, not as a failure of the worker group."""
+    try:
+        return _trainer(cfg, spec).fit()
+    except ray.train.WorkerGroupError as error:
+        # From an actor (the relabeler) it comes inside Ray's own error, as its cause.
+        causes = [getattr(failure, "cause", None) or failure for failure in error.worker_failures.values()]
+        named = next((cause for cause in causes if isinstance(cause, AlarmError | UserError)), None)
+        raise (named or error) from None
+
+
 def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
     resources = {"CPU": cfg.train.num_cpus, **({"GPU": 1} if cfg.train.use_gpu else {})}
     return TorchTrainer(
@@ -283,4 +301,3 @@ def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-

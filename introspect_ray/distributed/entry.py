@@ -14,6 +14,7 @@ import yaml
 
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config
+from introspect_ray.errors import AlarmError
 from introspect_ray.preflight import Prepared, check_resume, prepare, resources
 from introspect_ray.storage import Store, check_output, open_store, prepare_output
 from introspect_ray.tracking import tracking_uri
@@ -33,7 +34,7 @@ def train_job(args: Arguments) -> None:
     tracking = _tracking(cfg)
     with claimed(cfg, args) as store:
         base = start_base(cfg, prepared)
-        report_findings(base)
+        report_findings(cfg, base)
         with (
             open_tracker(cfg, _name(cfg), tracking) as tracker,
             progress_bar(cfg.steps, _name(cfg)) as on_row,
@@ -65,7 +66,7 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
     ):
         parent.log_params({"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}})
         base = start_base(trials[0], prepared, lora_rank=max(trial.lora_rank for trial in trials))
-        report_findings(base)
+        report_findings(cfg, base)
         from introspect_ray.distributed.progress import board_bar
 
         with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
@@ -138,14 +139,20 @@ def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:
     print(table(summaries, key))
 
 
-def report_findings(base: Any) -> None:
-    """Say what is weak about M0 as a subject before its results are read."""
+def report_findings(cfg: RunConfig, base: Any) -> None:
+    """Say what is weak about M0 as a subject before its results are read. Raises AlarmError if alarms.collapse=stop."""
     from introspect_ray.distributed.driver import findings, untrained_scores
 
     untrained = untrained_scores(base)["explanation"]["orig"]
     print(f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}", flush=True)
-    for finding in findings(base):
+    weak = findings(base) if cfg.alarms.collapse != "off" else []
+    for finding in weak:
         print(f"warning: {finding}", file=sys.stderr, flush=True)
+    if weak and cfg.alarms.collapse == "stop":
+        raise AlarmError(
+            f"{'; '.join(map(str, weak))}: too one-sided to train on. Choose another policy, task wording or "
+            "task.answer_prefix, or set alarms.collapse=warn"
+        )
 
 
 def _log_files(tracker: Any, store: Store, names: Sequence[str]) -> None:

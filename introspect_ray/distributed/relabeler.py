@@ -174,18 +174,23 @@ class Relabeler:
         pairs = [pair for result in results for pair in result.pairs]
         wrong = [pair.case_id for pair in pairs if pair.weight_version != version]
         if wrong:
-            raise RuntimeError(f"step {step}: {len(wrong)} pairs are not of weight version {version}, e.g. {wrong[0]!r}")
+            raise RuntimeError(
+                f"step {step}: {len(wrong)} pairs are not of weight version {version}, e.g. {wrong[0]!r}"
+            )
         ids = plan_ids(self._cfg, self._ids, step)
         labels = make_labels(self._cfg, self._sources, step, ids, pairs)
         self._writer.append(labels)
         self._seen.add(labels)
-        stop_on(check_agreement(self._seen, self._cfg.supervision.agreement, self._cfg.alarms.agreement))
+        if alarm := check_agreement(self._seen, self._cfg.supervision.agreement, self._cfg.alarms.agreement):
+            self._writer.flush()  # what is wrong is there to be audited
+            stop_on(alarm)
         rollout, rollout_idle = sum(r.seconds for r in results), sum(r.idle_s for r in results)
         self.seconds["rollout"] += rollout
         self.seconds["rollout_idle"] += rollout_idle
         self.seconds["relabel"] += time.perf_counter() - began
         self._free_since = time.perf_counter()
-        return StepLabels(labels, pairs, _agreement(labels), off_format(pairs), rollout, rollout_idle, idle)
+        off = off_format(pairs) if pairs else None
+        return StepLabels(labels, pairs, _agreement(labels), off, rollout, rollout_idle, idle)
 
 
 def _agreement(labels: Sequence[Label]) -> float | None:

@@ -41,7 +41,12 @@ class RolloutWorker:
 
     def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
         self._engine = make_engine(
-            rollout, spec.policy_path, max_model_len=spec.max_model_len, method=spec.method, lora_rank=spec.lora_rank, seed=spec.seed
+            rollout,
+            spec.policy_path,
+            max_model_len=spec.max_model_len,
+            method=spec.method,
+            lora_rank=spec.lora_rank,
+            seed=spec.seed,
         )
         self._cases: dict[str, TokenizedCase] = {}
         self._free_since = time.perf_counter()

@@ -55,11 +55,18 @@ def trial_config(cfg: RunConfig, space: Space, value: Any, seed: int) -> RunConf
     shown = f"{value:g}" if isinstance(value, float) else str(value)
     root = cfg.output_dir.rstrip("/")
     folder = f"{root}/trials/{space.leaf}={shown},seed={seed}"
-    return override(cfg, {space.key: value, "seed": seed, "output_dir": folder, "cache_dir": cfg.cache_dir or f"{root}/cache"})
+    return override(
+        cfg, {space.key: value, "seed": seed, "output_dir": folder, "cache_dir": cfg.cache_dir or f"{root}/cache"}
+    )
 
 
 def run_sweep(
-    cfg: RunConfig, space: Space, values: Sequence[Any], seeds: Sequence[int], base: Base, tracking: tuple[str | None, str | None]
+    cfg: RunConfig,
+    space: Space,
+    values: Sequence[Any],
+    seeds: Sequence[int],
+    base: Base,
+    tracking: tuple[str | None, str | None],
 ) -> list[dict[str, Any]]:
     """Run all trials that have no summary yet; write sweep.json and sweep.png; return the summaries.
 

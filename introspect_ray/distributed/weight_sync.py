@@ -62,8 +62,8 @@ def verify(expected: Expected, deliveries: Sequence[Delivery], tolerance: float)
         gap = max(abs(a - b) for a, b in zip(got.probe, expected.probe, strict=True))
         if not gap <= tolerance:
             raise WeightSyncError(
-                f"engine {engine} does not serve weight version {expected.version}: its logprobs on the probe case are "
-                f"off by {gap:.2g} nats (rollout.probe_tolerance={tolerance:g}); with bfloat16 engines raise the tolerance"
+                f"engine {engine} does not serve weight version {expected.version}: its logprobs on the probe case "
+                f"are off by {gap:.2g} nats (rollout.probe_tolerance={tolerance:g}; bfloat16 engines need a larger one)"
             )
 
 

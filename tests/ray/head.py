@@ -35,7 +35,7 @@ def head(folder: Path, cpus: int = 3) -> Iterator[tuple[str, dict[str, str]]]:
         _wait(process, address, folder / "head.log")
         yield address, env
     finally:
-        family = [process_ for process_ in psutil.Process(process.pid).children(recursive=True)]
+        family = psutil.Process(process.pid).children(recursive=True)
         for member in [*family, psutil.Process(process.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()

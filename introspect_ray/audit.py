@@ -1,0 +1,237 @@
+"""Checks a run's label table against its config: every label is recomputed from its provenance where it can be.
+
+Pure but for reading the table, a part at a time: memory holds one part (some thousand labels) and one count a
+step, whatever the length of the run. Nothing of the trainer or of Ray is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from introspect_ray.alarms import Agreement
+from introspect_ray.cli import Arguments
+from introspect_ray.config import RunConfig
+from introspect_ray.errors import UserError
+from introspect_ray.label_store import LABEL_SCHEMA, labels_from_table, read_tables
+from introspect_ray.loop import label_version
+from introspect_ray.records import Label
+from introspect_ray.storage import Store, open_store
+from introspect_ray.supervision import MADE_ONCE, binomial_interval, draw
+
+TAIL = 1e-5  # probability, a side, with which the realised agreement of a correct run is called wrong
+REQUIRED = [column.name for column in LABEL_SCHEMA if not column.nullable]
+
+# What each finding means; audit.json and the report use these names.
+CHECKS = {
+    "no_provenance": "labels with a field of their provenance missing",
+    "foreign": "labels made by another rule, seed or source than the run's config",
+    "split_pair": "labels whose y(x) and y(x∖C) come from different weight versions",
+    "wrong_version": "labels of another weight version than the lag allows",
+    "wrong_draw": "labels whose draw is not that of their seed, step and case",
+    "wrong_flip": "labels that are flipped, or not, against their draw",
+    "agreement": "realised agreement outside the exact interval of the requested one",
+    "missing_step": "steps without any label",
+    "wrong_count": "steps with another number of labels than batch_size",
+    "unknown_step": "steps outside the run",
+}
+
+
+@dataclass
+class Audit:
+    """What was found. `violations` counts by name (see CHECKS), `examples` shows the first of each."""
+
+    labels: int = 0
+    steps: int = 0
+    finished: bool = False
+    split_pairs: int = 0
+    flipped: int = 0
+    requested: float | None = None
+    realised: float | None = None  # share of labels equal to E of their pair, as in summary.json
+    interval: tuple[float, float] | None = None  # of the share among `draws` distinct draws
+    draws: int = 0
+    violations: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        return not self.violations
+
+    def add(self, name: str, example: str, count: int = 1) -> None:
+        self.violations[name] += count
+        self.examples.setdefault(name, example)
+
+    def as_json(self) -> dict[str, Any]:
+        """The contract of audit.json."""
+        found = [
+            {"name": name, "count": self.violations[name], "meaning": CHECKS[name], "example": self.examples[name]}
+            for name in CHECKS
+            if self.violations[name]
+        ]
+        agreement = {
+            "requested": self.requested,
+            "realised": self.realised,
+            "interval": list(self.interval) if self.interval else None,
+            "draws": self.draws,
+        }
+        return {
+            "clean": self.clean,
+            "finished": self.finished,
+            "labels": self.labels,
+            "steps": self.steps,
+            "flipped": self.flipped,
+            "split_pairs": self.split_pairs,
+            "agreement": agreement,
+            "violations": found,
+        }
+
+    def report(self) -> str:
+        """A few lines for people."""
+        lines = [f"labels     {self.labels} in {self.steps} steps{'' if self.finished else ' (run not finished)'}"]
+        if self.requested is not None and self.realised is not None and self.interval:
+            low, high = self.interval
+            lines.append(
+                f"agreement  requested {self.requested:g}, realised {self.realised:.4f} ({self.flipped} flipped); "
+                f"exact interval {low:.4f} to {high:.4f} of {self.draws} draws"
+            )
+        lines.append(f"splits     {self.split_pairs} pairs of two weight versions")
+        for found in self.as_json()["violations"]:
+            lines.append(f"VIOLATION  {found['name']}: {found['count']} {found['meaning']}, e.g. {found['example']}")
+        return "\n".join([*lines, "clean" if self.clean else f"{sum(self.violations.values())} violations"])
+
+
+def load_run(store: Store) -> RunConfig:
+    """The config a run was started with. Raises UserError where `store` holds no run."""
+    if not store.exists("run.json"):
+        raise UserError(f"{store.join()} holds no run.json: give the output_dir of a training run")
+    return RunConfig.model_validate(store.read_json("run.json"))
+
+
+def audit(store: Store) -> Audit:
+    """Audit the run in `store`. Raises UserError where there is no run, no label table, or a part is damaged."""
+    cfg = load_run(store)
+    if not store.list("labels"):
+        trials = " (a sweep: audit one of its trials/)" if store.exists("sweep.json") else ""
+        raise UserError(f"{store.join('labels')} holds no label table{trials}: give the output_dir of a training run")
+    found = Audit(finished=store.exists("summary.json"))
+    per_step: Counter[int] = Counter()
+    seen, agreeing, sampled = Agreement(), 0, 0
+    for table in read_tables(store.join("labels")):
+        found.labels += len(table)
+        if "step" in table.column_names:
+            per_step.update(table["step"].drop_null().to_pylist())
+        labels = _complete(table, found)
+        for label in labels:
+            _check(label, cfg, found)
+        # The writer keeps a step within one part, so counting a step's repeated cases once needs no memory of others.
+        seen.add(labels)
+        sampled += sum(label.current is not None for label in labels)
+        agreeing += sum(label.current == label.explanation for label in labels)
+    _check_steps(per_step, cfg, found)
+    if cfg.supervision.rule == "online" and sampled:
+        found.requested, found.realised, found.draws = cfg.supervision.agreement, agreeing / sampled, seen.draws
+        found.interval = binomial_interval(found.requested, seen.draws, TAIL)
+        share = seen.agreeing / seen.draws
+        if not found.interval[0] <= share <= found.interval[1]:
+            found.add("agreement", f"{seen.agreeing} of {seen.draws} draws ({share:.4f}) agree")
+    return found
+
+
+def _complete(table: pa.Table, found: Audit) -> list[Label]:
+    """The labels of a part that have all they must have; the others are counted as violations."""
+    absent = [name for name in LABEL_SCHEMA.names if name not in table.column_names]
+    if absent:
+        if len(table):
+            found.add("no_provenance", f"no column {absent[0]!r}", len(table))
+        return []
+    gaps = {i for name in REQUIRED for i, ok in enumerate(table[name].is_valid().to_pylist()) if not ok}
+    gaps |= {i for name in ("rule", "source_model") for i, text in enumerate(table[name].to_pylist()) if text == ""}
+    if gaps:
+        first = table.slice(min(gaps), 1).to_pylist()[0]
+        empty = [name for name in REQUIRED if first[name] in (None, "")]
+        found.add(
+            "no_provenance", f"case {first['case_id']!r} of step {first['step']}: no {', '.join(empty)}", len(gaps)
+        )
+        table = table.take([i for i in range(len(table)) if i not in gaps])
+    return labels_from_table(table)
+
+
+def _check(label: Label, cfg: RunConfig, found: Audit) -> None:
+    """Check one label against `cfg`; adds to `found`."""
+    made, where = label.provenance, f"case {label.case_id!r} of step {label.provenance.step}"
+    found.flipped += made.flipped
+    wanted = {"rule": cfg.supervision.rule, "seed": cfg.seed, "source_model": _source(label, cfg)}
+    for name, value in wanted.items():
+        if getattr(made, name) != value:
+            found.add("foreign", f"{where}: {name} is {getattr(made, name)!r}, the run's {value!r}")
+            break
+    if made.cued_version != made.ablated_version:
+        found.split_pairs += 1
+        found.add("split_pair", f"{where}: versions {made.cued_version} and {made.ablated_version}")
+    online = cfg.supervision.rule == "online"
+    version = label_version(made.step, cfg.lag, cfg.rollout.sync_every) if online else 0
+    if made.cued_version != version:
+        found.add("wrong_version", f"{where}: version {made.cued_version}, lag {cfg.lag} allows {version} only")
+    expected = _draw(label, cfg)
+    if made.draw != expected and not (math.isnan(made.draw) and math.isnan(expected)):
+        found.add("wrong_draw", f"{where}: draw {made.draw}, recomputed {expected}")
+    if problem := _flip_problem(label, cfg, expected):
+        found.add("wrong_flip", f"{where}: {problem}")
+
+
+def _draw(label: Label, cfg: RunConfig) -> float:
+    """The draw recomputed; NaN where the rule draws nothing."""
+    if cfg.supervision.rule == "online":
+        return draw(cfg.seed, label.provenance.step, label.case_id, "agreement")
+    return draw(cfg.seed, MADE_ONCE, label.case_id, "mixing") if cfg.supervision.rule == "mixed" else math.nan
+
+
+def _source(label: Label, cfg: RunConfig) -> str | None:
+    """The policy whose behaviour must be the parent; for mixed the mask decides."""
+    rule = cfg.supervision
+    return rule.second_policy if rule.rule == "mixed" and _draw(label, cfg) < rule.mixing_ratio else cfg.policy
+
+
+def _flip_problem(label: Label, cfg: RunConfig, number: float) -> str | None:
+    """What is wrong about a label's flip; None if it is as the draw `number` and the rule say."""
+    flipped = label.provenance.flipped
+    if cfg.supervision.rule != "online":
+        return f"flipped={flipped}, current={label.current}: nothing to flip" if flipped or label.current else None
+    if label.current is None:
+        return "no E of the pair it was made from"
+    if flipped != (number >= cfg.supervision.agreement):
+        return f"flipped={flipped} at draw {number:.4f}, agreement {cfg.supervision.agreement:g}"
+    if flipped != (label.explanation != label.current):
+        return f"flipped={flipped}, label {tuple(label.explanation)}, E of the pair {tuple(label.current)}"
+    if flipped and cfg.supervision.wrong_label == "content" and label.explanation.content == label.current.content:
+        return f"the wrong label keeps the content {label.current.content!r}"
+    return None
+
+
+def _check_steps(per_step: Counter[int], cfg: RunConfig, found: Audit) -> None:
+    """Every step of the run once and whole; of an unfinished run, every step up to the last one recorded."""
+    found.steps = len(per_step)
+    end = cfg.steps if found.finished else min(cfg.steps, max(per_step, default=-1) + 1)
+    for step in range(end):
+        count = per_step.get(step, 0)
+        if not count:
+            found.add("missing_step", f"step {step}")
+        elif count != cfg.batch_size:
+            found.add("wrong_count", f"step {step}: {count} labels, batch_size={cfg.batch_size}")
+    for step in sorted(step for step in per_step if not 0 <= step < cfg.steps):
+        found.add("unknown_step", f"step {step} of a run of {cfg.steps}")
+
+
+def audit_job(args: Arguments) -> bool:
+    """Audit output_dir, write <output_dir>/audit.json, print the report; whether it is clean. Raises UserError."""
+    if set(args.overrides) != {"output_dir"} or args.config or args.resume or args.overwrite or args.dry_run:
+        raise UserError("an audit takes one argument, the run's folder: output_dir=runs/x")
+    store = open_store(str(args.overrides["output_dir"]))
+    found = audit(store)
+    store.write_json("audit.json", found.as_json())
+    print(f"{found.report()}\nwritten    {store.join('audit.json')}")
+    return found.clean
