@@ -39,7 +39,7 @@ def parse(description: str, argv: list[str] | None = None) -> Arguments:
 
 
 def main(job: Callable[[Arguments], None], description: str) -> None:
-    """Run a job: bad input is one line on stderr and exit code 2, an alarm one line and 1; the rest a traceback and 1."""
+    """Run a job: bad input is one line on stderr and exit code 2, an alarm one line and 1, the rest a traceback."""
     try:
         job(parse(description))
     except UserError as error:

@@ -7,6 +7,7 @@ dotted key=value overrides. Everything is validated once, before any heavy impor
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ class TaskConfig(_Section):
     wording: Literal["short", "sentence"] = "short"
     """hint_mmlu: `Hint: A`, or the sentence form "I think the answer is (A) but ..."."""
     hint_seed: int = 0
-    """hint_mmlu: seeds the hinted letter, uniform over the four, and the split."""
+    """Seeds the task itself: the hinted letter (hint_mmlu), the split, and which cases a limit keeps."""
     answer_prefix: str = ""
     """Text put at the start of the assistant's turn before the label, e.g. "(" (it fixes off-format answers)."""
 
@@ -57,7 +58,8 @@ class RolloutConfig(_Section):
     engine: Literal["vllm", "transformers"] = "vllm"
     num_actors: int = Field(1, ge=1)
     group_size: int = Field(64, ge=1)
-    """Cases that go to an engine together; fixed groups keep near-ties independent of the pool's size."""
+    """Cases that go to an engine together; fixed groups keep near-ties independent of the pool's size. A step of
+    fewer cases is one group, on one engine: for several engines at lag 0 choose it below batch_size."""
     sync_every: int = Field(1, ge=1)
     """Deliver weights to the engines every so many steps (online supervision)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -158,6 +160,11 @@ class RunConfig(_Section):
             raise ValueError(
                 "supervision.rule=mixed needs supervision.second_policy (a folder, hub id or organism:second)"
             )
+        if self.rollout.tensor_parallel_size > 1 and self.rollout.num_gpus < self.rollout.tensor_parallel_size:
+            raise ValueError(
+                f"rollout.tensor_parallel_size={self.rollout.tensor_parallel_size} needs as many GPUs an actor, "
+                f"rollout.num_gpus={self.rollout.num_gpus:g}: raise rollout.num_gpus"
+            )
         if self.train.reference == "live" and self.method != "lora":
             raise ValueError("train.reference=live needs method=lora (the reference is the policy with adapters off)")
         if self.batch_size < self.train.num_workers:
@@ -187,8 +194,28 @@ def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
     except ValidationError as error:
         raise UserError(_explain(error)) from None
     # Workers have other working folders than the driver.
-    folders = {key: value for key in ("output_dir", "cache_dir") if (value := getattr(cfg, key)) and "://" not in value}
-    return override(cfg, {key: str(Path(value).expanduser().absolute()) for key, value in folders.items()})
+    folders = {key: value for key in ("output_dir", "cache_dir") if (value := getattr(cfg, key))}
+    return override(cfg, {key: _absolute(value) for key, value in folders.items()})
+
+
+def _absolute(folder: str) -> str:
+    """A local folder as an absolute path. Under `ray job submit` the working folder is a copy that Ray deletes
+    again, so relative folders are taken from the home folder there."""
+    local = folder.removeprefix("file://")
+    if "://" in local:
+        return folder
+    base = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    return str(base / Path(local).expanduser())
+
+
+def file_sets(file: str | None, key: str) -> bool:
+    """Whether a config file sets the dotted key."""
+    node: Any = _read_yaml(Path(file)) if file else {}
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def override(cfg: RunConfig, flat: dict[str, Any]) -> RunConfig:
@@ -242,6 +269,8 @@ def _nest(flat: dict[str, Any]) -> dict[str, Any]:
         node = out
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"override {key!r}: {parent!r} was given a value of its own; give one or the other")
         node[leaf] = value
     return out
 

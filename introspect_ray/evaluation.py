@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from introspect_ray.config import RunConfig
-from introspect_ray.metrics import Predictions, behavior_scores, disagreement, explanation_scores
+from introspect_ray.metrics import (
+    Predictions,
+    behavior_scores,
+    collapse,
+    disagreement,
+    explanation_scores,
+    gap_interval,
+    label_histogram,
+)
 from introspect_ray.records import BehaviorPair
 
 # Leaf kinds; a trailing "?" allows null. "share": 0..1; "count": whole, >= 0; "number": finite; "seconds": >= 0.
@@ -56,6 +64,18 @@ def evaluate(
         },
         "behavior": behavior,
         "disagreement": disagreement(predicted, truth, origin),
+    }
+
+
+def details(m0_pairs: Sequence[BehaviorPair], pairs: Sequence[BehaviorPair], predicted: Predictions) -> dict[str, Any]:
+    """What details.json keeps beside the summary: the label histograms of M0 and M_t (paper fig. 10a), Self - Orig
+    with its paired interval over the cases, and what the collapse check names."""
+    answers = sorted({answer for p in (*m0_pairs, *pairs) for answer in (p.cued, p.ablated)})
+    gap, low, high = gap_interval(predicted, [p.explanation for p in pairs], [p.explanation for p in m0_pairs])
+    return {
+        "gap": {"value": gap, "interval": [low, high]},
+        "histogram": {"m0": label_histogram(m0_pairs, answers), "policy": label_histogram(pairs, answers)},
+        "findings": [str(finding) for finding in collapse(m0_pairs, pairs)],
     }
 
 

@@ -250,6 +250,8 @@ class Learner:
         tensors = self.weights()
         if tensors is not None:
             config = self.adapter_config() if self.cfg.method == "lora" else None
+            if config:
+                config["base_model_name_or_path"] = self.cfg.policy  # not the folder it lies in on this machine
             save_policy(tensors, self._source, folder, self.cfg.method, config)
 
 

@@ -80,7 +80,7 @@ def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPa
 
 
 def off_format(pairs: Sequence[BehaviorPair]) -> float:
-    """Share of the answers, two a pair, whose full-vocabulary argmax is no allowed label (SPEC §3). At least one pair."""
+    """Share of the answers, two a pair, whose full-vocabulary argmax is no allowed label (SPEC §3). Some pairs."""
     return sum(p.cued_off_format + p.ablated_off_format for p in pairs) / (2 * len(pairs))
 
 

@@ -63,8 +63,8 @@ def check_policy(name: str) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"policy {name!r} has no config.json: it is not a Hugging Face model folder")
     _read_json(folder / "config.json", name)
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise UserError(f"policy {name!r} has no weights (*.safetensors): save it with save_pretrained")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"policy {name!r} has no weights in *.safetensors: save it with save_pretrained")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(
             f"policy {name!r} is a model folder without a tokenizer (none of {', '.join(TOKENIZER_FILES)}): "

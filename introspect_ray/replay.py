@@ -81,9 +81,10 @@ def recorded_steps(uri: str, cfg: RunConfig, case_ids: Sequence[str]) -> Iterato
         while len(waiting.get(step, ())) < cfg.batch_size:
             label = next(stream, None)
             if label is None:
+                have = len(waiting.get(step, ()))
                 raise UserError(
-                    f"{uri} holds {len(waiting.get(step, ()))} of {cfg.batch_size} labels of step {step} (of {cfg.steps}): "
-                    "only a finished run can be replayed; jobs/audit.py lists what is missing"
+                    f"{uri} holds {have} of {cfg.batch_size} labels of step {step} (of {cfg.steps}): only "
+                    "a finished run can be replayed; jobs/audit.py lists what is missing"
                 )
             waiting.setdefault(label.provenance.step, []).append(label)
         labels = waiting.pop(step)
@@ -91,8 +92,8 @@ def recorded_steps(uri: str, cfg: RunConfig, case_ids: Sequence[str]) -> Iterato
         wrong = [(x.case_id, want) for x, want in zip(labels, planned, strict=True) if x.case_id != want]
         if wrong:
             raise UserError(
-                f"step {step}: the label table has case {wrong[0][0]!r} where the plan has {wrong[0][1]!r}: the task's files "
-                "changed, or it is a sweep's trial whose cases (task.train_cases) were chosen by another seed"
+                f"step {step}: the label table has case {wrong[0][0]!r} where the plan has {wrong[0][1]!r}: "
+                "the task's files changed, or this is a sweep's trial, whose task.train_cases the first seed chose"
             )
         yield labels
 
@@ -118,7 +119,7 @@ def train_again(cfg: RunConfig, prepared: Prepared, labels_uri: str, tracker: Tr
 
 
 def _m0_pairs(cfg: RunConfig, prepared: Prepared) -> Mapping[str, BehaviorPair] | None:
-    """M0's pairs, for metrics alone; None where the run's label set is gone or was made by an engine not installed here."""
+    """M0's pairs, for metrics alone; None where their label set is gone or its engine is not installed here."""
     key = label_set_key(prepared.policy_id, prepared.train + prepared.test, cfg.rollout)
     pairs = load_pairs(prepared.cache_uri, key)
     return None if pairs is None else {pair.case_id: pair for pair in pairs}
@@ -146,12 +147,14 @@ def compare(recorded: Path, replayed: Path) -> Difference:
     old, new = _tensors(recorded), _tensors(replayed)
     shapes = ({name: tuple(t.shape) for name, t in side.items()} for side in (old, new))
     if next(shapes) != next(shapes):
-        raise UserError(
-            f"{recorded} and {replayed} are policies of different architectures: their tensors differ in names or shapes"
-        )
-    unequal = [name for name in old if not torch.equal(old[name].view(torch.uint8), new[name].view(torch.uint8))]
+        raise UserError(f"{recorded} and {replayed} cannot be compared: their tensors differ in names or shapes")
+    unequal = [name for name in old if not torch.equal(_bits(old[name]), _bits(new[name]))]
     gaps = [(old[name].double() - new[name].double()).abs().max().item() for name in unequal]
     return Difference(len(old), len(unequal), math.nan if any(map(math.isnan, gaps)) else max(gaps, default=0.0))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -41,6 +41,10 @@ class Tracker(Protocol):
         """Keep a copy of a file or folder."""
         ...
 
+    def flush(self) -> None:
+        """Write what is buffered."""
+        ...
+
     def close(self, status: Status = "FINISHED") -> None:
         """Write what is buffered and end the run. A second call does nothing."""
         ...
@@ -148,6 +152,9 @@ class NullTracker(_Closing):
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def close(self, status: Status = "FINISHED") -> None:
         pass
 
@@ -210,11 +217,14 @@ class JsonlTracker(_Closing):
         else:
             self._store.write_bytes(f"{prefix}/{path.name}", path.read_bytes())
 
+    def flush(self) -> None:
+        if self._file is None and len(self._rows) > self._sent:
+            self._send()
+
     def close(self, status: Status = "FINISHED") -> None:
+        self.flush()
         if self._file is not None:
             self._file.close()
-        elif len(self._rows) > self._sent:
-            self._send()
 
 
 class CompositeTracker(_Closing):
@@ -236,6 +246,10 @@ class CompositeTracker(_Closing):
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         for tracker in self._trackers:
             tracker.log_artifact(path, folder)
+
+    def flush(self) -> None:
+        for tracker in self._trackers:
+            tracker.flush()
 
     def close(self, status: Status = "FINISHED") -> None:
         errors = []

@@ -30,7 +30,8 @@ def prepare_mlflow(uri: str, experiment: str, artifact_location: str | None = No
     Artifacts of an SQLite store go beside it (artifacts/) unless told otherwise; a server decides for itself.
     Raises UserError with the remedy if the store cannot be used.
     """
-    _check_reachable(uri)
+    check_server(uri)
+    _make_folder(uri)
     _silence()
     from mlflow.exceptions import MlflowException
 
@@ -117,6 +118,10 @@ class MLflowTracker(_Closing):
         else:
             self._client.log_artifact(self.run_id, str(path), folder.strip("/") or None)
 
+    def flush(self) -> None:
+        with self._lock:
+            self._flush(last=True)
+
     def close(self, status: Status = "FINISHED") -> None:
         with self._lock:
             if self._closed:
@@ -159,8 +164,8 @@ def _silence() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _check_reachable(uri: str) -> None:
-    """MLflow itself would retry an absent server for minutes. Raises UserError after seconds."""
+def check_server(uri: str) -> None:
+    """MLflow itself would retry an absent server for minutes. Raises UserError after seconds; changes nothing."""
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         try:
@@ -170,7 +175,10 @@ def _check_reachable(uri: str) -> None:
             raise UserError(
                 f"tracking.uri={uri}: no MLflow server answers ({error}): start it or correct the address"
             ) from None
-    if parts.scheme == "sqlite":
+
+
+def _make_folder(uri: str) -> None:
+    if uri.startswith("sqlite:"):
         folder = Path(uri.removeprefix("sqlite:///")).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Check a run's label table (output_dir=runs/x): provenance, versions, draws, agreement, steps. Exit code 1: violations."""
+"""Check a run's label table (output_dir=runs/x): provenance, versions, draws, steps. Exit code 1: violations."""
 
 import sys
 

@@ -34,7 +34,11 @@ def connect(cfg: RunConfig) -> None:
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
     if address:
-        ray.init(address=address, runtime_env=runtime_env, **common)
+        try:
+            ray.init(address=address, runtime_env=runtime_env, **common)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise UserError(f"no Ray cluster at {address}: {line}; start one or leave ray_address away") from None
         _check_cluster(cfg, need)
         return
     check_local_room(cfg)

@@ -21,16 +21,18 @@ from introspect_ray.distributed.rollout_pool import EngineSpec, RolloutPool
 from introspect_ray.distributed.status import StatusBoardActor
 from introspect_ray.distributed.train_worker import WorkerSpec, train_worker
 from introspect_ray.errors import AlarmError, UserError
-from introspect_ray.evaluation import evaluate, summary
+from introspect_ray.evaluation import details, evaluate, summary
 from introspect_ray.figures import training_figure
 from introspect_ray.label_store import label_set_key, load_pairs, save_pairs
 from introspect_ray.metrics import Finding, collapse
-from introspect_ray.policy import is_adapter, merge_adapter, resolve_policy
-from introspect_ray.preflight import Prepared
+from introspect_ray.policy import is_adapter, merge_adapter
+from introspect_ray.preflight import Prepared, local_policy
 from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.storage import Store, open_store
+from introspect_ray.storage import Store, is_remote, open_store
 from introspect_ray.tokenization import decode_explanation
 from introspect_ray.tracking import JsonlTracker, Tracker, make_tracker
+
+_PLAIN = {"method": "full", "train.reference": "cache"}  # engines that only ever serve a whole policy
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
     cached = cfg.train.reference == "cache"
     reference = (
         _reference_task(cfg).remote(
-            prepared.policy_path, prepared.train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
+            cfg.policy, prepared.train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
         )
         if cached
         else None
     )
-    pool = _pool(cfg, prepared.policy_path, prepared, lora_rank or cfg.lora_rank)
+    pool = _pool(cfg, cfg.policy, prepared, lora_rank or cfg.lora_rank)
     status = StatusBoardActor.remote()
     pool.register(prepared.train + prepared.test)
     ready = time.perf_counter()
@@ -89,7 +91,6 @@ def train_once(
 ) -> dict[str, Any]:
     """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
     began = time.perf_counter()
-    tracker.log_params(cfg.model_dump(mode="json"))
     one_sided = {finding.name: finding.value for finding in findings(base)}
     tracker.log_metrics({"before": {**_numbers(untrained_scores(base)), "collapse": one_sided}}, 0)
     store = open_store(cfg.output_dir)
@@ -98,7 +99,7 @@ def train_once(
     spec = WorkerSpec(
         cfg=cfg,
         run_name=run_name,
-        policy_path=base.prepared.policy_path,
+        policy=cfg.policy,
         reference_path=base.reference_path,
         train=base.train,
         m0=base.m0_train,
@@ -106,18 +107,22 @@ def train_once(
         relabeler=relabeler,
         status=base.status,
     )
-    with Monitor(base.status, run_name, tracker, on_row):
+    with Monitor(base.status, run_name, tracker, on_row) as monitor:
         result = _fit(cfg, spec)
     totals = {**ray.get(relabeler.finish.remote()), **result.return_value}
     ray.kill(relabeler)
     trained = time.perf_counter()
     pairs = base.pool.label_now([case.case_id for case in base.prepared.test], cfg.steps)
-    scores = evaluate(pairs, base.m0_test, explain(base.pool, base.prepared))
+    predicted = explain(base.pool, base.prepared)
+    scores = evaluate(pairs, base.m0_test, predicted)
     finished = time.perf_counter()
     seconds = {"train": trained - began, "eval": finished - trained}
+    tracker.flush()
     rows = _step_rows(store)
     out = _summary(cfg, base, scores, totals, rows, seconds)
+    store.write_json("details.json", details(base.m0_test, pairs, predicted))
     store.write_json("summary.json", out)
+    monitor.raise_failure()  # a tracker that failed on the way: after the results are safe
     _track(tracker, store, out, rows)
     return out
 
@@ -165,7 +170,7 @@ def _track(tracker: Tracker, store: Store, out: dict[str, Any], rows: list[dict]
         if rows:
             training_figure(rows, f"{folder}/training.png")
             store.write_bytes("training.png", Path(folder, "training.png").read_bytes())
-        for name in ["summary.json", *(["training.png"] if rows else []), *store.list("labels")]:
+        for name in ["summary.json", "details.json", *(["training.png"] if rows else []), *store.list("labels")]:
             local = Path(folder, Path(name).name)
             local.write_bytes(store.read_bytes(name))
             tracker.log_artifact(local, "labels" if name.startswith("labels/") else "")
@@ -177,12 +182,17 @@ def _numbers(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if not isinstance(value, list | tuple)}
 
 
-def open_tracker(cfg: RunConfig, name: str, uri: str | None, parent_run: str | None = None) -> Tracker:
-    """The run's tracker; a resumed run goes on in the MLflow run it began, noted in tracking.json."""
+def open_tracker(
+    cfg: RunConfig, name: str, uri: str | None, parent_run: str | None = None, params: dict[str, Any] | None = None
+) -> Tracker:
+    """The run's tracker, with its parameters logged; a resumed run goes on in the MLflow run of tracking.json."""
     store = open_store(cfg.output_dir)
-    known = store.read_json("tracking.json")["run_id"] if store.exists("tracking.json") else None
+    before = store.read_json("tracking.json") if store.exists("tracking.json") else {}
+    known = before["run_id"] if before and before["uri"] == uri else None
     tracker = make_tracker(cfg.tracking, cfg.output_dir, name, uri=uri, parent_run_id=parent_run, run_id=known)
-    store.write_json("tracking.json", {"uri": tracker.uri, "run_id": tracker.run_id})
+    if known is None:  # MLflow refuses other values for a parameter, and what a resume may change is no result
+        tracker.log_params(params or cfg.model_dump(mode="json"))
+        store.write_json("tracking.json", {"uri": tracker.uri, "run_id": tracker.run_id})
     return tracker
 
 
@@ -192,10 +202,13 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
     scored: list[tuple[list[BehaviorPair], list[Explanation | None]]] = []
     with tempfile.TemporaryDirectory() as scratch:
         trained = cfg.eval.policy or cfg.policy
+        if is_remote(trained):
+            open_store(trained).download_dir("", f"{scratch}/policy")
+            trained = f"{scratch}/policy"
         if is_adapter(trained):
             trained = merge_adapter(prepared.policy_path, trained, f"{scratch}/merged")
-        for path in dict.fromkeys([prepared.policy_path, resolve_policy(trained)]):
-            pool = _pool(override(cfg, {"method": "full"}), path, prepared, 1)
+        for path in dict.fromkeys([cfg.policy, trained]):
+            pool = _pool(override(cfg, _PLAIN), path, prepared, 1)
             pool.register(prepared.test)
             scored.append((pool.label_now(ids, 0), explain(pool, prepared)))
             pool.close()
@@ -223,8 +236,8 @@ def findings(base: Base) -> list[Finding]:
     return collapse(base.m0_test)
 
 
-def _pool(cfg: RunConfig, policy_path: str, prepared: Prepared, lora_rank: int) -> RolloutPool:
-    spec = EngineSpec(policy_path, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
+def _pool(cfg: RunConfig, policy: str, prepared: Prepared, lora_rank: int) -> RolloutPool:
+    spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
     return RolloutPool(cfg.rollout, spec)
 
 
@@ -243,7 +256,7 @@ def _second_pairs(cfg: RunConfig, prepared: Prepared) -> dict[str, BehaviorPair]
     """E of the second policy for mixed supervision, made by an engine of its own that is closed again."""
     if prepared.second_path is None:
         return None
-    pool = _pool(override(cfg, {"rollout.num_actors": 1, "method": "full"}), prepared.second_path, prepared, 1)
+    pool = _pool(override(cfg, {"rollout.num_actors": 1, **_PLAIN}), cfg.supervision.second_policy, prepared, 1)
     pool.register(prepared.train + prepared.test)
     pairs = _pairs(cfg, prepared, pool, prepared.second_id)
     pool.close()
@@ -253,13 +266,13 @@ def _second_pairs(cfg: RunConfig, prepared: Prepared) -> dict[str, BehaviorPair]
 def _reference_task(cfg: RunConfig) -> Any:
     """build_reference as a Ray task with the resources of one training worker."""
 
-    def build(policy_path: str, cases: list, cache_uri: str, dtype: str, budget: int) -> str:
+    def build(policy: str, cases: list, cache_uri: str, dtype: str, budget: int) -> str:
         import torch
 
         from introspect_ray.reference import build_reference
 
         torch.set_num_threads(cfg.train.threads)
-        return build_reference(policy_path, cases, cache_uri, dtype, budget)
+        return build_reference(local_policy(policy), cases, cache_uri, dtype, budget)
 
     return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=1 if cfg.train.use_gpu else 0)(build)
 

@@ -13,17 +13,19 @@ from typing import Any
 import yaml
 
 from introspect_ray.cli import Arguments
-from introspect_ray.config import RunConfig, load_config
-from introspect_ray.errors import AlarmError
+from introspect_ray.config import RunConfig, file_sets, load_config
+from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.preflight import Prepared, check_resume, prepare, resources
 from introspect_ray.storage import Store, check_output, open_store, prepare_output
 from introspect_ray.tracking import tracking_uri
+from introspect_ray.tracking_mlflow import check_server
 
 
 def train_job(args: Arguments) -> None:
     """One run. Raises UserError before anything heavy starts and before anything is written."""
     cfg = load_config(args.config, args.overrides)
     prepared = prepare(cfg)
+    tracking = reachable(cfg, args)
     if args.dry_run:
         return print_plan([cfg], prepared)
     if args.resume and open_store(cfg.output_dir).exists("summary.json"):
@@ -31,7 +33,6 @@ def train_job(args: Arguments) -> None:
     from introspect_ray.distributed.driver import open_tracker, start_base, train_once
     from introspect_ray.distributed.progress import progress_bar
 
-    tracking = _tracking(cfg)
     with claimed(cfg, args) as store:
         base = start_base(cfg, prepared)
         report_findings(cfg, base)
@@ -52,19 +53,21 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
     from introspect_ray.distributed.sweep import run_sweep, split_overrides, trial_config
 
     values, seeds, rest = split_overrides(space, args.overrides)
+    if file_sets(args.config, space.key):
+        raise UserError(f"{args.config} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
     cfg = load_config(args.config, {"output_dir": f"runs/sweep_{space.leaf}", **rest})
     trials = [trial_config(cfg, space, value, seed) for value in values for seed in seeds]
     prepared = prepare(trials[0])
+    tracking = reachable(cfg, args)
     if args.dry_run:
         return print_plan(trials, prepared)
     from introspect_ray.distributed.driver import open_tracker, start_base
 
-    tracking = _tracking(cfg)
+    swept = {"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}}
     with (
         claimed(cfg, args) as store,
-        open_tracker(cfg, _name(cfg), tracking) as parent,
+        open_tracker(cfg, _name(cfg), tracking, params=swept) as parent,
     ):
-        parent.log_params({"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}})
         base = start_base(trials[0], prepared, lora_rank=max(trial.lora_rank for trial in trials))
         report_findings(cfg, base)
         from introspect_ray.distributed.progress import board_bar
@@ -83,6 +86,7 @@ def evaluate_job(args: Arguments) -> None:
     """Metrics of eval.policy (default: M0 itself) against M0 on the held-out cases, to evaluation.json."""
     cfg = load_config(args.config, {"output_dir": "runs/evaluate", **args.overrides})
     prepared = prepare(cfg)
+    check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
         return print_plan([cfg], prepared)
     from introspect_ray.distributed.driver import evaluate_policies
@@ -105,9 +109,6 @@ def claimed(cfg: RunConfig, args: Arguments) -> Iterator[Store]:
 
     from introspect_ray.distributed.cluster import connect
 
-    check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
-    if args.resume:
-        check_resume(cfg)
     connect(cfg)
     try:
         store = prepare_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
@@ -116,6 +117,18 @@ def claimed(cfg: RunConfig, args: Arguments) -> Iterator[Store]:
         yield store
     finally:
         ray.shutdown()
+
+
+def reachable(cfg: RunConfig, args: Arguments) -> str | None:
+    """Check output folder and tracking store without changing either; returns the tracking URI. Raises UserError."""
+    check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
+    if args.resume:
+        check_resume(cfg)
+    if cfg.tracking.backend != "mlflow":
+        return None
+    uri = tracking_uri(cfg.tracking, cfg.output_dir)
+    check_server(uri)
+    return uri
 
 
 def print_plan(trials: Sequence[RunConfig], prepared: Prepared) -> None:
@@ -161,10 +174,6 @@ def _log_files(tracker: Any, store: Store, names: Sequence[str]) -> None:
             local = Path(folder, name)
             local.write_bytes(store.read_bytes(name))
             tracker.log_artifact(str(local))
-
-
-def _tracking(cfg: RunConfig) -> str | None:
-    return tracking_uri(cfg.tracking, cfg.output_dir) if cfg.tracking.backend == "mlflow" else None
 
 
 def _name(cfg: RunConfig) -> str:

@@ -31,7 +31,10 @@ class Monitor:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        if error is None and self._error is not None:
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong while following. The run itself went on, and metrics.jsonl has its rows."""
+        if self._error is not None:
             raise self._error
 
     def _follow(self) -> None:
@@ -39,13 +42,16 @@ class Monitor:
             while not self._stop.wait(POLL_S):
                 self._drain()
             self._drain()
-        except BaseException as error:  # raised in the driver's thread by __exit__
-            self._error = error
+        except BaseException as error:  # raised in the driver's thread by raise_failure
+            self._error = self._error or error
 
     def _drain(self) -> None:
         after = self.rows[-1]["step"] if self.rows else -1
         for row in ray.get(self._status.rows.remote(self._run, after)):
             self.rows.append(row)
-            self._tracker.log_metrics({key: value for key, value in row.items() if key != "step"}, row["step"])
+            try:
+                self._tracker.log_metrics({key: value for key, value in row.items() if key != "step"}, row["step"])
+            except Exception as error:  # the other trackers still get every row; raise_failure tells
+                self._error = self._error or error
             if self._on_row:
                 self._on_row(row)

@@ -13,6 +13,7 @@ from introspect_ray.config import RolloutConfig
 from introspect_ray.distributed.weight_sync import unpack
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
 
@@ -20,7 +21,7 @@ from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 class EngineSpec:
     """What a rollout actor needs to start its engine."""
 
-    policy_path: str
+    policy: str  # a name that every node resolves on its own disk
     max_model_len: int
     method: str
     lora_rank: int
@@ -42,7 +43,7 @@ class RolloutWorker:
     def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
         self._engine = make_engine(
             rollout,
-            spec.policy_path,
+            local_policy(spec.policy),
             max_model_len=spec.max_model_len,
             method=spec.method,
             lora_rank=spec.lora_rank,
@@ -50,9 +51,6 @@ class RolloutWorker:
         )
         self._cases: dict[str, TokenizedCase] = {}
         self._free_since = time.perf_counter()
-
-    def ready(self) -> int:
-        return self._engine.weight_version
 
     def register(self, cases: Sequence[TokenizedCase]) -> None:
         """Keep the cases here, so that a step sends ids only."""
@@ -83,8 +81,9 @@ class RolloutWorker:
 class RolloutPool:
     """Handles of equal rollout actors. Picklable: the trainer's rank 0 and the driver hold copies.
 
-    Groups of `group_size` cases are cut from the given order, group i goes to actor i mod n: what is
-    computed together does not depend on the size of the pool.
+    Groups of `group_size` cases are cut from the given order and dealt out in turn: what is computed
+    together does not depend on the size of the pool. Steps begin at actors of their own, so that at
+    lag >= 1 the pool shares even steps of a single group.
     """
 
     def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
@@ -92,9 +91,6 @@ class RolloutPool:
         self.spec = spec
         actor = ray.remote(num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus)(RolloutWorker)
         self.actors = [actor.remote(rollout, spec) for _ in range(rollout.num_actors)]
-
-    def wait_ready(self) -> None:
-        ray.get([actor.ready.remote() for actor in self.actors])
 
     def register(self, cases: Sequence[TokenizedCase]) -> None:
         ref = ray.put(list(cases))
@@ -104,9 +100,9 @@ class RolloutPool:
         """Futures of one Delivery an actor."""
         return [actor.load_weights.remote(packed_ref) for actor in self.actors]
 
-    def label(self, case_ids: Sequence[str], version: int) -> list[Any]:
-        """Futures of RolloutResult, one a group, in the order of the cases."""
-        return [actor.label.remote(group, version) for actor, group in self._groups(case_ids)]
+    def label(self, case_ids: Sequence[str], version: int, first: int = 0) -> list[Any]:
+        """Futures of RolloutResult, one a group, in the order of the cases; `first` says which actor begins."""
+        return [actor.label.remote(group, version) for actor, group in self._groups(case_ids, first)]
 
     def label_now(self, case_ids: Sequence[str], version: int) -> list[BehaviorPair]:
         return [pair for result in ray.get(self.label(case_ids, version)) for pair in result.pairs]
@@ -119,7 +115,7 @@ class RolloutPool:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _groups(self, case_ids: Sequence[str]) -> list[tuple[Any, list[str]]]:
+    def _groups(self, case_ids: Sequence[str], first: int = 0) -> list[tuple[Any, list[str]]]:
         size = self.rollout.group_size
         groups = [list(case_ids[i : i + size]) for i in range(0, len(case_ids), size)]
-        return [(self.actors[i % len(self.actors)], group) for i, group in enumerate(groups)]
+        return [(self.actors[(first + i) % len(self.actors)], group) for i, group in enumerate(groups)]

@@ -14,21 +14,13 @@ class StatusBoard:
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[int, dict]] = {}
-        self._totals: dict[str, dict[str, float]] = {}
 
     def post(self, run: str, metrics: StepMetrics) -> None:
         self._rows.setdefault(run, {})[metrics.step] = asdict(metrics)
 
-    def close_run(self, run: str, totals: dict[str, float]) -> None:
-        """Seconds by activity over the whole run, from rank 0."""
-        self._totals[run] = totals
-
     def rows(self, run: str, after: int = -1) -> list[dict]:
         """Rows of `run` with step > after, in step order."""
         return [row for step, row in sorted(self._rows.get(run, {}).items()) if step > after]
-
-    def totals(self, run: str) -> dict[str, float] | None:
-        return self._totals.get(run)
 
     def latest(self) -> dict[str, dict]:
         """The newest row of every run."""

@@ -41,20 +41,27 @@ class Space:
 
 def split_overrides(space: Space, overrides: dict[str, Any]) -> tuple[list[Any], list[int], dict[str, Any]]:
     """(values of the swept key, seeds, the other overrides). Raises UserError for empty or repeated values."""
-    rest = {**space.fixed, **overrides}
+    clash = {key: overrides[key] for key, value in space.fixed.items() if overrides.get(key, value) != value}
+    if clash:
+        raise UserError(f"{clash} does not go with a sweep over {space.key}, which needs {space.fixed}: leave it out")
+    rest = {**overrides, **space.fixed}
     values, seeds = rest.pop(space.key, list(space.values)), rest.pop("seeds", [rest.pop("seed", 0)])
     values, seeds = (v if isinstance(v, list) else [v] for v in (values, seeds))
     for name, given in ((space.key, values), ("seeds", seeds)):
-        if not given or len(set(map(str, given))) < len(given):
+        if not given or len({_shown(one) for one in given}) < len(given):
             raise UserError(f"{name}={given}: a sweep needs at least one value and each only once, e.g. {name}=[0,1]")
     return values, seeds, rest
 
 
+def _shown(value: Any) -> str:
+    """A value as it stands in a folder's name: 1 and 1.0 are one trial."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
 def trial_config(cfg: RunConfig, space: Space, value: Any, seed: int) -> RunConfig:
     """The run of one trial: the base config with the swept key, the seed and a folder of its own."""
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
     root = cfg.output_dir.rstrip("/")
-    folder = f"{root}/trials/{space.leaf}={shown},seed={seed}"
+    folder = f"{root}/trials/{space.leaf}={_shown(value)},seed={seed}"
     return override(
         cfg, {space.key: value, "seed": seed, "output_dir": folder, "cache_dir": cfg.cache_dir or f"{root}/cache"}
     )
@@ -86,7 +93,7 @@ def run_sweep(
 
     with tempfile.TemporaryDirectory() as scratch:
         grid = tune.Tuner(
-            tune.with_resources(trial, {"cpu": 0.01}),
+            tune.with_resources(trial, {"cpu": 0, "memory": 1}),
             param_space=space.param_space(values, seeds),
             tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max"),
             run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0),

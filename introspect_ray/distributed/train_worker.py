@@ -21,6 +21,7 @@ from introspect_ray.distributed.weight_sync import expect, pack, verify
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.label_store import labels_from_table, labels_to_table
 from introspect_ray.loop import StepLabels, publish, run
+from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
 from introspect_ray.storage import open_store
 
@@ -34,7 +35,7 @@ class WorkerSpec:
 
     cfg: RunConfig
     run_name: str
-    policy_path: str
+    policy: str  # a name that every node resolves on its own disk
     reference_path: str | None
     train: Any  # ref of list[TokenizedCase], in plan order
     m0: Any  # ref of dict[str, BehaviorPair] of the training cases
@@ -64,7 +65,7 @@ class RaySupply:
         online = self._spec.cfg.supervision.rule == "online"
         expected, deliveries = self._sent if online else (None, [])
         ids = plan_ids(self._spec.cfg, self._ids, step)
-        groups = self._spec.pool.label(ids, version) if online else []
+        groups = self._spec.pool.label(ids, version, first=step) if online else []
         self._spec.relabeler.relabel.remote(step, version, expected, deliveries, groups)
 
     def fetch(self, step: int) -> StepLabels:
@@ -111,7 +112,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, float]:
     train: list[TokenizedCase] = ray.get(spec.train)
     m0: dict[str, BehaviorPair] = ray.get(spec.m0)
     learner = Learner(
-        cfg, spec.policy_path, spec.reference_path, {case.case_id: case for case in train}, rank=rank, world_size=world
+        cfg,
+        local_policy(spec.policy),
+        spec.reference_path,
+        {case.case_id: case for case in train},
+        rank=rank,
+        world_size=world,
     )
     supply = RaySupply(spec, [case.case_id for case in train], rank)
     start, restored = _resume(learner, supply, rank)

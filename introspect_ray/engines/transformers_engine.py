@@ -66,13 +66,6 @@ class TransformersEngine(BaseEngine):
         super().close()
         self._model = None
 
-    def _check(self, update: WeightUpdate) -> None:
-        super()._check(update)
-        if self._adapter_config not in (None, dict(update.adapter_config or {})):
-            raise ValueError(
-                f"adapter_config of version {update.version} differs from the one served: replace the engine"
-            )
-
     def _apply(self, update: WeightUpdate) -> None:
         if update.kind == "full":
             self._model.load_state_dict(dict(update.tensors))
@@ -83,7 +76,9 @@ class TransformersEngine(BaseEngine):
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
         config = dict(update.adapter_config or {})
-        if self._adapter_config is None:
+        if self._adapter_config != config:  # the first, or of another rank
+            if self._adapter_config is not None:
+                self._model = self._model.unload()
             self._model = get_peft_model(self._model, PeftConfig.from_peft_type(**config)).eval()
             self._adapter_config = config
         set_peft_model_state_dict(self._model, dict(update.tensors))

@@ -186,6 +186,22 @@ def test_the_loop_goes_on_within_the_bounds():
     assert learner.steps == 3 and [row.step for row in rows] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("mode", "warned"), [("warn", True), ("stop", True), ("off", False)])
+def test_collapsed_labels_of_m0(mode, warned, capsys):
+    """Nine of ten cases unchanged, and all ten answered B without the cue: two findings, 0.9 and 1.0."""
+    from introspect_ray.distributed.entry import report_findings
+
+    pairs = [BehaviorPair(f"c{i}", "A" if i == 0 else "B", "B", (), (), False, False, 0) for i in range(10)]
+    base = SimpleNamespace(m0_test=pairs, m0_explanations=[pair.explanation for pair in pairs])
+    cfg = RunConfig.model_validate({"alarms": {"collapse": mode}})
+    if mode == "stop":
+        with pytest.raises(AlarmError, match=r"9 of 10 .*unchanged.*; .*B for 10 of 10.*set alarms\.collapse=warn"):
+            report_findings(cfg, base)
+    else:
+        report_findings(cfg, base)
+    assert capsys.readouterr().err.count("warning: m0: ") == (2 if warned else 0)
+
+
 def test_the_relabeler_hands_the_agreement_alarm_to_who_fetches(tmp_path, monkeypatch):
     """A rule that flips everything while ν = 0.9 was asked for: P(K = 0 of 16) = 1e-16."""
     from introspect_ray.distributed import relabeler

@@ -21,7 +21,7 @@ ALLOWED = {
     "mlflow": ("introspect_ray/tracking_mlflow.py",),
     "boto3": ("introspect_ray/storage_s3.py",),
 }
-LIGHT = ["config", "records", "cli", "storage", "label_store", "tracking"]  # before any error is reported
+LIGHT = ["config", "records", "cli", "storage", "label_store", "tracking", "audit"]  # before any error is reported
 
 
 def imported(path: Path) -> Iterator[str]:
