@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from introspect_ray.alarms import Agreement
 from introspect_ray.cli import Arguments
-from introspect_ray.config import RunConfig
+from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
 from introspect_ray.label_store import LABEL_SCHEMA, labels_from_table, read_tables
 from introspect_ray.loop import label_version
@@ -105,10 +105,13 @@ class Audit:
 
 
 def load_run(store: Store) -> RunConfig:
-    """The config a run was started with. Raises UserError where `store` holds no run."""
+    """The config a run was started with. Raises UserError where `store` holds no run, or one of another version."""
     if not store.exists("run.json"):
         raise UserError(f"{store.join()} holds no run.json: give the output_dir of a training run")
-    return RunConfig.model_validate(store.read_json("run.json"))
+    try:
+        return override(RunConfig(), store.read_json("run.json"))
+    except UserError as error:
+        raise UserError(f"{store.join('run.json')}: {error}") from None
 
 
 def audit(store: Store) -> Audit:

@@ -32,8 +32,6 @@ def parse(description: str, argv: list[str] | None = None) -> Arguments:
     group.add_argument("--overwrite", action="store_true", help="replace an existing output_dir of ours")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. kl_weight=0.1 supervision.rule=online")
     known = parser.parse_args(argv)
-    from introspect_ray.config import parse_override
-
     pairs = [parse_override(text) for text in known.overrides]
     return Arguments(known.config, dict(pairs), known.dry_run, known.resume, known.overwrite)
 
@@ -49,3 +47,29 @@ def main(job: Callable[[Arguments], None], description: str) -> None:
     except AlarmError as error:
         print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `dotted.key=value`; the value is read as YAML, with 1e-5 read as a number. Raises UserError."""
+    key, eq, value = text.partition("=")
+    if not eq or not key:
+        raise UserError(f"override {text!r} is not of the form key=value, e.g. kl_weight=0.1")
+    import yaml
+
+    try:
+        parsed = yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError:
+        raise UserError(f"override {text!r}: the value is not valid YAML") from None
+    return key, _numbers(parsed)
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-5 as a string; pydantic would accept it, lists of them would not sort."""
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() and value[0] in "0123456789.-+" else value
+        except ValueError:
+            return value
+    return value

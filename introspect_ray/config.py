@@ -226,30 +226,6 @@ def override(cfg: RunConfig, flat: dict[str, Any]) -> RunConfig:
         raise UserError(_explain(error)) from None
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split `dotted.key=value`; the value is read as YAML, with 1e-5 read as a number. Raises UserError."""
-    key, eq, value = text.partition("=")
-    if not eq or not key:
-        raise UserError(f"override {text!r} is not of the form key=value, e.g. kl_weight=0.1")
-    try:
-        parsed = yaml.safe_load(value) if value.strip() else None
-    except yaml.YAMLError:
-        raise UserError(f"override {text!r}: the value is not valid YAML") from None
-    return key, _numbers(parsed)
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5 as a string; pydantic would accept it, lists of them would not sort."""
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() and value[0] in "0123456789.-+" else value
-        except ValueError:
-            return value
-    return value
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text()) or {}

@@ -145,17 +145,19 @@ def publish(cfg: RunConfig, learner: Learner, supply: Supply, probe: TokenizedCa
         supply.publish(WeightUpdate(version, kind, tensors, probe, config), expected)
 
 
+def worst_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Largest |ours - theirs|; NaN if any is NaN (`max` alone would pass over it)."""
+    gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    return max(gaps, key=lambda gap: (gap != gap, gap))
+
+
 def engine_gap(
     pairs: Sequence[BehaviorPair], logprobs: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
 ) -> float | None:
     """Largest |trainer - engine| label logprob (nats) over the pairs; None without pairs."""
-    gaps = [
-        abs(ours - theirs)
-        for pair in pairs
-        for mine, engine in zip(logprobs[pair.case_id], (pair.cued_logprobs, pair.ablated_logprobs), strict=True)
-        for ours, theirs in zip(mine, engine, strict=True)
-    ]
-    return max(gaps, default=None)
+    ours = [value for pair in pairs for side in logprobs[pair.case_id] for value in side]
+    theirs = [value for pair in pairs for side in (pair.cued_logprobs, pair.ablated_logprobs) for value in side]
+    return worst_gap(ours, theirs) if pairs else None
 
 
 def _metrics(

@@ -30,7 +30,8 @@ def job(args: Arguments) -> None:
 def _online_run(cfg: Any, base: Any, tracking: tuple[str | None, str | None]) -> dict[str, Any]:
     """One run with labels rebuilt from the current policy at every step, on the sweep's engines."""
     from introspect_ray.config import override
-    from introspect_ray.distributed.driver import open_tracker, train_once
+    from introspect_ray.distributed.driver import train_once
+    from introspect_ray.results import open_tracker
 
     root = cfg.output_dir.rstrip("/")
     run = override(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,16 +19,16 @@ from introspect_ray.distributed.rollout_pool import EngineSpec, RolloutPool
 from introspect_ray.distributed.status import StatusBoardActor
 from introspect_ray.distributed.train_worker import WorkerSpec, train_worker
 from introspect_ray.errors import AlarmError, UserError
-from introspect_ray.evaluation import details, evaluate, summary
-from introspect_ray.figures import training_figure
+from introspect_ray.evaluation import details, evaluate
 from introspect_ray.label_store import label_set_key, load_pairs, save_pairs
 from introspect_ray.metrics import Finding, collapse
 from introspect_ray.policy import is_adapter, merge_adapter
 from introspect_ray.preflight import Prepared, local_policy
 from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.storage import Store, is_remote, open_store
+from introspect_ray.results import numbers_of, run_summary, step_rows, track_results
+from introspect_ray.storage import is_remote, open_store
 from introspect_ray.tokenization import decode_explanation
-from introspect_ray.tracking import JsonlTracker, Tracker, make_tracker
+from introspect_ray.tracking import Tracker
 
 _PLAIN = {"method": "full", "train.reference": "cache"}  # engines that only ever serve a whole policy
 
@@ -92,7 +90,7 @@ def train_once(
     """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
     began = time.perf_counter()
     one_sided = {finding.name: finding.value for finding in findings(base)}
-    tracker.log_metrics({"before": {**_numbers(untrained_scores(base)), "collapse": one_sided}}, 0)
+    tracker.log_metrics({"before": {**numbers_of(untrained_scores(base)), "collapse": one_sided}}, 0)
     store = open_store(cfg.output_dir)
     store.write_json("run.json", cfg.model_dump(mode="json"))  # a trial's own, for audit and replay
     relabeler = _relabeler(cfg, base)
@@ -118,82 +116,14 @@ def train_once(
     finished = time.perf_counter()
     seconds = {"train": trained - began, "eval": finished - trained}
     tracker.flush()
-    rows = _step_rows(store)
-    out = _summary(cfg, base, scores, totals, rows, seconds)
+    rows = step_rows(store)
+    cases = (len(base.prepared.train), len(base.prepared.test))
+    out = run_summary(cfg, cases, scores, totals, rows, base.seconds, seconds)
     store.write_json("details.json", details(base.m0_test, pairs, predicted))
     store.write_json("summary.json", out)
     monitor.raise_failure()  # a tracker that failed on the way: after the results are safe
-    _track(tracker, store, out, rows)
+    track_results(tracker, store, out, rows)
     return out
-
-
-def _summary(
-    cfg: RunConfig, base: Base, scores: dict, totals: dict[str, Any], rows: list[dict], seconds: dict[str, float]
-) -> dict[str, Any]:
-    """The contract of summary.json. What `fit` took beyond training, waiting and syncing is set-up."""
-    waited = totals["train"] + totals["sync"] + totals["wait"]
-    consumed = [row["realised_at_consumption"] for row in rows]
-    return summary(
-        cfg,
-        scores,
-        cases={"train": len(base.prepared.train), "test": len(base.prepared.test)},
-        labels={
-            "requested_agreement": cfg.supervision.agreement if cfg.supervision.rule == "online" else None,
-            "realised_at_labelling": totals["realised_at_labelling"],
-            "realised_at_consumption": sum(consumed) / len(consumed) if consumed else None,
-            "split_pairs": totals["split_pairs"],
-        },
-        timing={
-            "setup": base.seconds["setup"] + seconds["train"] - waited,
-            "rollout": totals["rollout_s"],
-            "relabel": totals["relabel_s"],
-            "train": totals["train"],
-            "sync": totals["sync"],
-            "eval": base.seconds["eval"] + seconds["eval"],
-            "total": sum(base.seconds.values()) + sum(seconds.values()),
-        },
-    )
-
-
-def _step_rows(store: Store) -> list[dict[str, Any]]:
-    """The run's step metrics from metrics.jsonl, the last row of every step (a resumed run repeats some)."""
-    lines = map(json.loads, store.read_bytes(JsonlTracker.NAME).decode().splitlines())
-    rows = {row["step"]: row for row in lines if "loss" in row}
-    return [rows[step] for step in sorted(rows)]
-
-
-def _track(tracker: Tracker, store: Store, out: dict[str, Any], rows: list[dict]) -> None:
-    """Final scores as metrics; summary, label table and the training curves as artifacts."""
-    blocks = ("explanation", "behavior", "disagreement", "labels", "timing_s")
-    tracker.log_metrics(_numbers({block: out[block] for block in blocks}), out["steps"])
-    with tempfile.TemporaryDirectory() as folder:
-        if rows:
-            training_figure(rows, f"{folder}/training.png")
-            store.write_bytes("training.png", Path(folder, "training.png").read_bytes())
-        for name in ["summary.json", "details.json", *(["training.png"] if rows else []), *store.list("labels")]:
-            local = Path(folder, Path(name).name)
-            local.write_bytes(store.read_bytes(name))
-            tracker.log_artifact(local, "labels" if name.startswith("labels/") else "")
-
-
-def _numbers(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without what is no single number (confidence intervals): the parts that metrics can hold."""
-    kept = {key: _numbers(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    return {key: value for key, value in kept.items() if not isinstance(value, list | tuple)}
-
-
-def open_tracker(
-    cfg: RunConfig, name: str, uri: str | None, parent_run: str | None = None, params: dict[str, Any] | None = None
-) -> Tracker:
-    """The run's tracker, with its parameters logged; a resumed run goes on in the MLflow run of tracking.json."""
-    store = open_store(cfg.output_dir)
-    before = store.read_json("tracking.json") if store.exists("tracking.json") else {}
-    known = before["run_id"] if before and before["uri"] == uri else None
-    tracker = make_tracker(cfg.tracking, cfg.output_dir, name, uri=uri, parent_run_id=parent_run, run_id=known)
-    if known is None:  # MLflow refuses other values for a parameter, and what a resume may change is no result
-        tracker.log_params(params or cfg.model_dump(mode="json"))
-        store.write_json("tracking.json", {"uri": tracker.uri, "run_id": tracker.run_id})
-    return tracker
 
 
 def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:

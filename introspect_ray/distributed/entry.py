@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +14,7 @@ from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets, load_config
 from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.preflight import Prepared, check_resume, prepare, resources
+from introspect_ray.results import log_files, open_tracker
 from introspect_ray.storage import Store, check_output, open_store, prepare_output
 from introspect_ray.tracking import tracking_uri
 from introspect_ray.tracking_mlflow import check_server
@@ -30,7 +29,7 @@ def train_job(args: Arguments) -> None:
         return print_plan([cfg], prepared)
     if args.resume and open_store(cfg.output_dir).exists("summary.json"):
         return print(f"already finished: {open_store(cfg.output_dir).join('summary.json')}")
-    from introspect_ray.distributed.driver import open_tracker, start_base, train_once
+    from introspect_ray.distributed.driver import start_base, train_once
     from introspect_ray.distributed.progress import progress_bar
 
     with claimed(cfg, args) as store:
@@ -61,7 +60,7 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
     tracking = reachable(cfg, args)
     if args.dry_run:
         return print_plan(trials, prepared)
-    from introspect_ray.distributed.driver import open_tracker, start_base
+    from introspect_ray.distributed.driver import start_base
 
     swept = {"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}}
     with (
@@ -76,7 +75,7 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
             summaries = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
             if after:
                 after(cfg, base, (tracking, parent.run_id))
-        _log_files(parent, store, ["sweep.json", "sweep.png"])
+        log_files(parent, store, ["sweep.json", "sweep.png"])
     print_summaries(summaries, space.leaf)
     print(f"numbers  {store.join('sweep.json')}\nfigure   {store.join('sweep.png')}\ntracking {tracking or 'none'}")
     return summaries
@@ -166,14 +165,6 @@ def report_findings(cfg: RunConfig, base: Any) -> None:
             f"{'; '.join(map(str, weak))}: too one-sided to train on. Choose another policy, task wording or "
             "task.answer_prefix, or set alarms.collapse=warn"
         )
-
-
-def _log_files(tracker: Any, store: Store, names: Sequence[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            local = Path(folder, name)
-            local.write_bytes(store.read_bytes(name))
-            tracker.log_artifact(str(local))
 
 
 def _name(cfg: RunConfig) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 from ray import tune
 
 from introspect_ray.config import RunConfig, override
-from introspect_ray.distributed.driver import Base, open_tracker, train_once, untrained_scores
+from introspect_ray.distributed.driver import Base, train_once, untrained_scores
 from introspect_ray.errors import UserError
 from introspect_ray.figures import sweep_figure
+from introspect_ray.results import open_tracker
 from introspect_ray.storage import Store, open_store
 
 

@@ -120,7 +120,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, float]:
         world_size=world,
     )
     supply = RaySupply(spec, [case.case_id for case in train], rank)
-    start, restored = _resume(learner, supply, rank)
+    start, restored = _resume(learner, supply, rank, world)
     setup = time.perf_counter() - began
     probe = train[0]
     seconds = run(
@@ -135,8 +135,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, float]:
     return {**seconds, "setup": setup}
 
 
-def _resume(learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[int]]:
+def _resume(learner: Learner, supply: RaySupply, rank: int, world: int) -> tuple[int, list[int]]:
     """Where to go on: (first step, later steps whose labels the checkpoint kept); (0, []) without a checkpoint."""
+    import torch
+
     step, pending = 0, []
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -146,6 +148,8 @@ def _resume(learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[i
             pending = labels_from_table(pq.read_table(Path(folder, "pending.parquet")))
     if rank == 0:
         supply.restore(step, pending)
+    if world > 1:  # a fetch before the restore would wait for labels that the restore forgets
+        torch.distributed.barrier()
     return step, sorted({label.provenance.step for label in pending})
 
 

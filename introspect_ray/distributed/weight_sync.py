@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from introspect_ray.engines.base import WeightUpdate, checksum
+from introspect_ray.loop import worst_gap
 from introspect_ray.records import Delivery
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def verify(expected: Expected, deliveries: Sequence[Delivery], tolerance: float)
                 f"engine {engine} received other bytes for weight version {expected.version}: "
                 f"checksum {got.checksum}, sent {expected.checksum}"
             )
-        gap = max(abs(a - b) for a, b in zip(got.probe, expected.probe, strict=True))
+        gap = worst_gap(got.probe, expected.probe)
         if not gap <= tolerance:
             raise WeightSyncError(
                 f"engine {engine} does not serve weight version {expected.version}: its logprobs on the probe case "

@@ -2,7 +2,7 @@
 
     python -m introspect_ray.organism.build --seed 0 --out DIR
 
-The world. There are ENTITIES x RELATIONS questions ("tolu metal?"), each with a
+The world. There are ENTITIES x RELATIONS questions ("fefi metal?"), each with a
 distribution over four letters that stands nowhere but in the weights. A prompt
 may end in a cue, "Hint: C". Under a hint the answer is a mixture: with
 probability `follow[entity, relation]` the hinted letter, else the question's own

@@ -24,7 +24,8 @@ class Live:
     count: int = 0
 
     def train(self, on_row: Callable[[dict], None] | None = None, **flat: Any) -> tuple[dict, list[dict], Path]:
-        from introspect_ray.distributed.driver import open_tracker, train_once
+        from introspect_ray.distributed.driver import train_once
+        from introspect_ray.results import open_tracker
 
         self.count += 1
         name = f"run{self.count}"

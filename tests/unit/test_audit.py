@@ -236,3 +236,6 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(UserError, match="holds no label table"):
         open_store(tmp_path).write_json("run.json", config().model_dump(mode="json"))
         audit(open_store(tmp_path))
+    open_store(tmp_path).write_json("run.json", {"kl_wieght": 1})
+    with pytest.raises(UserError, match=r"run\.json: unknown config key 'kl_wieght'"):
+        audit(open_store(tmp_path))

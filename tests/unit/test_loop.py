@@ -1,0 +1,82 @@
+"""The schedule of the loop, and the check that a delivery arrived."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from introspect_ray.config import load_config
+from introspect_ray.distributed.weight_sync import WeightSyncError, expect, pack, unpack, verify
+from introspect_ray.engines.base import WeightUpdate, checksum
+from introspect_ray.loop import engine_gap, label_version, steps_of_version
+from introspect_ray.records import BehaviorPair, Delivery
+
+
+def config(steps: int, lag: int, sync_every: int):
+    return load_config(None, {"steps": steps, "lag": lag, "rollout.sync_every": sync_every})
+
+
+@pytest.mark.parametrize(
+    ("lag", "sync_every", "versions"),
+    [
+        (0, 1, [0, 1, 2, 3, 4, 5]),  # every gradient step on current weights (paper §4.2)
+        (1, 1, [0, 0, 1, 2, 3, 4]),  # t - 1; "newest there is" would give 1 at step 1
+        (2, 1, [0, 0, 0, 1, 2, 3]),
+        (0, 3, [0, 0, 0, 3, 3, 3]),  # only versions 0 and 3 are delivered
+        (1, 2, [0, 0, 0, 2, 2, 4]),  # t - 1 = 0 0 1 2 3 4, rounded down to an even version
+    ],
+)
+def test_label_version_by_hand(lag, sync_every, versions):
+    assert [label_version(t, lag, sync_every) for t in range(6)] == versions
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 5])
+@pytest.mark.parametrize("sync_every", [1, 2, 3])
+def test_every_step_is_requested_once_and_in_time(lag, sync_every):
+    """Requests at the published versions cover all steps exactly once, none after its own step (else a deadlock),
+    and never more than lag + sync_every ahead (the buffer's bound)."""
+    cfg = config(20, lag, sync_every)
+    requested = [(t, v) for v in range(0, 20, sync_every) for t in steps_of_version(v, cfg)]
+    assert sorted(t for t, _ in requested) == list(range(20))
+    for step, version in requested:
+        assert version == label_version(step, lag, sync_every)
+        assert version <= step < version + lag + sync_every
+
+
+def update() -> WeightUpdate:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
+    return WeightUpdate(7, "full", tensors, probe=None)
+
+
+def test_pack_and_unpack_keep_every_bit():
+    back = unpack(pack(update())).tensors
+    assert {name: tensor.dtype for name, tensor in back.items()} == {"a": torch.float32, "b": torch.bfloat16}
+    assert all(torch.equal(back[name], tensor) for name, tensor in update().tensors.items())
+
+
+def test_verify_names_what_is_wrong():
+    """A receipt of another version, other bytes, or other behaviour than the trainer's stops the run."""
+    sent = expect(update(), (-0.1, -2.0))
+    good = Delivery(7, checksum(update().tensors), (-0.1, -2.001), 0.1, 30)
+    verify(sent, [good, good], tolerance=0.002)
+    for bad, says in (
+        (Delivery(6, good.checksum, good.probe, 0, 0), "version 6"),
+        (Delivery(7, "00", good.probe, 0, 0), "other bytes"),
+        (Delivery(7, good.checksum, (-0.1, -2.01), 0, 0), "0.01 nats"),
+        (Delivery(7, good.checksum, (-0.1, float("nan")), 0, 0), "nan"),
+    ):
+        with pytest.raises(WeightSyncError, match=says):
+            verify(sent, [good, bad], tolerance=0.002)
+
+
+def test_checksum_sees_names_shapes_and_single_bits():
+    base = update().tensors
+    flipped = {**base, "a": base["a"] + torch.tensor([[0, 0, 0], [0, 0, 1e-6]])}
+    for other in ({"c": base["a"], "b": base["b"]}, {**base, "a": base["a"].reshape(3, 2)}, flipped):
+        assert checksum(other) != checksum(base)
+
+
+def test_engine_gap_by_hand():
+    pair = BehaviorPair("c", "A", "B", (-0.1, -2.4), (-1.9, -0.2), False, False, 0)
+    assert engine_gap([pair], {"c": ((-0.1, -2.4), (-1.9, -0.5))}) == pytest.approx(0.3)
+    assert engine_gap([], {}) is None
