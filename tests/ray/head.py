@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,13 +14,11 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import free_ports
-
 
 @contextlib.contextmanager
-def head(folder: Path, cpus: int = 3) -> Iterator[tuple[str, dict[str, str]]]:
+def head(folder: Path, cpus: int = 2) -> Iterator[tuple[str, dict[str, str]]]:
     """(job server address, environment for `ray job submit`) while a head runs in the foreground of a child."""
-    gcs, dashboard, client = free_ports(3)
+    gcs, dashboard, client = _free_ports(3)
     bin_dir = str(Path(sys.executable).parent)
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
     env.pop("RAY_ADDRESS", None)
@@ -60,3 +59,11 @@ def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
             return
         time.sleep(0.5)
     raise RuntimeError(f"ray start --head did not come up:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    with contextlib.ExitStack() as stack:
+        for one in sockets:
+            stack.enter_context(one).bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

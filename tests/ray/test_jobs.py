@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from introspect_ray.evaluation import check_summary
@@ -85,10 +88,58 @@ def test_everything_on_s3(tmp_path, s3_env, monkeypatch):
     assert "policy/model.safetensors" in names and any(name.endswith(".distcp") for name in names)
 
 
+ONLINE = [
+    "batch_size=16", "task.train_cases=64", "task.test_cases=32", "rollout.engine=transformers", "rollout.group_size=8",
+    "supervision.rule=online", "supervision.agreement=0.7", "lag=1", "tracking.backend=jsonl",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_size_of_the_pool_changes_nothing(tmp_path):
+    """One and two rollout actors: the same labels and bit-identical weights, in an overlapped run."""
+    runs = {count: tmp_path / str(count) for count in (1, 2)}
+    for count, out in runs.items():
+        done = job("train", "steps=6", *ONLINE, f"output_dir={out}", f"rollout.num_actors={count}")
+        assert done.returncode == 0, done.stderr
+    assert same_run(runs[1], runs[2])
+
+
+@pytest.mark.slow
+def test_a_killed_job_resumes_in_a_new_process(tmp_path):
+    """The whole job dies by SIGKILL after a checkpoint; --resume goes on from it and ends at the same bits."""
+    settings = ["steps=40", "train.checkpoint_every=4", *ONLINE]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert job("train", *settings, f"output_dir={undisturbed}").returncode == 0
+    command = [sys.executable, "jobs/train.py", *settings, f"output_dir={killed}"]
+    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = killed / "metrics.jsonl"
+    while process.poll() is None and not (rows.exists() and '"step": 12' in rows.read_text()):
+        time.sleep(0.05)
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(timeout=30)
+    psutil.wait_procs(family, timeout=30)
+    assert not (killed / "summary.json").exists(), "the run was over before it could be killed"
+    done = job("train", *settings, f"output_dir={killed}", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert same_run(undisturbed, killed)
+
+
+def same_run(a: Path, b: Path) -> bool:
+    """The same labels with the same provenance, and the same bytes of weights."""
+    from introspect_ray.label_store import read_labels
+
+    labels = [list(read_labels(str(out / "labels"))) for out in (a, b)]
+    weights = [(out / "policy" / "model.safetensors").read_bytes() for out in (a, b)]
+    return labels[0] == labels[1] and weights[0] == weights[1]
+
+
 @pytest.mark.slow
 def test_ray_job_submit(tmp_path):
     """`ray start --head`, then the job as the README says; the head is stopped by its own processes' ids."""
-    from tests.ray.head import head
+    from head import head
 
     with head(tmp_path) as (address, env):
         done = subprocess.run(
