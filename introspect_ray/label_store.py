@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,7 +34,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("cued_version", pa.int64(), nullable=False),
         pa.field("ablated_version", pa.int64(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
-        pa.field("step", pa.int64(), nullable=False),  # -1: made once, for all steps
+        pa.field("step", pa.int64(), nullable=False),  # that consumes it; -1: made outside training
         pa.field("flipped", pa.bool_(), nullable=False),
         pa.field("draw", pa.float64(), nullable=False),  # NaN: nothing was drawn
     ],
@@ -193,17 +192,6 @@ def save_pairs(uri: str, key: str, pairs: Sequence[BehaviorPair]) -> None:
     names = PAIR_SCHEMA.names
     table = pa.Table.from_pylist([{n: getattr(pair, n) for n in names} for pair in pairs], schema=PAIR_SCHEMA)
     open_store(uri).write_bytes(_pairs_name(key), _parquet(table))
-
-
-def load_json(uri: str, key: str) -> Any | None:
-    """The JSON value `key` of the cache at `uri`, or None. Raises UserError if the file is damaged."""
-    store, name = open_store(uri), f"json/{key}.json"
-    return store.read_json(name) if store.exists(name) else None
-
-
-def save_json(uri: str, key: str, value: Any) -> None:
-    """Keep a small JSON value, e.g. M0's explanations of the test cases. Atomic; the last writer wins."""
-    open_store(uri).write_json(f"json/{key}.json", value)
 
 
 def _pairs_name(key: str) -> str:

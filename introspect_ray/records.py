@@ -87,7 +87,7 @@ class Provenance:
     cued_version: int
     ablated_version: int
     seed: int
-    step: int  # the training step that consumes it; -1 for labels made once (fixed)
+    step: int  # the training step that consumes it, under every rule; -1 for labels made outside training
     flipped: bool  # the ν draw replaced E(M_t) by a wrong label
     draw: float
 
@@ -134,7 +134,7 @@ class StepMetrics:
     realised_at_consumption: float  # share of labels equal to E(M_t), read off the training forward
     engine_gap: float | None  # max |trainer - engine| label logprob, same case and version (lag 0)
     off_format: float | None  # share of the sampled answers (two a pair) whose likeliest token is no allowed label
-    lag: int
+    lag: int  # step - weight version of the labels' parents; fixed and mixed: the step, their parents are of version 0
     trainer_idle_s: float
     rollout_idle_s: float
     relabeler_idle_s: float

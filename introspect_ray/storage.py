@@ -16,13 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from introspect_ray import __version__
 from introspect_ray.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 MARKER = ".introspect-ray.json"
 """Written into every output folder by prepare_output; --overwrite deletes only folders that have it."""

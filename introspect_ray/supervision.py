@@ -12,13 +12,28 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from introspect_ray.config import RunConfig
 from introspect_ray.explanations import all_explanations
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance
 
-MADE_ONCE = -1  # Provenance.step of labels that do not depend on the step
+MADE_ONCE = (
+    -1
+)  # stands for the step where there is none: in the key of the mixing mask, in labels made outside training
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Training cases in plan order (id -> allowed labels) and the pairs that labels are made from without rollouts."""
+
+    labels: Mapping[str, tuple[str, ...]]
+    policy: str
+    m0: Mapping[str, BehaviorPair]
+    second_policy: str | None = None
+    second: Mapping[str, BehaviorPair] | None = None
 
 
 def _number(*key: object) -> int:
@@ -50,6 +65,11 @@ def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int
         )
     places = (divmod(p, num_cases) for p in range(step * batch_size, (step + 1) * batch_size))
     return [_epoch_order(seed, epoch, num_cases)[i] for epoch, i in places]
+
+
+def plan_ids(cfg: RunConfig, case_ids: Sequence[str], step: int) -> list[str]:
+    """Case ids of training step `step` (the step plan, a pure function of seed and step)."""
+    return [case_ids[i] for i in step_plan(cfg.seed, step, len(case_ids), cfg.batch_size)]
 
 
 def fixed_label(pair: BehaviorPair, source_model: str, seed: int, step: int = MADE_ONCE) -> Label:
@@ -121,6 +141,41 @@ def _provenance(
     number: float = math.nan,
 ) -> Provenance:
     return Provenance(rule, source, pair.weight_version, pair.weight_version, seed, step, flipped, number)
+
+
+def make_labels(
+    cfg: RunConfig, sources: Sources, step: int, case_ids: Sequence[str], pairs: Sequence[BehaviorPair]
+) -> list[Label]:
+    """E_sup(step) (SPEC §4): fixed and mixed from `sources`, online from the current `pairs` of the same cases."""
+    rule = cfg.supervision
+    if rule.rule == "fixed":
+        return [fixed_label(sources.m0[i], source_model=sources.policy, seed=cfg.seed, step=step) for i in case_ids]
+    if rule.rule == "mixed":
+        return [
+            mixed_label(
+                sources.m0[i],
+                sources.second[i],
+                mixing_ratio=rule.mixing_ratio,
+                seed=cfg.seed,
+                step=step,
+                sources=(sources.policy, sources.second_policy),
+            )
+            for i in case_ids
+        ]
+    if [pair.case_id for pair in pairs] != list(case_ids):
+        raise RuntimeError(f"step {step}: the engines returned pairs of other cases than were asked for")
+    return [
+        online_label(
+            pair,
+            sources.labels[pair.case_id],
+            agreement=rule.agreement,
+            wrong_label=rule.wrong_label,
+            seed=cfg.seed,
+            step=step,
+            source_model=sources.policy,
+        )
+        for pair in pairs
+    ]
 
 
 def realised_agreement(labels: Sequence[Label], current: Mapping[str, Explanation]) -> float:

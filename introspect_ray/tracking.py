@@ -62,20 +62,19 @@ def make_tracker(
     uri: str | None = None,
     parent_run_id: str | None = None,
     run_id: str | None = None,
-    resume_step: int | None = None,
 ) -> Tracker:
     """The tracker of one run: metrics.jsonl always; params.json and artifacts too unless the backend is "none".
 
-    `uri` overrides tracking.uri (a trial writes into its parent's store); `run_id` continues a run;
-    `resume_step` drops metrics.jsonl rows of that step and later. Raises UserError if MLflow cannot be reached.
+    `uri` overrides tracking.uri (a trial writes into its parent's store); `run_id` continues a run.
+    Raises UserError if MLflow cannot be reached.
     """
     if tracking.backend != "mlflow":
-        return JsonlTracker(output_dir, metrics_only=tracking.backend == "none", resume_step=resume_step)
+        return JsonlTracker(output_dir, metrics_only=tracking.backend == "none")
     from introspect_ray.tracking_mlflow import open_run
 
     where = uri or tracking_uri(tracking, output_dir)
     mlflow = open_run(where, tracking.experiment, run_name, parent_run_id=parent_run_id, run_id=run_id)
-    return CompositeTracker(JsonlTracker(output_dir, artifacts=False, resume_step=resume_step), mlflow)
+    return CompositeTracker(JsonlTracker(output_dir, artifacts=False), mlflow)
 
 
 def tracking_uri(tracking: TrackingConfig, output_dir: str) -> str:
@@ -140,25 +139,6 @@ class _Closing:
             error.add_note(f"closing the tracker failed too: {second}")
 
 
-class NullTracker(_Closing):
-    """Keeps nothing; for ranks other than the first, and tests. Metrics are still checked."""
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        pass
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        numbers(metrics, step)
-
-    def log_artifact(self, path: str | Path, folder: str = "") -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def close(self, status: Status = "FINISHED") -> None:
-        pass
-
-
 class JsonlTracker(_Closing):
     """metrics.jsonl (a row a call, with "step"), params.json and artifacts/ in the output folder.
 
@@ -168,23 +148,16 @@ class JsonlTracker(_Closing):
 
     NAME = "metrics.jsonl"
 
-    def __init__(
-        self, output_dir: str, *, metrics_only: bool = False, artifacts: bool = True, resume_step: int | None = None
-    ) -> None:
+    def __init__(self, output_dir: str, *, metrics_only: bool = False, artifacts: bool = True) -> None:
         self._store = open_store(output_dir)
         self._params, self._artifacts = not metrics_only, artifacts and not metrics_only
-        rows = (
-            self._store.read_bytes(self.NAME).decode().splitlines(keepends=True)
-            if self._store.exists(self.NAME)
-            else []
-        )
-        kept = rows if resume_step is None else [row for row in rows if json.loads(row)["step"] < resume_step]
         path = self._store.local_path(self.NAME)
-        self._rows, self._sent = (kept, len(kept)) if path is None else ([], 0)
-        if kept != rows:
-            self._store.write_bytes(self.NAME, "".join(kept).encode())
+        self._rows: list[str] = []  # of the object on S3; a local file is appended to
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+        elif self._store.exists(self.NAME):
+            self._rows = self._store.read_bytes(self.NAME).decode().splitlines(keepends=True)
+        self._sent = len(self._rows)
         self._file = path.open("a", encoding="utf-8", buffering=1) if path is not None else None  # by line
 
     def log_params(self, params: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from introspect_ray.config import RunConfig, override
 from introspect_ray.distributed.monitor import Monitor
-from introspect_ray.distributed.relabeler import RelabelerActor, Sources
+from introspect_ray.distributed.relabeler import RelabelerActor
 from introspect_ray.distributed.rollout_pool import EngineSpec, RolloutPool
 from introspect_ray.distributed.status import StatusBoardActor
 from introspect_ray.distributed.train_worker import WorkerSpec, train_worker
@@ -27,6 +27,7 @@ from introspect_ray.preflight import Prepared, local_policy
 from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.results import numbers_of, run_summary, step_rows, track_results
 from introspect_ray.storage import is_remote, open_store
+from introspect_ray.supervision import Sources
 from introspect_ray.tokenization import decode_explanation
 from introspect_ray.tracking import Tracker
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,19 +16,8 @@ from introspect_ray.distributed.weight_sync import Expected, verify
 from introspect_ray.label_store import LabelWriter, labels_from_table, read_tables, split_pairs, truncate_labels
 from introspect_ray.loop import StepLabels
 from introspect_ray.metrics import off_format
-from introspect_ray.records import BehaviorPair, Label
-from introspect_ray.supervision import fixed_label, mixed_label, online_label, step_plan
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Training cases in plan order (id -> allowed labels) and the pairs that labels are made from without rollouts."""
-
-    labels: Mapping[str, tuple[str, ...]]
-    policy: str
-    m0: Mapping[str, BehaviorPair]
-    second_policy: str | None = None
-    second: Mapping[str, BehaviorPair] | None = None
+from introspect_ray.records import Label
+from introspect_ray.supervision import Sources, make_labels, plan_ids
 
 
 @dataclass
@@ -37,46 +26,6 @@ class _Buffered:
 
     ready: asyncio.Future
     fetched_by: set[int]
-
-
-def plan_ids(cfg: RunConfig, case_ids: Sequence[str], step: int) -> list[str]:
-    """Case ids of training step `step` (the step plan, a pure function of seed and step)."""
-    return [case_ids[i] for i in step_plan(cfg.seed, step, len(case_ids), cfg.batch_size)]
-
-
-def make_labels(
-    cfg: RunConfig, sources: Sources, step: int, case_ids: Sequence[str], pairs: Sequence[BehaviorPair]
-) -> list[Label]:
-    """E_sup(step) (SPEC §4): fixed and mixed from `sources`, online from the current `pairs` of the same cases."""
-    rule = cfg.supervision
-    if rule.rule == "fixed":
-        return [fixed_label(sources.m0[i], source_model=sources.policy, seed=cfg.seed, step=step) for i in case_ids]
-    if rule.rule == "mixed":
-        return [
-            mixed_label(
-                sources.m0[i],
-                sources.second[i],
-                mixing_ratio=rule.mixing_ratio,
-                seed=cfg.seed,
-                step=step,
-                sources=(sources.policy, sources.second_policy),
-            )
-            for i in case_ids
-        ]
-    if [pair.case_id for pair in pairs] != list(case_ids):
-        raise RuntimeError(f"step {step}: the engines returned pairs of other cases than were asked for")
-    return [
-        online_label(
-            pair,
-            sources.labels[pair.case_id],
-            agreement=rule.agreement,
-            wrong_label=rule.wrong_label,
-            seed=cfg.seed,
-            step=step,
-            source_model=sources.policy,
-        )
-        for pair in pairs
-    ]
 
 
 class Relabeler:

@@ -15,7 +15,6 @@ import ray
 import ray.train
 
 from introspect_ray.config import RunConfig
-from introspect_ray.distributed.relabeler import plan_ids
 from introspect_ray.distributed.rollout_pool import RolloutPool
 from introspect_ray.distributed.weight_sync import expect, pack, verify
 from introspect_ray.engines.base import WeightUpdate
@@ -24,6 +23,7 @@ from introspect_ray.loop import StepLabels, publish, run
 from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
 from introspect_ray.storage import open_store
+from introspect_ray.supervision import plan_ids
 
 if TYPE_CHECKING:
     from introspect_ray.learner import Learner

@@ -38,18 +38,6 @@ def load_cases(task: TaskConfig, seed: int) -> tuple[list[Case], list[Case]]:
     return train, _limit(test, task.test_cases, seed, "test")
 
 
-def check_task(task: TaskConfig) -> None:
-    """Refuse a task whose files are missing or unreadable, before any is parsed. Raises UserError.
-
-    hint_mmlu without a path asks the hub (a few MB, cached by huggingface_hub for the run itself).
-    """
-    for source in _sources(task):
-        if source is not None:
-            _check_file(Path(source))
-    if task.name == "hint_mmlu" and task.path is None:
-        hint_mcq.hub_files(task.hub_id)
-
-
 def _sources(task: TaskConfig) -> tuple[str | None, str | None]:
     """Training and held-out file; None for the hub (training) or for a split of the training file (held-out)."""
     if task.name == "organism":

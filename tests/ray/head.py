@@ -18,13 +18,14 @@ import psutil
 @contextlib.contextmanager
 def head(folder: Path, cpus: int = 2) -> Iterator[tuple[str, dict[str, str]]]:
     """(job server address, environment for `ray job submit`) while a head runs in the foreground of a child."""
-    gcs, dashboard, client = _free_ports(3)
+    gcs, dashboard, client, agent = _free_ports(4)
     bin_dir = str(Path(sys.executable).parent)
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
     env.pop("RAY_ADDRESS", None)
     command = [
         f"{bin_dir}/ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
         f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",  # the default one may belong to another Ray of this machine
         f"--num-cpus={cpus}", f"--temp-dir={short_temp(folder)}", "--disable-usage-stats",
     ]  # fmt: skip
     with open(folder / "head.log", "wb") as log:

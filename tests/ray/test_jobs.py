@@ -142,10 +142,14 @@ def test_ray_job_submit(tmp_path):
     from head import head
 
     with head(tmp_path) as (address, env):
-        done = subprocess.run(
-            [Path(sys.executable).with_name("ray"), "job", "submit", "--address", address, "--working-dir", ".", "--",
-             "python", "jobs/sweep_lambda.py", *SMALL, f"output_dir={tmp_path / 'out'}", "kl_weight=[0,1]"],
-            cwd=REPO, env=env, capture_output=True, text=True, timeout=500,
-        )  # fmt: skip
+        command = [
+            Path(sys.executable).with_name("ray"), "job", "submit", "--address", address, "--working-dir", ".", "--",
+            "python", "jobs/sweep_lambda.py", *SMALL, f"output_dir={tmp_path / 'out'}", "kl_weight=[0,1]",
+        ]  # fmt: skip
+        for _ in range(20):  # a young head answers before its job agent is up
+            done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=500)
+            if "No available agent" not in done.stderr:
+                break
+            time.sleep(3)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())) == 2

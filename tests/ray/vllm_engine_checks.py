@@ -56,20 +56,26 @@ def assert_delivery(delivery, update, expected):
     assert delivery.bytes == sum(t.numel() * t.element_size() for t in update.tensors.values())
 
 
-class TestTied:
-    """A tied head: vLLM keeps a packed copy of it, which an update of the embedding alone does not reach."""
+class Served:
+    """One policy (tiny, tied head) and one engine for a class of tests."""
+
+    method = "full"
 
     @pytest.fixture(scope="class")
     @classmethod
     def policy(cls, tmp_path_factory):
-        return save_policy(tmp_path_factory.mktemp("tied"), tied=True)
+        return save_policy(tmp_path_factory.mktemp("policy"), tied=True)
 
     @pytest.fixture(scope="class")
     @classmethod
     def engine(cls, policy):
-        engine = start(policy)
+        engine = start(policy, method=cls.method)
         yield engine
         engine.close()
+
+
+class TestTied(Served):
+    """A tied head: vLLM keeps a packed copy of it, which an update of the embedding alone does not reach."""
 
     def test_labels_are_the_full_softmax_of_the_policy(self, engine, policy):
         assert engine.weight_version == 0
@@ -189,7 +195,7 @@ class TestTied:
                 call()
 
 
-class TestOrganism:
+class TestOrganism(Served):
     """The bundled policy (untied head) on its own cases."""
 
     @pytest.fixture(scope="class")
@@ -213,13 +219,6 @@ class TestOrganism:
             for r in rows
         ]
         return [tokenize_case(case, tokenizer) for case in cases]
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def engine(cls, policy):
-        engine = start(policy)
-        yield engine
-        engine.close()
 
     def test_labels_are_the_full_softmax_of_the_policy(self, engine, policy, cases):
         assert_serves(engine, cases, lambda prompts: reference_logprobs(policy, state(policy), prompts))
@@ -249,20 +248,10 @@ class TestOrganism:
             engine.label_pairs(cases)
 
 
-class TestLora:
+class TestLora(Served):
     """Only the adapter moves; each version is a new adapter to vLLM."""
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def policy(cls, tmp_path_factory):
-        return save_policy(tmp_path_factory.mktemp("lora"), tied=True)
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def engine(cls, policy):
-        engine = start(policy, method="lora")
-        yield engine
-        engine.close()
+    method = "lora"
 
     def test_version_0_is_the_base_policy(self, engine, policy):
         assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, state(policy), prompts))

@@ -204,17 +204,18 @@ def test_collapsed_labels_of_m0(mode, warned, capsys):
 
 def test_the_relabeler_hands_the_agreement_alarm_to_who_fetches(tmp_path, monkeypatch):
     """A rule that flips everything while ν = 0.9 was asked for: P(K = 0 of 16) = 1e-16."""
-    from introspect_ray.distributed import relabeler
+    from introspect_ray import supervision
+    from introspect_ray.distributed.relabeler import Relabeler
 
     cases = {f"c{i}": ("A", "B") for i in range(16)}
     cfg = RunConfig.model_validate({"batch_size": 16, "steps": 1, "supervision": {"rule": "online", "agreement": 0.9}})
-    true_rule = relabeler.online_label
-    monkeypatch.setattr(relabeler, "online_label", lambda *a, **k: true_rule(*a, **{**k, "agreement": 0.0}))
-    maker = relabeler.Relabeler(cfg, relabeler.Sources(cases, "m", {}), str(tmp_path), 1)
+    true_rule = supervision.online_label
+    monkeypatch.setattr(supervision, "online_label", lambda *a, **k: true_rule(*a, **{**k, "agreement": 0.0}))
+    maker = Relabeler(cfg, supervision.Sources(cases, "m", {}), str(tmp_path), 1)
 
     async def step() -> StepLabels:
         async def group():
-            ids = relabeler.plan_ids(cfg, list(cases), 0)
+            ids = supervision.plan_ids(cfg, list(cases), 0)
             pairs = [BehaviorPair(i, "A", "B", (), (), False, False, 0) for i in ids]
             return SimpleNamespace(pairs=pairs, seconds=0.0, idle_s=0.0)
 

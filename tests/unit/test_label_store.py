@@ -17,11 +17,9 @@ from introspect_ray.label_store import (
     label_set_key,
     labels_from_table,
     labels_to_table,
-    load_json,
     load_pairs,
     read_labels,
     read_tables,
-    save_json,
     save_pairs,
     split_pairs,
     truncate_labels,
@@ -146,12 +144,6 @@ def test_label_sets_round_trip(uri: str) -> None:
     assert load_pairs(uri, "k") == PAIRS
     assert load_pairs(uri, "other") is None
     assert open_store(uri).list() == ["pairs/k.parquet"]
-
-
-def test_small_values_round_trip(uri: str) -> None:
-    assert load_json(uri, "k") is None
-    save_json(uri, "k", [[True, "B"], None])
-    assert load_json(uri, "k") == [[True, "B"], None]
 
 
 def test_the_key_depends_on_all_that_decides_the_pairs_and_on_nothing_else() -> None:

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from introspect_ray.audit import audit
 from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig, load_config
-from introspect_ray.distributed.relabeler import plan_ids
 from introspect_ray.engines import make_engine
 from introspect_ray.errors import UserError
 from introspect_ray.label_store import LabelWriter, label_set_key, read_labels, save_pairs
@@ -27,7 +26,7 @@ from introspect_ray.records import Label
 from introspect_ray.reference import build_reference
 from introspect_ray.replay import compare, replay_job
 from introspect_ray.storage import open_store
-from introspect_ray.supervision import online_label
+from introspect_ray.supervision import online_label, plan_ids
 
 STEPS, BATCH, NU = 3, 8, 0.7
 

@@ -9,11 +9,14 @@ from itertools import product
 
 import pytest
 
+from introspect_ray.config import RunConfig
 from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.supervision import (
+    Sources,
     binomial_interval,
     draw,
     fixed_label,
+    make_labels,
     mixed_label,
     online_label,
     realised_agreement,
@@ -222,6 +225,30 @@ def test_ends_of_the_mixture_are_pure(ratio, source, explanation):
 def test_mixing_pairs_of_two_cases_is_refused():
     with pytest.raises(ValueError, match="'a' and 'b'"):
         mixed_label(pair(case_id="a"), pair(case_id="b"), mixing_ratio=0.5, seed=0, sources=("x", "y"))
+
+
+# --- the rule of a run ----------------------------------------------------------------------------------------------
+
+
+def test_make_labels_follows_the_rule_of_the_config():
+    """fixed: M0's; mixed at ratio 1: the second policy's; online at agreement 1: the pairs given. Each with its step."""
+    ids = ["a", "b"]
+    m0, second = ({i: pair("A", y, i, version=0) for i in ids} for y in "BC")
+    sources = Sources(dict.fromkeys(ids, LETTERS), "organism", m0, "other", second)
+    current = [pair("A", "D", i) for i in ids]
+    for rule, pairs, content, source, version in (
+        ({"rule": "fixed"}, [], "B", "organism", 0),
+        ({"rule": "mixed", "mixing_ratio": 1.0, "second_policy": "other"}, [], "C", "other", 0),
+        ({"rule": "online", "agreement": 1.0}, current, "D", "organism", 3),
+    ):
+        labels = make_labels(RunConfig.model_validate({"supervision": rule}), sources, 5, ids, pairs)
+        assert [(x.case_id, x.explanation) for x in labels] == [(i, Explanation(True, content)) for i in ids]
+        got = {(p.rule, p.source_model, p.cued_version, p.step) for p in (x.provenance for x in labels)}
+        assert got == {(rule["rule"], source, version, 5)}
+    online_cfg = RunConfig.model_validate({"supervision": {"rule": "online"}})
+    for others in (current[::-1], current[:1]):
+        with pytest.raises(RuntimeError, match="step 5: the engines returned pairs of other cases"):
+            make_labels(online_cfg, sources, 5, ids, others)
 
 
 # --- realised agreement ----------------------------------------------------------------------------------------

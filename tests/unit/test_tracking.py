@@ -14,7 +14,7 @@ from introspect_ray import tracking_mlflow
 from introspect_ray.config import TrackingConfig
 from introspect_ray.errors import UserError
 from introspect_ray.storage import open_store
-from introspect_ray.tracking import JsonlTracker, NullTracker, flatten, make_tracker, numbers, tracking_uri
+from introspect_ray.tracking import JsonlTracker, flatten, make_tracker, numbers, tracking_uri
 
 
 def rows(folder: str | Path) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def test_flatten() -> None:
     assert flatten({"a": {"b": {"c": 1}, "d": None}, "e": [1]}) == {"a.b.c": 1, "a.d": None, "e": [1]}
 
 
-def test_none_is_skipped_and_nan_is_refused() -> None:
+def test_none_is_skipped_and_nan_is_refused(tmp_path: Path) -> None:
     assert numbers({"loss": 0.5, "gap": None, "orig": {"em": 1}}, 3) == {"loss": 0.5, "orig.em": 1}
     for value in (math.nan, math.inf):
         with pytest.raises(ValueError, match=r"metric 'orig.em' at step 3 is (nan|inf)"):
@@ -33,7 +33,7 @@ def test_none_is_skipped_and_nan_is_refused() -> None:
     with pytest.raises(TypeError, match=r"metric 'rule' at step 3 is str 'fixed', not a number"):
         numbers({"rule": "fixed"}, 3)
     with pytest.raises(ValueError, match="at step 0 is nan"):
-        NullTracker().log_metrics({"loss": math.nan}, 0)
+        JsonlTracker(str(tmp_path)).log_metrics({"loss": math.nan}, 0)
 
 
 def test_jsonl_is_on_disk_at_once(tmp_path: Path) -> None:
@@ -64,11 +64,11 @@ def test_jsonl_artifacts(tmp_path: Path) -> None:
     assert open_store(tmp_path / "run").list("artifacts") == ["artifacts/figures/a.png", "artifacts/plots/a.png"]
 
 
-def test_a_resumed_run_drops_the_rows_it_makes_again(tmp_path: Path) -> None:
+def test_a_continued_run_keeps_its_rows(tmp_path: Path) -> None:
     with JsonlTracker(str(tmp_path)) as tracker:
-        for step in range(4):
+        for step in range(2):
             tracker.log_metrics({"loss": step}, step)
-    with JsonlTracker(str(tmp_path), resume_step=2) as tracker:
+    with JsonlTracker(str(tmp_path)) as tracker:
         tracker.log_metrics({"loss": 20}, 2)
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(0, 0), (1, 1), (2, 20)]
 
@@ -83,9 +83,9 @@ def test_jsonl_on_s3_is_rewritten_as_it_grows(s3_env: str, tmp_path: Path) -> No
     tracker.close()
     assert [row["loss"] for row in rows(s3_env)] == list(range(120))
     assert open_store(s3_env).list() == ["artifacts/notes/a.txt", "metrics.jsonl"]
-    with JsonlTracker(s3_env, resume_step=110) as again:
-        again.log_metrics({"loss": -1}, 110)
-    assert [row["loss"] for row in rows(s3_env)] == [*range(110), -1]
+    with JsonlTracker(s3_env) as again:
+        again.log_metrics({"loss": -1}, 120)
+    assert [row["loss"] for row in rows(s3_env)] == [*range(120), -1]
 
 
 def test_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

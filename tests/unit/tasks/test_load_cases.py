@@ -6,7 +6,7 @@ import pytest
 
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
-from introspect_ray.tasks import check_task, hint_mcq, load_cases
+from introspect_ray.tasks import hint_mcq, load_cases
 
 
 def mmlu(path, start=0, stop=40):
@@ -111,17 +111,16 @@ def test_an_id_may_not_mean_two_cases(tmp_path):
         load_cases(TaskConfig(name="jsonl", path=path, test_path=other), 0)
 
 
-def test_files_that_cannot_be_read_are_refused_before_parsing(tmp_path):
+def test_files_that_cannot_be_read_are_refused(tmp_path):
     missing = str(tmp_path / "none.jsonl")
     for bad, message in ((missing, "no such file; set task.path"), (str(tmp_path), "is a folder")):
-        for call in (check_task, lambda t: load_cases(t, 0)):
-            with pytest.raises(UserError, match=message):
-                call(TaskConfig(name="jsonl", path=bad))
+        with pytest.raises(UserError, match=message):
+            load_cases(TaskConfig(name="jsonl", path=bad), 0)
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(UserError, match="is empty"):
-        check_task(TaskConfig(name="jsonl", path=str(tmp_path / "empty.jsonl")))
+        load_cases(TaskConfig(name="jsonl", path=str(tmp_path / "empty.jsonl")), 0)
     with pytest.raises(UserError, match="no such file"):
-        check_task(TaskConfig(name="jsonl", path=cases_file(tmp_path / "c.jsonl", "ab"), test_path=missing))
+        load_cases(TaskConfig(name="jsonl", path=cases_file(tmp_path / "c.jsonl", "ab"), test_path=missing), 0)
 
 
 def test_an_unreachable_hub_names_the_local_way(monkeypatch):
@@ -129,10 +128,9 @@ def test_an_unreachable_hub_names_the_local_way(monkeypatch):
         raise ConnectionError("Name or service not known\nmore lines")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    for call in (check_task, lambda t: load_cases(t, 0)):
-        with pytest.raises(UserError, match=r"'cais/mmlu' cannot be fetched.*Name or service.*set task\.path") as error:
-            call(TaskConfig(name="hint_mmlu"))
-        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"'cais/mmlu' cannot be fetched.*Name or service.*set task\.path") as error:
+        load_cases(TaskConfig(name="hint_mmlu"), 0)
+    assert "\n" not in str(error.value)
 
 
 def test_the_hub_copy_is_read_from_its_parquet_files(monkeypatch, tmp_path):
@@ -151,4 +149,3 @@ def test_the_hub_copy_is_read_from_its_parquet_files(monkeypatch, tmp_path):
 def test_the_bundled_organism_loads():
     train, test = load_cases(TaskConfig(train_cases=50, test_cases=20), 0)
     assert (len(train), len(test)) == (50, 20) and set(train[0].labels) == set("ABCD")
-    check_task(TaskConfig())
