@@ -28,7 +28,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	|| { test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend cpu '$(TORCH)'; } \
 	|| { echo "make install: $(TORCH) not found: make PyTorch's CPU wheel index (or a folder with that wheel) visible to pip, with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS" >&2; exit 1; }
 	@grep -v '^torch==' $(LOCK) > $(VENV)/rest.txt
-	@{ test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(VENV)/rest.txt; } \
+	@{ test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r $(VENV)/rest.txt; } \
 	|| $(BIN)/python -m pip install --quiet --no-deps -r $(VENV)/rest.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
 	@touch $(STAMP)
