@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -64,8 +65,8 @@ def test_the_error_names_what_the_numbers_and_the_remedy():
 
 def test_the_presets_bound_fits_their_compute_type():
     assert load_config(None, {}).alarms.engine_gap == 0.01
-    hint = load_config(None, {"task.name": "hint_mmlu"})
-    assert (hint.train.dtype, hint.alarms.engine_gap) == ("bfloat16", 0.5)
+    h100 = load_config(str(Path(__file__).parents[2] / "cluster" / "h100.yaml"), {"task.name": "hint_mmlu"})
+    assert (h100.train.dtype, h100.rollout.dtype, h100.alarms.engine_gap) == ("bfloat16", "bfloat16", 0.5)
 
 
 def test_binomial_tails_by_hand():

@@ -231,7 +231,7 @@ def test_mixing_pairs_of_two_cases_is_refused():
 
 
 def test_make_labels_follows_the_rule_of_the_config():
-    """fixed: M0's; mixed at ratio 1: the second policy's; online at agreement 1: the pairs given. Each with its step."""
+    """fixed: M0's; mixed at ratio 1: the second policy's; online at agreement 1: the pairs given."""
     ids = ["a", "b"]
     m0, second = ({i: pair("A", y, i, version=0) for i in ids} for y in "BC")
     sources = Sources(dict.fromkeys(ids, LETTERS), "organism", m0, "other", second)
