@@ -1,4 +1,4 @@
-"""One Ray, one vLLM engine and one set of M0 labels for all tests of the loop: starting them takes half a minute."""
+"""One Ray, one vLLM engine and one set of M0 labels for all tests in this folder: starting them takes half a minute."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Live:
         return summary, rows, out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     import ray
 
