@@ -45,6 +45,12 @@ _EXPLANATION = (
     _Curve(_ORIG_EM, "Orig: against E(M0)", ORIG, "-"),
 )
 
+_COLUMNS = ("seeds", "Self %", "Orig %", "gap (points)", "Behavior EM %")
+_REALISED = (
+    ("realised % at labelling", ("labels", "realised_at_labelling")),
+    ("at consumption", ("labels", "realised_at_consumption")),
+)
+
 # Panels of the training figure: title, scale, (field of StepMetrics, name, colour) a curve.
 _PANELS = (
     (
@@ -174,25 +180,28 @@ def _scale_x(axis: Any, swept: Sequence[float], key: str) -> None:
 def table(summaries: Sequence[Mapping[str, Any]], key: str, values: Sequence[float] | None = None) -> str:
     """Plain text, a row a swept value: Self, Orig, their gap and Behavior EM in percent, mean ± sd over seeds.
 
-    The gap's spread is that of the per-seed gaps (paired), not of the two scores apart.
+    The gap's spread is that of the per-seed gaps (paired), not of the two scores apart. A table over ν
+    puts the realised agreement, when labelled and when trained on, beside the requested one.
     """
     swept = swept_values(summaries, key, values)
-    rows = [(_leaf(key), "seeds", "Self %", "Orig %", "gap (points)", "Behavior EM %")]
+    realised = _REALISED if _leaf(key) == "agreement" else ()
+    rows = [(_leaf(key), *[name for name, _ in realised], *_COLUMNS)]
     for x in sorted(set(swept)):
         group = [s for s, value in zip(summaries, swept) if value == x]
         self_em, orig_em, behavior = (
             [_at(s, path) for s in group] for path in (_SELF_EM, _ORIG_EM, ("behavior", "em"))
         )
         gaps = [a - b for a, b in zip(self_em, orig_em)]
-        rows.append((f"{x:g}", str(len(group)), _pm(self_em), _pm(orig_em), _pm(gaps, "+"), _pm(behavior)))
+        extra = [_pm([_at(s, path) for s in group], digits=2) for _, path in realised]
+        rows.append((f"{x:g}", *extra, str(len(group)), _pm(self_em), _pm(orig_em), _pm(gaps, "+"), _pm(behavior)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
 
-def _pm(scores: Sequence[float], sign: str = "") -> str:
+def _pm(scores: Sequence[float], sign: str = "", digits: int = 1) -> str:
     spread = over_seeds(scores)
-    mean = f"{100 * spread.mean:{sign}.1f}"
-    return mean if spread.sd is None else f"{mean} ± {100 * spread.sd:.1f}"
+    mean = f"{100 * spread.mean:{sign}.{digits}f}"
+    return mean if spread.sd is None else f"{mean} ± {100 * spread.sd:.{digits}f}"
 
 
 def training_figure(rows: Sequence[Mapping[str, Any]], path: str | Path, *, smoothing: float = 0.9) -> None:

@@ -18,6 +18,9 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# A cluster of this process's own: no node is ever preempted, and workers at Ray's niceness of 15 would starve
+# beside anything else that runs on the machine.
+_LOCAL = {"RAY_worker_niceness": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def connect(cfg: RunConfig) -> None:
@@ -42,6 +45,8 @@ def connect(cfg: RunConfig) -> None:
         _check_cluster(cfg, need)
         return
     check_local_room(cfg)
+    for name, value in _LOCAL.items():
+        os.environ.setdefault(name, value)
     ray.init(
         address="local",
         num_cpus=int(-(-need["CPU"] // 1)) + 1,  # one for what is small: Tune trials, the reference task

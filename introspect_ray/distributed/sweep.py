@@ -96,7 +96,8 @@ def run_sweep(
         grid = tune.Tuner(
             tune.with_resources(trial, {"cpu": 0, "memory": 1}),
             param_space=space.param_space(values, seeds),
-            tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max"),
+            # One process for all trials: starting one and its imports take longer than a short trial's evaluation.
+            tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max", reuse_actors=True),
             run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0),
         ).fit()
     done = [result.metrics["summary"] for result in grid if result.error is None]

@@ -91,6 +91,20 @@ def test_table_by_hand():
     assert len({len(line) for line in table(rows, "kl_weight").split("\n")}) == 1
 
 
+def test_a_table_over_agreement_shows_what_was_realised():
+    """ν = .8 with realised .79 and .81 at labelling: 80.00, sd .01 * sqrt(2) = 1.41 points."""
+    rows = [
+        summary(0.8, 0.5, 0.5, seed=k) | {"labels": {"realised_at_labelling": at, "realised_at_consumption": 0.7}}
+        for k, at in enumerate((0.79, 0.81))
+    ]
+    head, row = (
+        [cell.strip() for cell in line.split("  ") if cell.strip()]
+        for line in table(rows, "supervision.agreement").split("\n")
+    )
+    assert head[:4] == ["agreement", "realised % at labelling", "at consumption", "seeds"]
+    assert row[:4] == ["0.8", "80.00 ± 1.41", "70.00 ± 0.00", "2"]
+
+
 def test_smooth_by_hand():
     """Weight 1/2 on 0, 1, 1: 0; 1/1.5; 1.5/1.75. A biased average would start from 0 whatever the first value."""
     assert smooth([0, 1, 1], 0.5) == pytest.approx([0, 2 / 3, 6 / 7])
