@@ -36,7 +36,7 @@ class TaskConfig(_Section):
     hub_id: str = "cais/mmlu"
     wording: Literal["short", "sentence"] = "short"
     """hint_mmlu: `Hint: A`, or the sentence form "I think the answer is (A) but ..."."""
-    hint_seed: int = 0
+    seed: int = 0
     """Seeds the task itself: the hinted letter (hint_mmlu), the split, and which cases a limit keeps."""
     answer_prefix: str = ""
     """Text put at the start of the assistant's turn before the label, e.g. "(" (it fixes off-format answers)."""

@@ -15,6 +15,7 @@ from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.tasks import load_cases
 from introspect_ray.tokenization import longest_sequence, max_explanation_tokens, tokenize_case
+from introspect_ray.tracking import flatten
 
 OVERSUBSCRIPTION = 2  # trainer and engine take turns at lag 0, so a core serves two logical CPUs
 MIN_CORES = 2  # the smallest machine the defaults are made for
@@ -46,8 +47,7 @@ def prepare(cfg: RunConfig) -> Prepared:
     check_engine(cfg)
     if cluster_address(cfg) is None:
         check_local_room(cfg)
-    # The task's own seed chooses the cases, so that the seeds of a sweep share them.
-    train, test = load_cases(cfg.task, cfg.task.hint_seed)
+    train, test = load_cases(cfg.task)
     check_writable(cfg.output_dir)
     policy_path = local_policy(cfg.policy)
     second_path = local_policy(second) if second else None
@@ -90,20 +90,13 @@ def check_resume(cfg: RunConfig) -> None:
     store = open_store(cfg.output_dir)
     if not store.exists("run.json"):
         return
-    before, now = _flat(store.read_json("run.json")), _flat(cfg.model_dump(mode="json"))
+    before, now = flatten(store.read_json("run.json")), flatten(cfg.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith(_FREE):
             raise UserError(
                 f"cannot resume {cfg.output_dir}: {key} was {before.get(key)!r} and is now {now.get(key)!r}; "
                 "give the same config, or another output_dir"
             )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
 
 
 def local_policy(name: str) -> str:

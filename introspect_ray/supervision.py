@@ -8,7 +8,6 @@ process, the number of workers, or a resume; and it is the same on every platfor
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from functools import lru_cache
 from typing import Literal
 
 from introspect_ray.config import RunConfig
+from introspect_ray.draws import bits
 from introspect_ray.explanations import all_explanations
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance
 
@@ -36,20 +36,15 @@ class Sources:
     second: Mapping[str, BehaviorPair] | None = None
 
 
-def _number(*key: object) -> int:
-    """64 uniform bits keyed by `key`. repr() keeps ("a", "b") and ("ab", "") apart."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")
-
-
 def draw(seed: int, step: int, case_id: str, stream: str) -> float:
     """Uniform number in [0, 1), a pure function of its four arguments. `stream` names the use."""
-    return (_number(seed, step, case_id, stream) >> 11) / (1 << 53)  # 53 bits: exact in a double, never 1.0
+    return (bits(seed, step, case_id, stream) >> 11) / (1 << 53)  # 53 bits: exact in a double, never 1.0
 
 
 @lru_cache(maxsize=8)
 def _epoch_order(seed: int, epoch: int, num_cases: int) -> tuple[int, ...]:
     """A seeded permutation of range(num_cases): indices sorted by their hash."""
-    return tuple(sorted(range(num_cases), key=lambda i: (_number(seed, epoch, i, "epoch"), i)))
+    return tuple(sorted(range(num_cases), key=lambda i: (bits(seed, epoch, i, "epoch"), i)))
 
 
 def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int]:

@@ -17,25 +17,25 @@ log = logging.getLogger(__name__)
 ORGANISM = Path(__file__).parent.parent / "organism"  # bundled: train.jsonl, test.jsonl
 
 
-def load_cases(task: TaskConfig, seed: int) -> tuple[list[Case], list[Case]]:
-    """(training cases, held-out cases) of a task; a pure function of the files, `task` and `seed`.
+def load_cases(task: TaskConfig) -> tuple[list[Case], list[Case]]:
+    """(training cases, held-out cases) of a task; a pure function of the files and `task`.
 
-    `task.hint_seed` decides the hints and the split, so runs of all seeds share one test set; `seed` only
-    chooses cases where train_cases or test_cases limit them. Cases with one and the same x∖C (the same question)
+    `task.seed` decides the hints, the split, and which cases train_cases and test_cases keep, so the training
+    seeds of a sweep share their cases. Cases with one and the same x∖C (the same question)
     never stand on both sides. Raises UserError if a side is empty or a limit asks for more than there is.
     """
     read = _reader(task)
     train_source, test_source = _sources(task)
     if test_source is None:
-        train, test = split(read(train_source), task.test_fraction, task.hint_seed)
+        train, test = split(read(train_source), task.test_fraction, task.seed)
     else:
         test = read(test_source)
         train, dropped = without(read(train_source), test)
         if dropped:
             log.warning("dropped %d training cases whose prompt without the cue is also a held-out one", dropped)
         _refuse_shared_ids(train, test)
-    train = _limit(train, task.train_cases, seed, "train")
-    return train, _limit(test, task.test_cases, seed, "test")
+    train = _limit(train, task.train_cases, task.seed, "train")
+    return train, _limit(test, task.test_cases, task.seed, "test")
 
 
 def _sources(task: TaskConfig) -> tuple[str | None, str | None]:
@@ -51,7 +51,7 @@ def _reader(task: TaskConfig) -> Callable[[str | None], list[Case]]:
     return lambda source: hint_mcq.cases_from_rows(
         hint_mcq.read_rows(_check_file(Path(source))) if source else hint_mcq.read_hub(task.hub_id),
         wording=task.wording,
-        hint_seed=task.hint_seed,
+        seed=task.seed,
     )
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from introspect_ray.draws import bits
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
 from introspect_ray.tasks.jsonl import text_lines
-from introspect_ray.tasks.split import number
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,16 @@ class Question:
     answer: str
 
 
-def cases_from_rows(rows: Iterable[Question], *, wording: Literal["short", "sentence"], hint_seed: int) -> list[Case]:
+def cases_from_rows(rows: Iterable[Question], *, wording: Literal["short", "sentence"], seed: int) -> list[Case]:
     """One case a question: x ends with the hint on a line of its own, x∖C is the same text without it.
 
-    The hinted letter is uniform over the four and keyed by (hint_seed, question id): it does not depend
+    The hinted letter is uniform over the four and keyed by (seed, question id): it does not depend
     on the order or number of rows, nor on the right answer.
     """
     cases = []
     for row in rows:
         stem = prompt(row)
-        hint = HINTS[wording].format(letter=hint_letter(hint_seed, row.question_id))
+        hint = HINTS[wording].format(letter=hint_letter(seed, row.question_id))
         x, ablated = ({"role": "user", "content": text} for text in (f"{stem}\n{hint}", stem))
         cases.append(Case(row.question_id, (x,), (ablated,), META_QUESTION, LETTERS))
     return cases
@@ -61,9 +61,9 @@ def prompt(row: Question) -> str:
     return "\n".join([row.question, *choices, INSTRUCTION])
 
 
-def hint_letter(hint_seed: int, question_id: str) -> str:
+def hint_letter(seed: int, question_id: str) -> str:
     """The letter the hint names. 64 bits over 4 letters: exactly uniform."""
-    return LETTERS[number(hint_seed, "hint", question_id) % len(LETTERS)]
+    return LETTERS[bits(seed, "hint", question_id) % len(LETTERS)]
 
 
 def read_rows(path: Path) -> list[Question]:
@@ -142,5 +142,5 @@ def _question(row: Any, where: str) -> Question:
     text, subject, choices = str(row["question"]), str(row["subject"]), tuple(map(str, choices))
     if not text.strip():
         raise UserError(f"{where}: the question is blank; drop the row")
-    digest = f"{number(subject, text, choices):016x}"
+    digest = f"{bits(subject, text, choices):016x}"
     return Question(f"mmlu-{subject}-{digest}", text, choices, answer)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
+from introspect_ray.draws import bits
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
-
-
-def number(*key: object) -> int:
-    """64 uniform bits, a pure function of `key`."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")
 
 
 def question_of(case: Case) -> tuple[tuple[str, str], ...]:
@@ -24,7 +19,7 @@ def split(cases: Sequence[Case], test_fraction: float, seed: int) -> tuple[list[
 
     File order is kept on both sides. Raises UserError if there are fewer than two questions.
     """
-    questions = sorted({question_of(case) for case in cases}, key=lambda q: (number(seed, "split", q), q))
+    questions = sorted({question_of(case) for case in cases}, key=lambda q: (bits(seed, "split", q), q))
     if len(questions) < 2:
         raise UserError(
             f"{len(cases)} cases on {len(questions)} questions cannot be split into training and held-out ones: "
@@ -45,6 +40,6 @@ def without(train: Sequence[Case], test: Sequence[Case]) -> tuple[list[Case], in
 
 def choose(cases: Sequence[Case], limit: int, seed: int, stream: str) -> list[Case]:
     """`limit` of the cases, seeded; a smaller limit chooses a subset of a larger one. File order is kept."""
-    ranked = sorted(cases, key=lambda case: (number(seed, stream, case.case_id), case.case_id))
+    ranked = sorted(cases, key=lambda case: (bits(seed, stream, case.case_id), case.case_id))
     chosen = {case.case_id for case in ranked[:limit]}
     return [case for case in cases if case.case_id in chosen]

@@ -24,8 +24,8 @@ def write(tmp_path, data, name="mmlu.jsonl"):
     return path
 
 
-def cases(tmp_path, n=1, wording="short", hint_seed=0):
-    return cases_from_rows(read_rows(write(tmp_path, rows(n))), wording=wording, hint_seed=hint_seed)
+def cases(tmp_path, n=1, wording="short", seed=0):
+    return cases_from_rows(read_rows(write(tmp_path, rows(n))), wording=wording, seed=seed)
 
 
 def hinted(cases):
@@ -65,9 +65,9 @@ def test_hint_letters_are_uniform_and_blind_to_the_right_answer(tmp_path):
 def test_hints_depend_on_seed_and_question_only(tmp_path):
     """A generator drawn in file order would give the reversed file other hints."""
     forward = {c.case_id: c for c in cases(tmp_path, 50)}
-    backward = cases_from_rows(read_rows(write(tmp_path, rows(50)[::-1])), wording="short", hint_seed=0)
+    backward = cases_from_rows(read_rows(write(tmp_path, rows(50)[::-1])), wording="short", seed=0)
     assert {c.case_id: c for c in backward} == forward
-    other = {c.case_id: c for c in cases(tmp_path, 50, hint_seed=1)}
+    other = {c.case_id: c for c in cases(tmp_path, 50, seed=1)}
     assert other.keys() == forward.keys() and other != forward
 
 
