@@ -195,7 +195,22 @@ def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
         raise UserError(_explain(error)) from None
     # Workers have other working folders than the driver.
     folders = {key: value for key in ("output_dir", "cache_dir") if (value := getattr(cfg, key))}
-    return override(cfg, {key: _absolute(value) for key, value in folders.items()})
+    policies = {
+        "policy": cfg.policy,
+        "supervision.second_policy": cfg.supervision.second_policy,
+        "eval.policy": cfg.eval.policy,
+    }
+    return override(
+        cfg,
+        {key: _absolute(value) for key, value in folders.items()}
+        | {key: str(Path(value).expanduser().absolute()) for key, value in policies.items() if _is_local(value)},
+    )
+
+
+def _is_local(policy: str | None) -> bool:
+    """Whether a policy's name is a path on this machine, and neither a bundled one nor a hub id."""
+    bundled = RunConfig.model_fields["policy"].default
+    return bool(policy) and policy.partition(":")[0] != bundled and Path(policy).expanduser().exists()
 
 
 def _absolute(folder: str) -> str:

@@ -53,3 +53,14 @@ def test_override_values(text, value):
 def test_contradicting_overrides_are_refused(overrides):
     with pytest.raises(UserError):
         load_config(None, parse("job", overrides).overrides)
+
+
+def test_a_policy_given_by_a_relative_path_is_the_same_for_workers_elsewhere(tmp_path, monkeypatch):
+    """Ray's workers run in folders of their own; names of bundled and hub policies are no paths, whatever lies here."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "organism"):
+        (tmp_path / name).mkdir()
+    cfg = load_config(None, {"policy": "mine", "supervision.second_policy": "organism:second"})
+    assert cfg.policy == str(tmp_path / "mine") and cfg.supervision.second_policy == "organism:second"
+    assert load_config(None, {}).policy == "organism"
+    assert load_config(None, {"policy": "Qwen/Qwen3-8B"}).policy == "Qwen/Qwen3-8B"
