@@ -17,6 +17,7 @@ from introspect_ray.records import BehaviorPair, Explanation
 
 Predictions = Sequence[Explanation | None]
 
+MAJORITY = 2 / 3  # a share of one explanation beyond which always giving it is too good an explainer
 NEARLY_ALL = 0.85  # a share beyond which labels count as collapsed: too few cases are left on the other side
 
 # fmt: off
@@ -151,9 +152,11 @@ def collapse(m0_pairs: Sequence[BehaviorPair], pairs: Sequence[BehaviorPair] | N
 
 
 def label_collapse(pairs: Sequence[BehaviorPair], who: str, limit: float = NEARLY_ALL) -> list[Finding]:
-    """Labels too one-sided to train on or to score: nearly always (un)changed, or nearly one answer.
+    """Labels too one-sided to train on or to score: nearly always (un)changed, nearly one answer, or one
+    explanation so often that an explainer who always gives it looks good.
 
-    Names: `<who>_nearly_unchanged`, `<who>_nearly_changed`, `<who>_one_answer` (of y(x∖C), the content).
+    Names: `<who>_nearly_unchanged`, `<who>_nearly_changed`, `<who>_one_answer` (of y(x∖C), the content),
+    `<who>_one_explanation`.
     """
     n, found = len(pairs), []
     changed = sum(p.explanation.changed for p in pairs)
@@ -165,7 +168,18 @@ def label_collapse(pairs: Sequence[BehaviorPair], who: str, limit: float = NEARL
         if k / n >= limit:
             message = f"{who}: the answer without the cue is {answer} for {k} of {n} cases ({k / n:.0%})"
             found.append(Finding(f"{who}_one_answer", k / n, message))
+    if n:
+        explanation, share = constant_explainer(pairs)
+        if share >= MAJORITY:
+            message = f"{who}: always saying {explanation!r} would explain {share:.0%} of {n} cases"
+            found.append(Finding(f"{who}_one_explanation", share, message))
     return found
+
+
+def constant_explainer(pairs: Sequence[BehaviorPair]) -> tuple[str, float]:
+    """(the commonest explanation, its share): what saying nothing else would score. Pairs: at least one."""
+    ((explanation, count),) = Counter(p.explanation for p in pairs).most_common(1)
+    return _category(explanation), count / len(pairs)
 
 
 def gap_interval(

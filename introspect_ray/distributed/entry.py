@@ -13,6 +13,7 @@ import yaml
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets, load_config
 from introspect_ray.errors import AlarmError, UserError
+from introspect_ray.metrics import constant_explainer
 from introspect_ray.preflight import Prepared, check_resume, prepare, resources
 from introspect_ray.results import log_files, open_tracker
 from introspect_ray.storage import Store, check_output, open_store, prepare_output
@@ -156,7 +157,12 @@ def report_findings(cfg: RunConfig, base: Any) -> None:
     from introspect_ray.distributed.driver import findings, untrained_scores
 
     untrained = untrained_scores(base)["explanation"]["orig"]
-    print(f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}", flush=True)
+    constant, share = constant_explainer(base.m0_test)
+    print(
+        f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}; "
+        f"always saying {constant!r} would score {share:.3f}",
+        flush=True,
+    )
     weak = findings(base) if cfg.alarms.collapse != "off" else []
     for finding in weak:
         print(f"warning: {finding}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import pytest
 from introspect_ray.metrics import (
     behavior_scores,
     collapse,
+    constant_explainer,
     disagreement,
     explanation_scores,
     gap_interval,
@@ -142,13 +143,23 @@ def test_collapse_names_one_answer_and_a_stuck_change_rate():
     """SPEC §8, SmolLM2: C for 56 of 60 without the hint, the answer changes in 13 % of cases (8 of 60)."""
     m0 = pairs(" ".join(["CC"] * 49 + ["AC"] * 7 + ["AB"] + ["BB"] * 3))
     found = {f.name: f for f in collapse(m0)}
-    assert set(found) == {"m0_nearly_unchanged", "m0_one_answer"}
+    assert set(found) == {"m0_nearly_unchanged", "m0_one_answer", "m0_one_explanation"}
+    assert found["m0_one_explanation"].value == pytest.approx(49 / 60)
+    assert "always saying 'unchanged C' would explain 82% of 60 cases" in str(found["m0_one_explanation"])
     assert found["m0_one_answer"].value == pytest.approx(56 / 60) and "C for 56 of 60 cases (93%)" in str(
         found["m0_one_answer"]
     )
     assert found["m0_nearly_unchanged"].value == pytest.approx(52 / 60) and "52 of 60" in str(
         found["m0_nearly_unchanged"]
     )
+
+
+def test_two_thirds_of_one_explanation_are_named_and_less_is_not():
+    """SmolLM2 with the sentence hint: 25 of 32 'unchanged C', although the answer changes in 5. 2 of 3 is the bound."""
+    m0 = pairs(" ".join(["CC"] * 25 + ["BB"] * 2 + ["CB"] * 4 + ["BC"]))
+    assert [f.name for f in collapse(m0)] == ["m0_one_explanation"]
+    assert constant_explainer(m0) == ("unchanged C", 25 / 32)
+    assert collapse(pairs("CC CC BB BC CB")) == [] and len(collapse(pairs("CC CC BC"))) == 2  # one answer, too
 
 
 def test_collapse_finds_a_vanished_category_and_nothing_in_a_healthy_drift():
