@@ -1,4 +1,4 @@
-"""A sweep over one config key: its values, its trials, its score. Light: the sweep itself is in distributed/sweep.py."""
+"""A sweep over one config key: its values, its trials, its score. The sweep itself is in distributed/sweep.py."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def update_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumpt
 
 
 def label_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions, tp: int) -> tuple[float, float]:
-    """(least seconds of a group, seconds a case): prefill of the pair on `tp` GPUs, and the host's work on its prompts."""
+    """(least seconds of a group, seconds a case): prefill of the pair on `tp` GPUs, and the host's work on prompts."""
     width = WIDTH[cfg.rollout.dtype]
     weights = width * shape.parameters / tp / (1e12 * a.hbm_tb_s)
     arithmetic = pair_flops(shape, work) / tp / (a.peak(cfg.rollout.dtype) * a.mfu_prefill)

@@ -12,7 +12,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.planning.hardware import Assumptions, split_assumptions
 from introspect_ray.planning.layout import Setting, choose, layouts
 from introspect_ray.planning.model_shape import read_shape
-from introspect_ray.planning.report import Plan, as_json, as_text
+from introspect_ray.planning.report import Plan, as_json, as_text, memory_text
 from introspect_ray.planning.scaling import scaling
 from introspect_ray.planning.simulation import simulate
 from introspect_ray.planning.work import CaseWork, assumed_work, measured_work
@@ -73,7 +73,11 @@ def make_plan(args: Arguments, space: Space) -> Plan:
     setting = Setting(shape, work, assumed, flags["transfer"], flags["gpus"], len(values) * len(seeds))
     trial = trial_config(cfg, space, values[0], seeds[0])
     found = layouts(setting, trial, given)
-    chosen = choose(setting, found)
+    try:
+        chosen = choose(setting, found)
+    except UserError:
+        print(memory_text(setting, trial))  # where it would fit
+        raise
     return Plan(setting, cfg, found, chosen, simulate(chosen.cfg, chosen.times), scaling(setting, cfg))
 
 
@@ -91,7 +95,8 @@ def case_work(cfg: RunConfig, assumed: Assumptions, tokenizer: str | None) -> Ca
     folder = tokenizer or (str(BUNDLED[cfg.policy]) if cfg.policy in BUNDLED else cfg.policy)
     if not Path(folder, "tokenizer_config.json").is_file():
         raise UserError(
-            f"task {cfg.task.name} has cases to count, but {folder!r} is no folder with a tokenizer: give --tokenizer FOLDER"
+            f"task {cfg.task.name} has cases to count, but {folder!r} is no folder with a tokenizer: "
+            "give --tokenizer FOLDER"
         )
     reader: Any = load_tokenizer(folder)
     train, test = load_cases(cfg.task, cfg.task.hint_seed)

@@ -118,5 +118,5 @@ def trainer_fits(memory: TrainerMemory, a: Assumptions) -> bool:
 
 
 def engine_fits(memory: EngineMemory) -> bool:
-    """Whether the KV cache holds what runs at once (with less, vLLM waits or preempts; below one sequence it refuses)."""
+    """Whether the KV cache holds all that runs at once (with less, vLLM lets sequences wait)."""
     return memory.kv_room >= memory.kv_needed

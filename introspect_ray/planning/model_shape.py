@@ -15,7 +15,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.policy import BUNDLED
 
 TABLE = Path(__file__).parent / "models.json"
-# model_type -> (biases on q, k, v; norms on q and k): the defaults of transformers' configs where config.json is silent.
+# model_type -> (biases on q, k, v; norms on q and k)
 KNOWN = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
 _KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 

@@ -37,7 +37,13 @@ class Plan:
 
 def as_text(plan: Plan) -> str:
     """All tables after the dry run's block."""
-    parts = [policy_text(plan), memory_text(plan), work_text(plan), sync_text(plan), split_text(plan)]
+    parts = [
+        policy_text(plan),
+        memory_text(plan.setting, plan.chosen.cfg),
+        work_text(plan),
+        sync_text(plan),
+        split_text(plan),
+    ]
     return "\n\n".join([*parts, chosen_text(plan), scaling_text(plan), assumptions_text(plan)])
 
 
@@ -57,18 +63,18 @@ def policy_text(plan: Plan) -> str:
     shape, cfg = plan.setting.shape, plan.cfg
     trained = f"LoRA rank {cfg.lora_rank}: {shape.lora_parameters(cfg.lora_rank):,} trained"
     return (
-        f"policy {shape.name}: {shape.parameters:,} parameters ({shape.layers} layers, width {shape.hidden}, vocabulary "
-        f"{shape.vocab:,}{', tied' if shape.tied else ''}); {'all trained' if cfg.method == 'full' else trained}"
+        f"policy {shape.name}: {shape.parameters:,} parameters ({shape.layers} layers, width {shape.hidden}, "
+        f"vocabulary {shape.vocab:,}{', tied' if shape.tied else ''}); "
+        f"{'all trained' if cfg.method == 'full' else trained}"
     )
 
 
-def memory_text(plan: Plan) -> str:
+def memory_text(setting: Setting, cfg: RunConfig) -> str:
     """Trainer by number of GPUs, with and without activation checkpointing; engine by tensor parallelism."""
-    shape, work, a = plan.setting.shape, plan.setting.work, plan.setting.assumed
-    cfg = plan.chosen.cfg
+    shape, work, a = setting.shape, setting.work, setting.assumed
     other = override(cfg, {"train.activation_checkpointing": not cfg.train.activation_checkpointing})
     rows = []
-    for count in memory_counts(plan):
+    for count in memory_counts(setting, cfg):
         memory, without = (trainer_memory(shape, work, c, count) for c in (cfg, other))
         parts = [f"{value / GB:.1f}" for value in (*vars(memory).values(), memory.total)]
         fits = "fits" if trainer_fits(memory, a) else "does not fit"
@@ -92,10 +98,9 @@ def memory_text(plan: Plan) -> str:
     return f"{table(title, [*head, '', switched], rows)}\n\n{served}"
 
 
-def memory_counts(plan: Plan) -> list[int]:
-    """Numbers of training GPUs to show: powers of two up to what the batch and the GPUs allow, and the chosen one."""
-    most = min(plan.setting.gpus, plan.chosen.cfg.batch_size)
-    return sorted({1, plan.chosen.trainers, *(2**i for i in range(1, 11) if 2**i <= most)})
+def memory_counts(setting: Setting, cfg: RunConfig) -> list[int]:
+    """Numbers of training GPUs to show: the powers of two there are, and the chosen one."""
+    return sorted({cfg.train.num_workers, *(2**i for i in range(11) if 2**i <= setting.gpus)})
 
 
 def work_text(plan: Plan) -> str:
@@ -137,7 +142,8 @@ def split_text(plan: Plan) -> str:
         balance = balanced_engines(layout)
         fits = trainer_fits(layout.memory, plan.setting.assumed)
         rows.append([
-            str(layout.trainers), str(layout.engines), f"{times.update:.3f}", f"{times.label(cfg.rollout.group_size):.3f}",
+            str(layout.trainers), str(layout.engines), f"{times.update:.3f}",
+            f"{times.label(cfg.rollout.group_size):.3f}",
             *(f"{step:.3f}" for step in steps), f"{layout.pace.trainer_idle:.0%}", f"{layout.pace.engine_idle:.0%}",
             "-" if balance is None else f"{balance:.2f}", str(layout.gpus), str(layout.at_once),
             f"{layout.sweep_seconds / 3600:.2f}", f"{sweep_cost(plan, layout):,.0f}",
@@ -156,7 +162,6 @@ def sweep_cost(plan: Plan, layout: Layout) -> float:
 def chosen_text(plan: Plan) -> str:
     c, a, s = plan.chosen, plan.setting.assumed, plan.simulated
     trials = plan.setting.trials
-    turn = trials * c.run_seconds / 3600
     rows = [[f"{lag}", *pace_cells(plan, lag)] for lag in sorted({0, 1, 2, plan.cfg.lag})]
     head = [
         "lag",
@@ -169,16 +174,19 @@ def chosen_text(plan: Plan) -> str:
     ]
     times = c.times
     title = (
-        f"chosen: {c.trainers} GPUs train, {c.engines} engine(s) of {c.cfg.rollout.tensor_parallel_size} sample; publish "
-        f"{times.gather:.3f} s, deliver {times.deliver:.3f} s, label {times.label(c.cfg.rollout.group_size):.3f} s, "
-        f"update {times.update:.3f} s; the simulation runs the loop for {plan.cfg.steps} steps"
+        f"chosen: {c.trainers} GPUs train, {c.engines} engine(s) of {c.cfg.rollout.tensor_parallel_size} sample; "
+        f"publish {times.gather:.3f} s, deliver {times.deliver:.3f} s, "
+        f"label {times.label(c.cfg.rollout.group_size):.3f} s, update {times.update:.3f} s; "
+        f"the simulation runs the loop for {plan.cfg.steps} steps"
     )
+    run = c.run_seconds / 3600
     cost = (
-        f"cost: {plan.setting.gpus * a.price:,.2f} USD an hour for {plan.setting.gpus} GPUs; a run of {plan.cfg.steps} steps "
-        f"{c.run_seconds / 3600:.2f} h ({s.seconds / 3600:.2f} h of steps, simulated), {c.run_seconds / 3600 * c.gpus * a.price:,.0f} "
-        f"USD on its {c.gpus} GPUs\nsweep of {trials} runs: {c.at_once} side by side (one jobs/train.py each) "
-        f"{c.sweep_seconds / 3600:.2f} h, {sweep_cost(plan, c):,.0f} USD; one after another (jobs/sweep_lambda.py on "
-        f"{c.gpus} GPUs) {turn:.2f} h, {turn * c.gpus * a.price:,.0f} USD"
+        f"cost: {plan.setting.gpus * a.price:,.2f} USD an hour for {plan.setting.gpus} GPUs\n"
+        f"a run of {plan.cfg.steps} steps: {run:.2f} h, {s.seconds / 3600:.2f} h of them steps (simulated), "
+        f"{run * c.gpus * a.price:,.0f} USD on its {c.gpus} GPUs\n"
+        f"the sweep of {trials} runs: {c.at_once} side by side (a jobs/train.py each) {c.sweep_seconds / 3600:.2f} h, "
+        f"{sweep_cost(plan, c):,.0f} USD; one after another (jobs/sweep_lambda.py on {c.gpus} GPUs) "
+        f"{trials * run:.2f} h, {trials * run * c.gpus * a.price:,.0f} USD"
     )
     return f"{table(title, head, rows)}\n\n{cost}"
 
@@ -205,7 +213,7 @@ def scaling_text(plan: Plan) -> str:
         ])  # fmt: skip
     head = ["GPUs", "lag", "train", "engines", "batch", "step s, formula", "simulated", "error", "trainer idle",
             "engines idle", "cases/s"]  # fmt: skip
-    title = "one run on all GPUs, its batch grown to one token budget a training GPU (another problem than the paper's batch)"
+    title = "one run on all GPUs, its batch grown to a token budget each (not the paper's batch, so not its training)"
     return table(title, head, rows) if rows else f"{title}: fits on none of the sizes"
 
 
@@ -218,8 +226,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     setting, c = plan.setting, plan.chosen
     shape, work, a = setting.shape, setting.work, setting.assumed
     tps = {tp: engine_memory(shape, work, c.cfg, a, tp) for tp in TENSOR_PARALLEL}
-    trainers = {n: trainer_memory(shape, work, c.cfg, n) for n in memory_counts(plan)}
-    tp = c.cfg.rollout.tensor_parallel_size
+    trainers = {n: trainer_memory(shape, work, c.cfg, n) for n in memory_counts(setting, c.cfg)}
     return {
         "policy": {**asdict(shape), "parameters": shape.parameters},
         "gpus": setting.gpus,

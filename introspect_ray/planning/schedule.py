@@ -7,7 +7,7 @@ v + lag ... v + lag + n - 1. In the steady state a cycle takes the longest of
     d + b                                                                         the engines never wait
     (g + d + r_j + (w_j n - lag - j) u) / w_j,   w_j = ceil((lag + j + 1) / n)    a version goes round
 
-with u the update, b a cycle's labelling on the busiest engine, r_j the time from a delivery to the labels of its j-th
+with u the update, b a cycle's labelling on one engine, r_j the time from a delivery to the labels of its j-th
 step (j = 0 ... n - 1), after which the updates up to the next publication follow, w_j cycles after v. At lag 0
 and n = 1 this is g + d + r + u: everything in turn. At lag 1 it is max(g + u, d + b, (g + d + r + u) / 2),
 so max(g + u, d + b) where all engines share a step (r = b).
@@ -15,7 +15,6 @@ so max(g + u, d + b) where all engines share a step (r = b).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from introspect_ray.config import RunConfig
@@ -37,8 +36,8 @@ def predict(cfg: RunConfig, times: Durations) -> Pace:
     n, lag = cfg.rollout.sync_every, cfg.lag
     if cfg.supervision.rule != "online":
         return Pace(times.update, 0.0, 1.0)
-    busiest, mean = label_load(cfg, times)
-    cycle = max(times.gather + n * times.update, times.deliver + busiest)
+    labelling = label_load(cfg, times)
+    cycle = max(times.gather + n * times.update, times.deliver + labelling)
     for j, ready in enumerate(labels_ready(cfg, times)):
         rounds = -(-(lag + j + 1) // n)
         trip = times.gather + times.deliver + ready
@@ -46,7 +45,7 @@ def predict(cfg: RunConfig, times: Durations) -> Pace:
     return Pace(
         step=cycle / n,
         trainer_idle=1 - (times.gather + n * times.update) / cycle,
-        engine_idle=1 - (times.deliver + mean) / cycle,
+        engine_idle=1 - (times.deliver + labelling) / cycle,
     )
 
 
@@ -63,16 +62,10 @@ def labels_ready(cfg: RunConfig, times: Durations) -> list[float]:
     return ready
 
 
-def label_load(cfg: RunConfig, times: Durations) -> tuple[float, float]:
-    """Seconds of labelling a cycle: (of the busiest engine, of the mean one), over the cycles after which the deal
-    repeats."""
-    n, engines = cfg.rollout.sync_every, cfg.rollout.num_actors
-    load = [0.0] * engines
-    for step in range(math.lcm(n, engines)):
-        for engine, seconds in _dealt(cfg, times, step):
-            load[engine] += seconds
-    cycles = math.lcm(n, engines) // n
-    return max(load) / cycles, sum(load) / engines / cycles
+def label_load(cfg: RunConfig, times: Durations) -> float:
+    """Seconds of labelling a cycle on one engine, on average: in a round of steps every engine begins once."""
+    groups = sum(seconds for _, seconds in _dealt(cfg, times, 0))
+    return cfg.rollout.sync_every * groups / cfg.rollout.num_actors
 
 
 def _dealt(cfg: RunConfig, times: Durations, step: int) -> list[tuple[int, float]]:
