@@ -127,8 +127,9 @@ def read_shape(name: str) -> ModelShape:
     Only a hub id that is not in the table needs a network. Raises UserError naming the remedy.
     """
     table: dict[str, Any] = json.loads(TABLE.read_text())
-    if name in table and not name.startswith("_"):
-        return shape_from_config(name, table[name])
+    for alias in (name, f"{name}-Instruct", name.removesuffix("-Base")):  # tuning changes no dimension
+        if alias in table and not alias.startswith("_"):
+            return shape_from_config(name, table[alias])
     path = BUNDLED.get(name) or Path(name).expanduser()
     path = path / "config.json" if path.is_dir() else path
     if path.suffix == ".gguf":

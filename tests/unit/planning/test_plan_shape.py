@@ -46,6 +46,8 @@ def built(kind: str, device: str = "meta", **changes):
         ("Qwen/Qwen3-8B", 8_190_735_360),
         ("Qwen/Qwen3-14B", 14_768_307_200),
         ("Qwen/Qwen3-32B", 32_762_123_264),
+        ("Qwen/Qwen3-8B-Base", 8_190_735_360),
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
         ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
         ("meta-llama/Llama-3.1-70B-Instruct", 70_553_706_496),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008),
