@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from introspect_ray.errors import AlarmError, UserError
@@ -13,17 +13,22 @@ from introspect_ray.errors import AlarmError, UserError
 
 @dataclass(frozen=True)
 class Arguments:
-    """A parsed command line. `overrides` are (dotted key, parsed value)."""
+    """A parsed command line. `overrides` are (dotted key, parsed value); `flags` a job's own options by name."""
 
     config: str | None
     overrides: dict[str, Any]
     dry_run: bool
     resume: bool
     overwrite: bool
+    flags: dict[str, Any] = field(default_factory=dict)
 
 
-def parse(description: str, argv: list[str] | None = None) -> Arguments:
-    """Raises UserError for a malformed override; argparse itself exits with 2 on unknown flags."""
+Flags = Callable[[argparse.ArgumentParser], None]
+
+
+def parse(description: str, argv: list[str] | None = None, flags: Flags | None = None) -> Arguments:
+    """`flags` adds a job's own options. Raises UserError for a malformed override; argparse itself exits with 2 on
+    unknown flags."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE", help="YAML file of config keys")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print config and placement, exit")
@@ -31,15 +36,18 @@ def parse(description: str, argv: list[str] | None = None) -> Arguments:
     group.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
     group.add_argument("--overwrite", action="store_true", help="replace an existing output_dir of ours")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. kl_weight=0.1 supervision.rule=online")
-    known = parser.parse_args(argv)
-    pairs = [parse_override(text) for text in known.overrides]
-    return Arguments(known.config, dict(pairs), known.dry_run, known.resume, known.overwrite)
+    if flags:
+        flags(parser)
+    known = vars(parser.parse_intermixed_args(argv))
+    pairs = [parse_override(text) for text in known.pop("overrides")]
+    shared = {name: known.pop(name) for name in ("config", "dry_run", "resume", "overwrite")}
+    return Arguments(overrides=dict(pairs), flags=known, **shared)
 
 
-def main(job: Callable[[Arguments], None], description: str) -> None:
+def main(job: Callable[[Arguments], None], description: str, flags: Flags | None = None) -> None:
     """Run a job: bad input is one line on stderr and exit code 2, an alarm one line and 1, the rest a traceback."""
     try:
-        job(parse(description))
+        job(parse(description, flags=flags))
     except UserError as error:
         # One that was raised in an actor carries the actor's traceback around it.
         print(f"error: {' '.join(str(getattr(error, 'cause', None) or error).split())}", file=sys.stderr)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from introspect_ray.alarms import check_step, stop_on
 from introspect_ray.config import RunConfig
@@ -29,6 +29,8 @@ from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCa
 
 if TYPE_CHECKING:  # torch is the trainer's alone; the relabeler and the drivers start without it
     from introspect_ray.learner import Learner
+
+T = TypeVar("T")
 
 
 def label_version(step: int, lag: int, sync_every: int) -> int:
@@ -41,6 +43,15 @@ def steps_of_version(version: int, cfg: RunConfig) -> list[int]:
     last = min(cfg.steps, version + cfg.lag + cfg.rollout.sync_every)
     first = 0 if version == 0 else version + cfg.lag
     return [t for t in range(first, last) if label_version(t, cfg.lag, cfg.rollout.sync_every) == version]
+
+
+def deal(items: Sequence[T], size: int, engines: int, first: int) -> list[tuple[int, Sequence[T]]]:
+    """(engine, group) of each group of `size` items: dealt out in turn, beginning at engine `first`.
+
+    Example: abc in groups of 2 to 2 engines, first 1 -> [(1, ab), (0, c)].
+    """
+    groups = [items[i : i + size] for i in range(0, len(items), size)]
+    return [((first + i) % engines, group) for i, group in enumerate(groups)]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.policy import check_policy, is_adapter, policy_id, resolve_policy
@@ -160,6 +162,20 @@ def resources(cfg: RunConfig) -> dict[str, float]:
         "CPU": cfg.train.num_workers * cfg.train.num_cpus + engines * cfg.rollout.num_cpus,
         "GPU": gpu + engines * cfg.rollout.num_gpus,
     }
+
+
+def plan_text(cfg: RunConfig, trials: int, train_cases: int, test_cases: int, longest: int) -> str:
+    """What --dry-run and jobs/plan.py print: the resolved config, the resource budget and the placement."""
+    need = resources(cfg)
+    config = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip()
+    return (
+        f"{config}\n"
+        f"---\ntrials: {trials}  cases: {train_cases} train, {test_cases} test  longest sequence: {longest} tokens\n"
+        f"budget: {need['CPU']:g} logical CPUs, {need['GPU']:g} GPUs\n"
+        f"placement: {cfg.train.num_workers} training worker(s) x {cfg.train.num_cpus:g} CPU"
+        f"{' + 1 GPU' if cfg.train.use_gpu else ''}; {cfg.rollout.num_actors} {cfg.rollout.engine} rollout actor(s) x "
+        f"{cfg.rollout.num_cpus:g} CPU + {cfg.rollout.num_gpus:g} GPU; relabeler and status board: 0 CPU"
+    )
 
 
 def cluster_address(cfg: RunConfig) -> str | None:

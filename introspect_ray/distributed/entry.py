@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import yaml
-
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets, load_config
 from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.metrics import constant_explainer
-from introspect_ray.preflight import Prepared, check_resume, prepare, resources
+from introspect_ray.preflight import Prepared, check_resume, plan_text, prepare
 from introspect_ray.results import log_files, open_tracker
+from introspect_ray.search_space import split_overrides, trial_config
 from introspect_ray.storage import Store, check_output, open_store, prepare_output
 from introspect_ray.tracking import tracking_uri
 from introspect_ray.tracking_mlflow import check_server
@@ -50,8 +49,6 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
 
     `after(cfg, base, (tracking uri, parent run id))` runs on the same engines when the trials are done.
     """
-    from introspect_ray.distributed.sweep import run_sweep, split_overrides, trial_config
-
     values, seeds, rest = split_overrides(space, args.overrides)
     if file_sets(args.config, space.key):
         raise UserError(f"{args.config} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
@@ -62,6 +59,7 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
     if args.dry_run:
         return print_plan(trials, prepared)
     from introspect_ray.distributed.driver import start_base
+    from introspect_ray.distributed.sweep import run_sweep
 
     swept = {"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}}
     with (
@@ -133,17 +131,7 @@ def reachable(cfg: RunConfig, args: Arguments) -> str | None:
 
 def print_plan(trials: Sequence[RunConfig], prepared: Prepared) -> None:
     """--dry-run: the resolved config, the resource budget and the placement."""
-    cfg = trials[0]
-    need = resources(cfg)
-    print(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
-    print(
-        f"---\ntrials: {len(trials)}  cases: {len(prepared.train)} train, {len(prepared.test)} test  "
-        f"longest sequence: {prepared.max_model_len} tokens\n"
-        f"budget: {need['CPU']:g} logical CPUs, {need['GPU']:g} GPUs\n"
-        f"placement: {cfg.train.num_workers} training worker(s) x {cfg.train.num_cpus:g} CPU"
-        f"{' + 1 GPU' if cfg.train.use_gpu else ''}; {cfg.rollout.num_actors} {cfg.rollout.engine} rollout actor(s) x "
-        f"{cfg.rollout.num_cpus:g} CPU + {cfg.rollout.num_gpus:g} GPU; relabeler and status board: 0 CPU"
-    )
+    print(plan_text(trials[0], len(trials), len(prepared.train), len(prepared.test), prepared.max_model_len))
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:

@@ -13,6 +13,7 @@ from introspect_ray.config import RolloutConfig
 from introspect_ray.distributed.weight_sync import unpack
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.loop import deal
 from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
@@ -116,6 +117,5 @@ class RolloutPool:
             ray.kill(actor)
 
     def _groups(self, case_ids: Sequence[str], first: int = 0) -> list[tuple[Any, list[str]]]:
-        size = self.rollout.group_size
-        groups = [list(case_ids[i : i + size]) for i in range(0, len(case_ids), size)]
-        return [(self.actors[(first + i) % len(self.actors)], group) for i, group in enumerate(groups)]
+        dealt = deal(list(case_ids), self.rollout.group_size, len(self.actors), first)
+        return [(self.actors[engine], list(group)) for engine, group in dealt]

@@ -1,0 +1,102 @@
+"""Seconds of the parts of a step: what the schedule and its simulation are given.
+
+Each part is the largest of what bounds it (arithmetic, memory traffic, links, the host's launches), plus what
+cannot overlap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from introspect_ray.config import RunConfig
+from introspect_ray.planning.hardware import Assumptions
+from introspect_ray.planning.memory import WIDTH
+from introspect_ray.planning.model_shape import ModelShape
+from introspect_ray.planning.work import CaseWork, mean_micro_batches, pair_flops, step_flops
+
+Transfer = Literal["host", "device"]
+_ADAM_BYTES = 40  # a trained parameter and step: clipping reads and writes the gradient, Adam reads 16 and writes 12
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Seconds. `label` is of one group of `group` cases; a smaller group takes its share of `label_case`."""
+
+    gather: float  # publish, while the trainer waits
+    deliver: float  # an engine taking a version in
+    label_fixed: float  # a group, whatever its size
+    label_case: float  # one case
+    update: float
+
+    def label(self, cases: float) -> float:
+        """One group of `cases` cases on one engine."""
+        return max(self.label_fixed, self.label_case * cases) if cases else 0.0
+
+
+def durations(
+    shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions, workers: int, tp: int, transfer: Transfer
+) -> Durations:
+    """All durations of a layout."""
+    gather, deliver = sync_seconds(shape, cfg, a, workers, tp, transfer)
+    fixed, case = label_seconds(shape, work, cfg, a, tp)
+    return Durations(gather, deliver, fixed, case, update_seconds(shape, work, cfg, a, workers))
+
+
+def update_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions, workers: int) -> float:
+    """One optimizer step: the micro-batches of the busiest rank, then clipping and Adam on its shard.
+
+    In each micro-batch FSDP2 gathers the weights for the forward and again for the backward and reduces float32
+    gradients; it prefetches, so links and arithmetic overlap.
+    """
+    share = -(-cfg.batch_size // workers)
+    rounds = mean_micro_batches(work, share, cfg.train.token_budget)
+    width = WIDTH[cfg.train.dtype]
+    full = cfg.method == "full"
+    trained = shape.parameters if full else shape.lora_parameters(cfg.lora_rank)
+    passes = 3 + cfg.train.activation_checkpointing  # forward, again under checkpointing, backward twice
+    arithmetic = step_flops(shape, work, cfg).train * share / cfg.batch_size / (a.peak(cfg.train.dtype) * a.mfu_train)
+    traffic = rounds * passes * width * shape.parameters / (1e12 * a.hbm_tb_s)
+    launches = rounds * (passes - 1) * shape.layers * a.host_s_per_layer  # backward is one pass of launches
+    moved = (2 * width * shape.parameters + 4 * trained) * (workers - 1) / workers
+    links = rounds * moved / a.link(workers)
+    adam = _ADAM_BYTES * trained / workers / (1e12 * a.hbm_tb_s)
+    return max(arithmetic, traffic, launches, links) + adam
+
+
+def label_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions, tp: int) -> tuple[float, float]:
+    """(least seconds of a group, seconds a case): prefill of the pair on `tp` GPUs, and the host's work on prompts."""
+    width = WIDTH[cfg.rollout.dtype]
+    weights = width * shape.parameters / tp / (1e12 * a.hbm_tb_s)
+    arithmetic = pair_flops(shape, work) / tp / (a.peak(cfg.rollout.dtype) * a.mfu_prefill)
+    # two all-reduces a layer, each moving 2 (tp - 1) / tp of the activations
+    reduced = 2 * shape.layers * work.rollout_tokens * width * shape.hidden * 2 * (tp - 1) / tp
+    return max(weights, shape.layers * a.host_s_per_layer), arithmetic + reduced / a.link(tp) + 2 * a.request_s
+
+
+def sent_bytes(shape: ModelShape, cfg: RunConfig) -> float:
+    """Bytes of one version on its way to an engine (compute type; LoRA: the adapter only)."""
+    count = shape.sent_parameters if cfg.method == "full" else shape.lora_parameters(cfg.lora_rank)
+    return WIDTH[cfg.train.dtype] * count
+
+
+def sync_seconds(
+    shape: ModelShape, cfg: RunConfig, a: Assumptions, workers: int, tp: int, transfer: Transfer
+) -> tuple[float, float]:
+    """(publish on the trainer, delivery on an engine).
+
+    host, what this system does: float32 gather, copy to rank 0's memory, checksum, Ray's object store; then the
+    store to the engine's node, the copy to its GPU, and the checksum again.
+    device, from GPU to GPU: gather in the compute type and broadcast over the slowest link on the way; the engine
+    writes what arrives, both sides hash at memory speed.
+    """
+    size = sent_bytes(shape, cfg)
+    lost = (workers - 1) / workers
+    if transfer == "host":
+        gather = 4 / WIDTH[cfg.train.dtype] * size * lost / a.link(workers)
+        publish = gather + size / 1e9 * (1 / a.host_copy_gb_s + 1 / a.hash_gb_s + 1 / a.store_gb_s)
+        return publish, size / 1e9 * (1 / a.store_gb_s + 1 / a.host_copy_gb_s + 1 / a.hash_gb_s)
+    near = workers + tp <= a.gpus_per_node
+    wire = 1e9 * a.link_efficiency * (a.nvlink_gb_s if near else a.ib_gb_s * tp)
+    hashing = size / (1e12 * a.hbm_tb_s)
+    return size * lost / a.link(workers) + size / wire + hashing, (2 * size / tp) / (1e12 * a.hbm_tb_s) + hashing

@@ -1,0 +1,104 @@
+"""jobs/plan.py: config and policy in, the plan out. Starts nothing, writes nothing but --json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from introspect_ray.cli import Arguments
+from introspect_ray.config import RunConfig, file_sets, load_config
+from introspect_ray.errors import UserError
+from introspect_ray.planning.hardware import Assumptions, split_assumptions
+from introspect_ray.planning.layout import Setting, choose, layouts
+from introspect_ray.planning.model_shape import read_shape
+from introspect_ray.planning.report import Plan, as_json, as_text, memory_text
+from introspect_ray.planning.scaling import scaling
+from introspect_ray.planning.simulation import simulate
+from introspect_ray.planning.work import CaseWork, assumed_work, measured_work
+from introspect_ray.policy import BUNDLED
+from introspect_ray.preflight import load_tokenizer, plan_text
+from introspect_ray.search_space import Space, split_overrides, trial_config
+from introspect_ray.tasks import load_cases
+from introspect_ray.tokenization import tokenize_case
+
+# What cluster/h100.yaml sets, on the paper's main task with labels of the current policy; a file or override wins.
+DEFAULTS = {
+    "output_dir": "runs/plan",
+    "task.name": "hint_mmlu",
+    "supervision.rule": "online",
+    "train.use_gpu": True,
+    "train.dtype": "bfloat16",
+    "train.token_budget": 16384,
+    "train.activation_checkpointing": True,
+    "rollout.dtype": "bfloat16",
+    "rollout.num_gpus": 1,
+    "rollout.probe_tolerance": 0.1,
+    "alarms.engine_gap": 0.5,
+}
+
+
+def plan_job(args: Arguments, space: Space) -> None:
+    """Print the plan of a sweep over `space`. Raises UserError for what cannot be planned."""
+    plan = make_plan(args, space)
+    chosen = plan.chosen.cfg
+    longest = chosen.rollout.max_model_len or -(-plan.setting.work.longest // 32) * 32
+    print(plan_text(chosen, plan.setting.trials, plan.setting.work.train_cases, plan.setting.work.test_cases, longest))
+    print(as_text(plan))
+    if args.flags.get("json"):
+        path = Path(args.flags["json"])
+        try:
+            path.write_text(json.dumps(as_json(plan), indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {path}: {error.strerror}") from None
+        print(f"\nnumbers  {path}")
+
+
+def make_plan(args: Arguments, space: Space) -> Plan:
+    """Everything the plan says, as numbers."""
+    flags = args.flags
+    assumed, overrides = split_assumptions(args.overrides)
+    values, seeds, rest = split_overrides(space, overrides)
+    if file_sets(args.config, space.key):
+        raise UserError(f"{args.config} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
+    if flags.get("policy"):
+        rest["policy"] = flags["policy"]
+    if flags["gpus"] < 1:
+        raise UserError(f"--gpus {flags['gpus']}: expected at least 1")
+    defaults = {key: value for key, value in DEFAULTS.items() if not file_sets(args.config, key)}
+    cfg = load_config(args.config, {**defaults, **rest})
+    given = frozenset(key for key in _layout_keys(cfg) if key in rest or file_sets(args.config, key))
+    shape = read_shape(cfg.policy)
+    work = case_work(cfg, assumed, flags.get("tokenizer"))
+    setting = Setting(shape, work, assumed, flags["transfer"], flags["gpus"], len(values) * len(seeds))
+    trial = trial_config(cfg, space, values[0], seeds[0])
+    found = layouts(setting, trial, given)
+    try:
+        chosen = choose(setting, found)
+    except UserError:
+        print(memory_text(setting, trial))  # where it would fit
+        raise
+    return Plan(setting, cfg, found, chosen, simulate(chosen.cfg, chosen.times), scaling(setting, cfg))
+
+
+def _layout_keys(cfg: RunConfig) -> list[str]:
+    return ["train.num_workers", *(f"rollout.{key}" for key in ("num_actors", "tensor_parallel_size", "group_size"))]
+
+
+def case_work(cfg: RunConfig, assumed: Assumptions, tokenizer: str | None) -> CaseWork:
+    """The cases' tokens: counted where there are cases (task.path, or the bundled task), else as assumed.
+
+    Raises UserError where cases are given without a tokenizer to count them with.
+    """
+    if cfg.task.name != "organism" and cfg.task.path is None:
+        return assumed_work(assumed)
+    folder = tokenizer or (str(BUNDLED[cfg.policy]) if cfg.policy in BUNDLED else cfg.policy)
+    if not Path(folder, "tokenizer_config.json").is_file():
+        raise UserError(
+            f"task {cfg.task.name} has cases to count, but {folder!r} is no folder with a tokenizer: "
+            "give --tokenizer FOLDER"
+        )
+    reader: Any = load_tokenizer(folder)
+    train, test = load_cases(cfg.task)
+    cases = [tokenize_case(case, reader, cfg.task.answer_prefix) for case in train]
+    return measured_work(f"{len(train)} training cases, tokenizer {folder}", cases, len(test), assumed.prefix_block)

@@ -1,0 +1,184 @@
+"""How many GPUs train and how many sample: every split that fits is timed, the cheapest of the quickest is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from introspect_ray.config import RunConfig, override
+from introspect_ray.errors import UserError
+from introspect_ray.planning.durations import Durations, Transfer, durations, label_seconds
+from introspect_ray.planning.hardware import Assumptions
+from introspect_ray.planning.memory import (
+    WIDTH,
+    TrainerMemory,
+    engine_fits,
+    engine_memory,
+    trainer_fits,
+    trainer_memory,
+)
+from introspect_ray.planning.model_shape import ModelShape
+from introspect_ray.planning.schedule import Pace, predict
+from introspect_ray.planning.work import CaseWork
+
+TENSOR_PARALLEL = (1, 2, 4, 8)
+_NEAR = 1.02  # times within 2 % are the same; then fewer GPUs win
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all layouts of a plan share."""
+
+    shape: ModelShape
+    work: CaseWork
+    assumed: Assumptions
+    transfer: Transfer
+    gpus: int
+    trials: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One split of one run's GPUs, with its pace and what a sweep over it takes."""
+
+    cfg: RunConfig
+    memory: TrainerMemory
+    times: Durations
+    pace: Pace
+    run_seconds: float
+    at_once: int  # runs side by side on all GPUs
+    sweep_seconds: float  # of all trials, side by side
+
+    @property
+    def trainers(self) -> int:
+        return self.cfg.train.num_workers
+
+    @property
+    def engines(self) -> int:
+        return self.cfg.rollout.num_actors
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one run."""
+        return self.trainers + self.engines * self.cfg.rollout.tensor_parallel_size
+
+
+def tensor_parallel(setting: Setting, cfg: RunConfig, given: frozenset[str]) -> int:
+    """The given tensor parallelism, else the least that holds weights and KV cache. Raises UserError if none does."""
+    if "rollout.tensor_parallel_size" in given:
+        tried: tuple[int, ...] = (cfg.rollout.tensor_parallel_size,)
+    else:
+        tried = TENSOR_PARALLEL
+    for tp in tried:
+        if engine_fits(engine_memory(setting.shape, setting.work, cfg, setting.assumed, tp)):
+            return tp
+    need = engine_memory(setting.shape, setting.work, cfg, setting.assumed, tried[-1])
+    raise UserError(
+        f"an engine of {setting.shape.name} does not fit on {tried[-1]} GPU(s) of {setting.assumed.memory_gb:g} GB: "
+        f"{(need.weights + need.workspace) / 1e9:.1f} GB of weights and workspace, {need.kv_needed / 1e9:.1f} GB of KV "
+        "cache: raise rollout.tensor_parallel_size, or lower rollout.group_size"
+    )
+
+
+def make_layout(setting: Setting, cfg: RunConfig, trainers: int, engines: int, tp: int, regroup: bool = True) -> Layout:
+    """The layout of `trainers` training GPUs and `engines` engines of `tp` GPUs; `regroup`: each engine one group."""
+    changes = {
+        "train.num_workers": trainers,
+        "rollout.num_actors": engines,
+        "rollout.num_gpus": tp,
+        "rollout.tensor_parallel_size": tp,
+    }
+    if regroup:
+        changes["rollout.group_size"] = -(-cfg.batch_size // engines)
+    cfg = override(cfg, changes)
+    shape, work, assumed = setting.shape, setting.work, setting.assumed
+    times = durations(shape, work, cfg, assumed, trainers, tp, setting.transfer)
+    pace = predict(cfg, times)
+    run = cfg.steps * pace.step + fixed_seconds(setting, cfg, trainers, engines, tp)
+    at_once = max(1, min(setting.trials, setting.gpus // (trainers + engines * tp)))
+    return Layout(
+        cfg=cfg,
+        memory=trainer_memory(shape, work, cfg, trainers),
+        times=times,
+        pace=pace,
+        run_seconds=run,
+        at_once=at_once,
+        sweep_seconds=-(-setting.trials // at_once) * run,
+    )
+
+
+def layouts(setting: Setting, cfg: RunConfig, given: frozenset[str]) -> list[Layout]:
+    """The best layout of every number of training GPUs that the batch and the GPUs allow, fit or not.
+
+    `given` are the config keys a user set: they are kept.
+    """
+    tp = tensor_parallel(setting, cfg, given)
+    most = min(cfg.batch_size, setting.gpus - tp)
+    if most < 1:
+        raise UserError(f"--gpus {setting.gpus}: a run needs one to train and {tp} to sample")
+    trainers = [cfg.train.num_workers] if "train.num_workers" in given else list(_counts(most))
+    found = []
+    for count in trainers:
+        room = (setting.gpus - count) // tp
+        engines = (
+            [cfg.rollout.num_actors] if "rollout.num_actors" in given else list(_counts(min(room, cfg.batch_size)))
+        )
+        if room < engines[0]:
+            raise UserError(
+                f"train.num_workers={count} and rollout.num_actors={engines[0]} of {tp} GPUs need "
+                f"{count + engines[0] * tp} GPUs, --gpus is {setting.gpus}"
+            )
+        regroup = "rollout.group_size" not in given
+        found.append(best([make_layout(setting, cfg, count, n, tp, regroup) for n in engines]))
+    return found
+
+
+def best(candidates: list[Layout]) -> Layout:
+    """The quickest sweep; of those within 2 % the one of the fewest GPUs."""
+    quickest = min(layout.sweep_seconds for layout in candidates)
+    near = [layout for layout in candidates if layout.sweep_seconds <= _NEAR * quickest]
+    return min(near, key=lambda layout: (layout.gpus, layout.sweep_seconds))
+
+
+def choose(setting: Setting, found: list[Layout]) -> Layout:
+    """The best layout whose trainers fit. Raises UserError with the numbers if none does."""
+    fitting = [layout for layout in found if trainer_fits(layout.memory, setting.assumed)]
+    if not fitting:
+        last = found[-1]
+        raise UserError(
+            f"{setting.shape.name} does not train on {last.trainers} GPU(s) of {setting.assumed.memory_gb:g} GB: "
+            f"{last.memory.total / 1e9:.1f} GB each: give more --gpus, a batch_size of at least as many cases, "
+            "train.activation_checkpointing=true, a smaller train.token_budget or method=lora"
+        )
+    return best(fitting)
+
+
+def _counts(most: int) -> Iterator[int]:
+    """1 ... most: all up to 16, then in steps of about a quarter, in whole eights."""
+    count = 1
+    while count < most:
+        yield count
+        count = count + 1 if count < 16 else -(-(count + max(8, count // 4)) // 8) * 8
+    yield most
+
+
+def fixed_seconds(setting: Setting, cfg: RunConfig, trainers: int, engines: int, tp: int) -> float:
+    """A run outside its steps: start, M0's labels and reference, the evaluation's labels and explanations."""
+    shape, work, a = setting.shape, setting.work, setting.assumed
+    _, case = label_seconds(shape, work, cfg, a, tp)
+    labelled = (work.train_cases + 2 * work.test_cases) * case / engines
+    reference = shape.body_flops(work.rollout_tokens) * work.train_cases / (a.peak(cfg.train.dtype) * a.mfu_train)
+    share = work.test_cases / engines
+    asked = shape.body_flops(work.question) / tp / (a.peak(cfg.rollout.dtype) * a.mfu_prefill) + a.request_s
+    weights = WIDTH[cfg.rollout.dtype] * shape.parameters / tp / (1e12 * a.hbm_tb_s)
+    decode = max(weights, shape.layers * a.host_s_per_layer) * work.targets * -(-share // a.kv_sequences)
+    return a.startup_s + labelled + reference + 2 * (share * asked + decode)
+
+
+def balanced_engines(layout: Layout) -> float | None:
+    """Engines at which labelling and delivering take as long as the trainer's own step (lag >= 1); None where a
+    delivery alone takes longer."""
+    times, cfg = layout.times, layout.cfg
+    n = cfg.rollout.sync_every
+    room = times.gather + n * times.update - times.deliver
+    return n * cfg.batch_size * times.label_case / room if room > 0 else None

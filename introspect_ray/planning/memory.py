@@ -1,0 +1,122 @@
+"""Bytes per GPU of a training worker (FSDP2, full shard) and of an engine (weights and KV cache).
+
+Counts what the code keeps (sharding.py, learner.py, engines/vllm_engine.py); kernels' own workspaces are not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from introspect_ray.config import RunConfig
+from introspect_ray.planning.hardware import Assumptions
+from introspect_ray.planning.model_shape import ModelShape
+from introspect_ray.planning.work import CaseWork
+
+_BATCHED_TOKENS = 8192  # engines/vllm_engine.py: prefill tokens of one engine step
+WIDTH = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class TrainerMemory:
+    """Bytes of one training GPU by kind. The peak is in the first backward after the forward."""
+
+    masters: float  # float32 weights, sharded; a frozen LoRA base in the compute type
+    gradients: float  # float32, sharded
+    adam: float  # two float32 moments, sharded
+    gathered: float  # compute-type copies: the root through the step, two layers; root gradient and its float32 copy
+    reference: float  # M0's output head, one copy a GPU
+    activations: float  # kept for the backward, at the token budget
+    logits: float  # rows x vocabulary, with their float32 copies
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def trainer_memory(shape: ModelShape, work: CaseWork, cfg: RunConfig, workers: int) -> TrainerMemory:
+    """Memory of one of `workers` training GPUs."""
+    width = WIDTH[cfg.train.dtype]
+    full = cfg.method == "full"
+    trained = shape.parameters if full else shape.lora_parameters(cfg.lora_rank)
+    base = 0 if full else width * shape.parameters
+    share = -(-cfg.batch_size // workers)
+    trees = min(share, max(1, int(cfg.train.token_budget // work.tree)))
+    tokens = max(trees * work.tree, min(work.longest, cfg.train.token_budget))
+    copies = width * (shape.root + 2 * shape.layer)
+    root_gradient = (width + 4) * shape.root if full else 0
+    return TrainerMemory(
+        masters=(4 * trained + base) / workers,
+        gradients=4 * trained / workers,
+        adam=8 * trained / workers,
+        gathered=copies + root_gradient,
+        reference=WIDTH[cfg.train.dtype] * shape.head if cfg.train.reference == "cache" else 0,
+        activations=activation_bytes(shape, tokens, width, cfg.train.activation_checkpointing),
+        logits=logit_bytes(shape, work, trees, width),
+    )
+
+
+def layer_activation_bytes(shape: ModelShape, width: int) -> float:
+    """Bytes a token that one layer keeps for its backward.
+
+    Norms compute in float32: each keeps its input so (4), its normalised value (width). Linear maps keep their
+    input once, attention q, k, v and its output (k and v repeated to the query heads), the MLP four inner values.
+    """
+    norms = 2 * (4 + width) * shape.hidden + (4 + width) * shape.qk_norm * (shape.query + shape.key)
+    linear_inputs = 2 * width * shape.hidden
+    attention = 4 * width * shape.query
+    return norms + linear_inputs + attention + 4 * width * shape.intermediate
+
+
+def activation_bytes(shape: ModelShape, tokens: float, width: int, checkpointing: bool) -> float:
+    """Bytes kept over a forward of `tokens` tokens. Checkpointing keeps each layer's input, and one layer's inside
+    while it is computed again."""
+    inside = layer_activation_bytes(shape, width) * tokens
+    inputs = shape.layers * width * shape.hidden * tokens
+    return inputs + inside if checkpointing else shape.layers * inside
+
+
+def logit_bytes(shape: ModelShape, work: CaseWork, trees: int, width: int) -> float:
+    """Bytes of the logits of `trees` trees at the peak of their backward.
+
+    A row with gradient: logits, float32 copy, log-softmax, gradients of both; a behaviour row also M0's float32
+    logprobs and the KL's own product; a deciding row only logits.
+    """
+    row = 2 * width + 3 * 4
+    rows = (2 * (row + 2 * 4) + work.targets * row + work.branches * width) * trees
+    return rows * shape.vocab
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes of one GPU of an engine with tensor parallelism."""
+
+    weights: float
+    workspace: float  # of a prefill of 8,192 tokens and the logits of 256 sequences
+    kv_needed: float  # keys and values of the longest sequence, or of all that run at once
+    kv_room: float  # what rollout.gpu_memory_utilization leaves
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.workspace + self.kv_room
+
+
+def engine_memory(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions, tp: int) -> EngineMemory:
+    """Memory of one of `tp` GPUs that serve a policy. Key-value heads are repeated where tp exceeds them."""
+    width = WIDTH[cfg.rollout.dtype]
+    weights = width * (shape.parameters + (shape.head if shape.tied and tp > 1 else 0)) / tp
+    inner = 4 * shape.hidden + (2 * shape.intermediate + 2 * shape.query) / tp
+    workspace = width * inner * max(_BATCHED_TOKENS, work.longest) + a.kv_sequences * shape.vocab * (width + 8)
+    token = shape.kv_bytes(width) / min(tp, shape.key // shape.head_dim)
+    sequences = min(a.kv_sequences, 2 * min(cfg.rollout.group_size, cfg.batch_size))
+    needed = token * max(work.longest, sequences * max(work.prompt, work.question + work.targets))
+    room = 1e9 * a.memory_gb * cfg.rollout.gpu_memory_utilization - weights - workspace
+    return EngineMemory(weights, workspace, needed, max(0.0, room))
+
+
+def trainer_fits(memory: TrainerMemory, a: Assumptions) -> bool:
+    return memory.total <= 1e9 * a.memory_gb
+
+
+def engine_fits(memory: EngineMemory) -> bool:
+    """Whether the KV cache holds all that runs at once (with less, vLLM lets sequences wait)."""
+    return memory.kv_room >= memory.kv_needed

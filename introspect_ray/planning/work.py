@@ -1,0 +1,140 @@
+"""Tokens and FLOPs of a training step and of its rollouts, from real cases or from stated means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from introspect_ray.config import RunConfig
+from introspect_ray.planning.hardware import Assumptions
+from introspect_ray.planning.model_shape import ModelShape
+from introspect_ray.prompt_tree import build_tree
+from introspect_ray.records import TokenizedCase
+from introspect_ray.tokenization import longest_sequence
+
+
+@dataclass(frozen=True)
+class CaseWork:
+    """Means over the cases of a task; all are tokens but where said otherwise."""
+
+    source: str
+    tree: float  # nodes of the packed tree: what a training forward computes
+    tree_pairs: float  # squared nodes: the tree mask is dense, so attention computes every pair of a row
+    prompt: float
+    ablated: float
+    question: float
+    reused: float  # tokens of x∖C that the engine's prefix cache has from x: whole blocks
+    targets: float  # tokens of e
+    branches: float  # deciding nodes of the label trie, rows of logits without gradient
+    longest: int
+    train_cases: int
+    test_cases: int
+
+    @property
+    def rollout_tokens(self) -> float:
+        """Tokens an engine computes for a pair: x, and what x∖C does not share with it."""
+        return self.prompt + self.ablated - self.reused
+
+    @property
+    def rollout_pairs(self) -> float:
+        """(query, key) positions of a pair under causal attention."""
+        return self.prompt**2 / 2 + (self.ablated**2 - self.reused**2) / 2
+
+
+def assumed_work(a: Assumptions) -> CaseWork:
+    """The case of the assumptions table."""
+    return CaseWork(
+        source="assumptions (give task.path for the cases themselves)",
+        tree=a.tree_tokens,
+        tree_pairs=max(a.tree_tokens_squared, a.tree_tokens**2),
+        prompt=a.prompt_tokens,
+        ablated=a.ablated_tokens,
+        question=a.question_tokens,
+        reused=whole_blocks(a.shared_tokens, a.prefix_block),
+        targets=a.target_tokens,
+        branches=a.branch_rows,
+        longest=a.longest_tokens,
+        train_cases=a.train_cases,
+        test_cases=a.test_cases,
+    )
+
+
+def measured_work(source: str, train: Sequence[TokenizedCase], test_cases: int, block: int) -> CaseWork:
+    """Counted on the cases themselves, their trees built as the learner builds them."""
+    trees = [build_tree(case, next(iter(case.explanations))) for case in train]
+    shared = [whole_blocks(common_prefix(case.prompt, case.ablated), block) for case in train]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    return CaseWork(
+        source=source,
+        tree=mean([len(tree) for tree in trees]),
+        tree_pairs=mean([len(tree) ** 2 for tree in trees]),
+        prompt=mean([len(case.prompt) for case in train]),
+        ablated=mean([len(case.ablated) for case in train]),
+        question=mean([len(case.question) for case in train]),
+        reused=mean(shared),
+        targets=mean([len(tree.targets) for tree in trees]),
+        branches=mean([len(tree.branches) for tree in trees]),
+        longest=longest_sequence(train),
+        train_cases=len(train),
+        test_cases=test_cases,
+    )
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens at which both begin. Example: (1, 2, 3), (1, 2, 4) -> 2."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def whole_blocks(tokens: float, block: int) -> float:
+    """Tokens in full cache blocks. Example: 151.7 tokens in blocks of 16 -> 144."""
+    return tokens // block * block
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one step over all GPUs, by what computes them."""
+
+    forward: float  # body of the trees, and the heads of all rows
+    backward: float
+    recompute: float  # the body again under activation checkpointing
+    reference: float  # M0's output head at the behaviour positions
+    rollout: float
+
+    @property
+    def train(self) -> float:
+        return self.forward + self.backward + self.recompute + self.reference
+
+
+def step_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> StepFlops:
+    """FLOPs of one step of cfg.batch_size cases.
+
+    A backward costs two forwards (gradients of inputs and of weights); a frozen LoRA base takes only the first.
+    Rows with gradient: x, x∖C and each token of e; the label trie's rows have none.
+    """
+    cases = cfg.batch_size
+    body = shape.body_flops(work.tree * cases) + shape.attention_flops(work.tree_pairs * cases)
+    rows = shape.head_flops((2 + work.targets) * cases)
+    full = cfg.method == "full"
+    online = cfg.supervision.rule == "online"
+    return StepFlops(
+        forward=body + rows + shape.head_flops(work.branches * cases),
+        backward=(2 if full else 1) * (body + rows),
+        recompute=body if cfg.train.activation_checkpointing else 0.0,
+        reference=shape.head_flops(2 * cases),
+        rollout=pair_flops(shape, work) * cases if online else 0.0,
+    )
+
+
+def pair_flops(shape: ModelShape, work: CaseWork) -> float:
+    """FLOPs of labelling one case: prefill of x and of the rest of x∖C, two rows of logits; nothing is decoded."""
+    body = shape.body_flops(work.rollout_tokens) + shape.attention_flops(work.rollout_pairs)
+    return body + shape.head_flops(2)
+
+
+def mean_micro_batches(work: CaseWork, cases: int, token_budget: int) -> int:
+    """Forwards that `cases` mean trees take under a token budget; a longer tree gets one of its own."""
+    per_batch = max(1, int(token_budget // work.tree))
+    return -(-cases // per_batch) if cases else 0

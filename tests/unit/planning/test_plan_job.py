@@ -1,0 +1,163 @@
+"""jobs/plan.py as a command, and the memory, durations and costs of it derived by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from introspect_ray.cli import parse
+from introspect_ray.config import load_config
+from introspect_ray.errors import UserError
+from introspect_ray.planning.durations import sent_bytes, sync_seconds, update_seconds
+from introspect_ray.planning.hardware import Assumptions
+from introspect_ray.planning.job import DEFAULTS, make_plan
+from introspect_ray.planning.memory import engine_memory, trainer_memory
+from introspect_ray.planning.model_shape import read_shape
+from introspect_ray.planning.work import assumed_work, common_prefix, pair_flops, step_flops
+from jobs.plan import flags
+from tune_spaces.kl_weight import SPACE
+
+ROOT = Path(__file__).parents[3]
+A = Assumptions()
+SHAPE, WORK = read_shape("Qwen/Qwen3-8B"), assumed_work(A)
+P, HEAD = 8_190_735_360, 151_936 * 4096
+
+
+def config(**changes):
+    return load_config(None, {**DEFAULTS, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+
+def plan(*args: str):
+    return make_plan(parse("plan", [*args], flags), SPACE)
+
+
+def test_the_command_prints_the_plan_without_torch_or_ray(tmp_path):
+    out = tmp_path / "plan.json"
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['plan.py', '--policy', 'Qwen/Qwen3-8B', '--gpus', '64', '--json', {str(out)!r}]\n"
+        "runpy.run_path('jobs/plan.py', run_name='__main__')\n"
+        "assert not {'torch', 'ray', 'transformers', 'vllm'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for said in ("trials: 8", "budget: ", "placement: ", "8,190,735,360 parameters", "<- chosen", "assumptions"):
+        assert said in done.stdout
+    numbers = json.loads(out.read_text())
+    assert max(abs(row["error"]) for row in numbers["scaling"]) < 0.03
+    assert [row["gpus"] for row in numbers["scaling"]][:: 2] == [8, 16, 32, 64, 128, 256, 512, 1024]  # fmt: skip
+    chosen, simulated = numbers["chosen"], numbers["simulated"]
+    assert chosen["predicted"]["step"] == pytest.approx(simulated["step"], rel=0.03)
+    assert chosen["sweep_usd"] == pytest.approx(chosen["sweep_seconds"] / 3600 * 64 * 6.88)
+
+
+def test_defaults_are_those_of_the_cluster_file():
+    file = yaml.safe_load((ROOT / "cluster" / "h100.yaml").read_text())
+    free = {"train.num_workers", "rollout.group_size"}  # the plan chooses these
+    for section, values in file.items():
+        for key, value in values.items():
+            name = f"{section}.{key}"
+            assert name in free or DEFAULTS[name] == value, name
+
+
+def test_trainer_memory_by_hand():
+    """Sharded over 4: 16 bytes a parameter. Not sharded: the bfloat16 embedding and head with two layers, the root's
+    gradient in bfloat16 and float32, M0's head."""
+    memory = trainer_memory(SHAPE, WORK, config(), 4)
+    assert memory.masters + memory.gradients + memory.adam == 16 * P / 4
+    root = 2 * HEAD + 4096
+    layer = 4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 12288 + 2 * 4096 + 2 * 128
+    assert memory.gathered == 2 * (root + 2 * layer) + 6 * root
+    assert memory.reference == 2 * HEAD
+    # 8 cases over 4 GPUs: two trees, but room for the longest case; 36 layer inputs and one layer's inside a token
+    inside = 2 * 6 * 4096 + 6 * (4096 + 1024) + 4 * 4096 + 8 * 4096 + 8 * 12288
+    assert memory.activations == 732 * (36 * 2 * 4096 + inside)
+    # a row of 16 bytes, 24 where there is a KL (x and x∖C), 2 for the three deciding rows
+    assert memory.logits == pytest.approx(2 * 151_936 * (2 * 24 + 9 * 16 + 3 * 2))
+
+
+def test_lora_trains_in_a_fraction():
+    memory = trainer_memory(SHAPE, WORK, config(method="lora"), 1)
+    adapter = 36 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288))
+    assert memory.masters == 2 * P + 4 * adapter
+    assert memory.adam == 8 * adapter
+    assert sent_bytes(SHAPE, config(method="lora")) == 2 * adapter
+
+
+def test_engine_memory_by_hand():
+    """bfloat16 weights over two GPUs; a token's keys and values are 2 x 36 x 1024 x 2 bytes, half of it on each."""
+    memory = engine_memory(SHAPE, WORK, config(batch_size=8, rollout__group_size=8), A, 2)
+    assert memory.weights == P
+    assert memory.kv_needed == pytest.approx(73_728 * 16 * (177.7 + 9))
+    assert memory.total == pytest.approx(0.85 * 80e9)
+
+
+def test_flops_of_a_step_by_hand():
+    """8 cases of 199.7 tree tokens: 2 FLOPs a weight and token, attention over all pairs, 14 rows of logits."""
+    body = 8 * (2 * 36 * SHAPE.layer_matrices * 199.7 + 4 * 36 * 4096 * 48_762)
+    rows = 8 * 2 * HEAD
+    flops = step_flops(SHAPE, WORK, config())
+    assert flops.forward == pytest.approx(body + 14 * rows)
+    assert flops.backward == pytest.approx(2 * (body + 11 * rows))
+    assert flops.recompute == pytest.approx(body)
+    assert flops.rollout == pytest.approx(8 * pair_flops(SHAPE, WORK))
+    assert WORK.rollout_tokens == pytest.approx(162.7 + 157.7 - 144)  # 151.7 shared tokens: nine blocks of 16
+    assert step_flops(SHAPE, WORK, config(supervision__rule="fixed")).rollout == 0
+
+
+def test_sync_by_hand():
+    """16.38 GB by the host: one core's hash, the copies and the object store; from GPU to GPU over NVLink."""
+    cfg, size = config(), 2 * P
+    publish, deliver = sync_seconds(SHAPE, cfg, A, 4, 1, "host")
+    copies = size / 1e9 * (1 / 6 + 1 / 0.86 + 1 / 2)
+    assert publish == pytest.approx(2 * size * 3 / 4 / (0.75 * 450e9) + copies)
+    assert deliver == pytest.approx(copies)
+    publish, deliver = sync_seconds(SHAPE, cfg, A, 4, 1, "device")
+    assert publish == pytest.approx(size * (3 / 4 + 1) / (0.75 * 450e9) + size / 3.35e12)
+    far, _ = sync_seconds(SHAPE, cfg, A, 16, 1, "device")  # another node: one 400 Gb/s port to the engine
+    assert far == pytest.approx(size * 15 / 16 / (0.75 * 400e9) + size / (0.75 * 50e9) + size / 3.35e12)
+
+
+def test_update_is_bound_by_links_at_the_papers_batch_and_by_arithmetic_at_a_large_one():
+    """8 GPUs, a case each: two gathers of 2 bytes and a float32 reduction a parameter. At a full budget of 82 cases:
+    FLOPs over 40 % of the peak."""
+    adam = 40 * P / 8 / 3.35e12
+    links = 8 * P * 7 / 8 / (0.75 * 450e9)
+    assert update_seconds(SHAPE, WORK, config(), A, 8) == pytest.approx(links + adam)
+    large = config(batch_size=656)
+    arithmetic = step_flops(SHAPE, WORK, large).train / 8 / (0.4 * 989e12)
+    assert update_seconds(SHAPE, WORK, large, A, 8) == pytest.approx(arithmetic + adam)
+
+
+def test_common_prefix_by_hand():
+    assert common_prefix((1, 2, 3), (1, 2, 4)) == 2
+    assert common_prefix((1, 2), (1, 2, 4)) == 2
+
+
+def test_what_is_given_is_kept_and_counted():
+    small = plan("--policy", "organism", "task.name=organism", "train.num_workers=2", "rollout.num_actors=3")
+    assert (small.chosen.trainers, small.chosen.engines) == (2, 3)
+    assert small.setting.work.train_cases == 3072 and "3072 training cases" in small.setting.work.source
+    assert plan("--policy", "organism", "assume.price=2").setting.assumed.price == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["assume.pirce=2"], "did you mean 'assume.price'"),
+        (["assume.price=-2"], "positive number"),
+        (["--gpus", "1"], "--gpus 1"),
+        (["kl_wieght=1"], "did you mean 'kl_weight'"),
+        (["task.path=/nowhere.jsonl"], "--tokenizer"),
+        (["--policy", "Qwen/Qwen3-32B", "--gpus", "64"], "does not train on 8 GPU"),
+        (["train.num_workers=8", "rollout.num_actors=4"], "--gpus is 8"),
+    ],
+)
+def test_bad_input_is_one_line(args, says):
+    with pytest.raises(UserError, match=says):
+        plan(*args)
