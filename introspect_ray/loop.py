@@ -51,6 +51,11 @@ def steps_of_version(version: int, cfg: RunConfig) -> list[int]:
     return [t for t in range(first, last) if label_version(t, cfg.lag, cfg.rollout.sync_every) == version]
 
 
+def learner_labels(cfg: RunConfig) -> bool:
+    """Whether the training workers label, on their own weights, instead of the engines."""
+    return cfg.supervision.rule == "online" and cfg.rollout.engine == "learner"
+
+
 @dataclass(frozen=True)
 class StepLabels:
     """One rank's labels of a step, with what the relabeler measured on the whole step.
@@ -121,25 +126,16 @@ def run(
     Collectives (weight gather, labelling, update, checkpoint) are reached by every rank in the same order.
     """
     seconds = {"train": 0.0, "sync": 0.0, "label": 0.0, "wait": 0.0}
-    online = cfg.supervision.rule == "online"
-    itself = online and cfg.rollout.engine == "learner"
+    ordering = "label" if learner_labels(cfg) else "sync"
     for step in range(start, cfg.steps):
         began = time.perf_counter()
-        wanted = steps_of_version(step, cfg) if online else [step]
-        wanted = [later for later in wanted if later not in restored]
-        if itself:
-            _label(cfg, learner, supply, train, wanted, version=step, rank=rank)
-        elif online and step % cfg.rollout.sync_every == 0:
-            publish(cfg, learner, supply, train[0], version=step, rank=rank)
-        if rank == 0 and not itself:
-            for later in wanted:
-                supply.request(later, version=step if online else 0)
+        _start_labels(cfg, learner, supply, train, step, restored=restored, rank=rank)
         ordered = time.perf_counter()
         fetched = supply.fetch(step)
         ready = time.perf_counter()
         result = learner.step(fetched.labels, m0)
         done = time.perf_counter()
-        seconds["label" if itself else "sync"] += ordered - began
+        seconds[ordering] += ordered - began
         seconds["wait"] += ready - ordered
         seconds["train"] += done - ready
         if rank == 0:
@@ -151,21 +147,29 @@ def run(
     return seconds
 
 
-def _label(
+def _start_labels(
     cfg: RunConfig,
     learner: Learner,
     supply: Supply,
     train: Sequence[TokenizedCase],
-    steps: Sequence[int],
+    step: int,
     *,
-    version: int,
+    restored: frozenset[int],
     rank: int,
 ) -> None:
-    """Label this rank's shard of each of `steps` with the current weights, which are those of `version`."""
-    for step in steps:
-        plan = step_plan(cfg.seed, step, len(train), cfg.batch_size)
-        shard = [train[i] for i in plan[rank :: cfg.train.num_workers]]
-        supply.offer(step, version, learner.label_pairs(shard, version))
+    """Start making the labels that are due at `step`, with the current weights, which are those of version `step`."""
+    online = cfg.supervision.rule == "online"
+    due = [later for later in (steps_of_version(step, cfg) if online else [step]) if later not in restored]
+    if learner_labels(cfg):
+        for later in due:
+            plan = step_plan(cfg.seed, later, len(train), cfg.batch_size)[rank :: cfg.train.num_workers]
+            supply.offer(later, step, learner.label_pairs([train[i] for i in plan], step))
+        return
+    if online and step % cfg.rollout.sync_every == 0:
+        publish(cfg, learner, supply, train[0], version=step, rank=rank)
+    if rank == 0:
+        for later in due:
+            supply.request(later, version=step if online else 0)
 
 
 def publish(cfg: RunConfig, learner: Learner, supply: Supply, probe: TokenizedCase, *, version: int, rank: int) -> None:

@@ -13,6 +13,7 @@ import yaml
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets, load_config
 from introspect_ray.errors import AlarmError, UserError
+from introspect_ray.loop import learner_labels
 from introspect_ray.preflight import Prepared, check_resume, prepare, resources
 from introspect_ray.results import log_files, open_tracker
 from introspect_ray.storage import Store, check_output, open_store, prepare_output
@@ -151,8 +152,9 @@ def _labelled_by(cfg: RunConfig) -> str:
     """Who makes the labels of a run, on which weights."""
     if cfg.supervision.rule != "online":
         return f"{cfg.supervision.rule}, once, by the rollout actors"
-    learner = cfg.rollout.engine == "learner"
-    who = "the training workers, nothing is sent" if learner else "the rollout actors, weights are sent to them"
+    who = "the rollout actors, weights are sent to them"
+    if learner_labels(cfg):
+        who = "the training workers, no weights are sent"
     every = f"every {cfg.rollout.sync_every} steps" if cfg.rollout.sync_every > 1 else "every step"
     return f"online, {every}, by {who}; lag {cfg.lag}"
 
