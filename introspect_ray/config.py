@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from introspect_ray.errors import UserError
+from introspect_ray.layers import merge, nest, read_yaml
 
 PRESETS = Path(__file__).parent / "configs"
 
@@ -55,13 +55,17 @@ class SupervisionConfig(_Section):
 
 
 class RolloutConfig(_Section):
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "transformers", "learner"] = "vllm"
+    """Who labels (online): the rollout actors by vLLM or transformers, or "learner", the training workers by a
+    forward of their own before the update: no weights move until the evaluation."""
+    serving_engine: Literal["vllm", "transformers"] = "vllm"
+    """engine=learner only: what the rollout actors run, for M0's labels and the evaluation."""
     num_actors: int = Field(1, ge=1)
     group_size: int = Field(64, ge=1)
     """Cases that go to an engine together; fixed groups keep near-ties independent of the pool's size. A step of
     fewer cases is one group, on one engine: for several engines at lag 0 choose it below batch_size."""
     sync_every: int = Field(1, ge=1)
-    """Deliver weights to the engines every so many steps (online supervision)."""
+    """Deliver weights to the engines (engine=learner: label) every so many steps (online supervision)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence an engine accepts; None: the longest case rounded up."""
@@ -74,6 +78,11 @@ class RolloutConfig(_Section):
     threads: int = Field(1, ge=1)
     probe_tolerance: float = Field(2e-3, gt=0)
     """Largest |engine - trainer| logprob on the probe case for a delivery to count as verified."""
+
+    @property
+    def served_by(self) -> Literal["vllm", "transformers"]:
+        """What the rollout actors run."""
+        return self.serving_engine if self.engine == "learner" else self.engine
 
 
 class TrainConfig(_Section):
@@ -160,6 +169,11 @@ class RunConfig(_Section):
             raise ValueError(
                 "supervision.rule=mixed needs supervision.second_policy (a folder, hub id or organism:second)"
             )
+        if self.rollout.engine == "vllm" and self.rollout.serving_engine != "vllm":
+            raise ValueError(
+                f"rollout.serving_engine={self.rollout.serving_engine} does not go with rollout.engine=vllm: set "
+                f"rollout.engine={self.rollout.serving_engine}, or rollout.engine=learner, which it is for"
+            )
         if self.rollout.tensor_parallel_size > 1 and self.rollout.num_gpus < self.rollout.tensor_parallel_size:
             raise ValueError(
                 f"rollout.tensor_parallel_size={self.rollout.tensor_parallel_size} needs as many GPUs an actor, "
@@ -182,13 +196,13 @@ def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
 
     Raises UserError naming the key, the value and the remedy.
     """
-    from_file = _read_yaml(Path(file)) if file else {}
-    user = _merge(from_file, _nest(overrides))
+    from_file = read_yaml(Path(file)) if file else {}
+    user = merge(from_file, nest(overrides))
     name = (
         (user.get("task") or {}).get("name", TaskConfig().name) if isinstance(user.get("task"), dict | None) else None
     )
     preset = PRESETS / f"{name}.yaml"
-    layers = _merge(_read_yaml(preset), user) if preset.is_file() else user
+    layers = merge(read_yaml(preset), user) if preset.is_file() else user
     try:
         cfg = RunConfig.model_validate(layers)
     except ValidationError as error:
@@ -225,7 +239,7 @@ def _absolute(folder: str) -> str:
 
 def file_sets(file: str | None, key: str) -> bool:
     """Whether a config file sets the dotted key."""
-    node: Any = _read_yaml(Path(file)) if file else {}
+    node: Any = read_yaml(Path(file)) if file else {}
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             return False
@@ -236,42 +250,9 @@ def file_sets(file: str | None, key: str) -> bool:
 def override(cfg: RunConfig, flat: dict[str, Any]) -> RunConfig:
     """A copy of `cfg` with dotted keys replaced, validated again. Raises UserError."""
     try:
-        return RunConfig.model_validate(_merge(cfg.model_dump(), _nest(flat)))
+        return RunConfig.model_validate(merge(cfg.model_dump(), nest(flat)))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise UserError(f"config file {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"config file {path}: expected a mapping of keys, found {type(data).__name__}")
-    return data
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, leaf = key.split(".")
-        node = out
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise UserError(f"override {key!r}: {parent!r} was given a value of its own; give one or the other")
-        node[leaf] = value
-    return out
-
-
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    out = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merge(out[key], value) if both else value
-    return out
 
 
 def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

@@ -165,10 +165,9 @@ def label_set_key(policy_id: str, cases: Sequence[TokenizedCase], rollout: Rollo
     Besides policy and tokens these are the engine, its version and its numerics (type, group size,
     threads and sharding move near-ties); not how many actors or how much memory it has.
     """
-    engine = {
-        name: getattr(rollout, name) for name in ("engine", "dtype", "group_size", "threads", "tensor_parallel_size")
-    }
-    head = {"format": 1, "policy": policy_id, "version": _engine_version(rollout.engine), **engine}
+    numerics = {name: getattr(rollout, name) for name in ("dtype", "group_size", "threads", "tensor_parallel_size")}
+    engine = rollout.served_by
+    head = {"format": 1, "policy": policy_id, "version": _engine_version(engine), "engine": engine, **numerics}
     digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=16)
     for case in cases:
         line = [case.case_id, case.labels, case.label_ids, case.prompt, case.ablated]

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from introspect_ray.config import RunConfig
+from introspect_ray.engines.checks import Answer, make_pair
 from introspect_ray.errors import UserError
 from introspect_ray.label_trie import walk_explanations
 from introspect_ray.objective import combine, explanation_loss, kl_to_reference
@@ -85,7 +86,7 @@ class Learner:
             self._trained, lr=cfg.learning_rate, weight_decay=cfg.train.weight_decay, fused=True
         )
         self._reference = None if cfg.train.reference == "live" else self._open_reference(reference_path)
-        self._trees: dict[tuple[str, Explanation], PromptTree] = {}
+        self._trees: dict[tuple[str, Explanation | None], PromptTree] = {}
         self.last_logprobs: dict[str, LogprobPair] = {}
 
     def _open_reference(self, path: str | None) -> Reference:
@@ -123,7 +124,7 @@ class Learner:
         self.optimizer.step()
         return metrics
 
-    def _tree(self, case_id: str, label: Explanation) -> PromptTree:
+    def _tree(self, case_id: str, label: Explanation | None) -> PromptTree:
         tree = self._trees.get((case_id, label))
         if tree is None:
             if len(self._trees) >= TREE_CACHE:
@@ -221,6 +222,28 @@ class Learner:
             self.module.reshard()  # the root stays gathered after a forward without backward
         ((cued, ablated),) = label_logprobs(batch, logits.behaviour)
         return cued + ablated
+
+    @torch.no_grad()
+    def label_pairs(self, cases: Sequence[TokenizedCase], version: int) -> list[BehaviorPair]:
+        """y(x), y(x∖C) of this rank's `cases` (possibly none) on the current weights, called `version`. Collective.
+
+        As an engine's label_pairs, by packed trees of x and x∖C alone; a case that comes twice is computed once, and
+        what is computed together depends on `cases` only. Raises ValueError where a label's logprob is NaN.
+        """
+        by_id = {case.case_id: case for case in cases}
+        batches = pack([self._tree(case_id, None) for case_id in by_id], self.cfg.train.token_budget)
+        rounds = self._agree(0, 0, len(batches))[2]
+        made: dict[str, BehaviorPair] = {}
+        for batch in [*batches, *[placeholder()] * (rounds - len(batches))]:
+            with self._precision():
+                behaviour = self.module(batch).behaviour
+            logprobs, free_2B = label_logprobs(batch, behaviour), behaviour.argmax(-1).tolist()
+            for i, (tree, (cued, ablated)) in enumerate(zip(batch.trees, logprobs, strict=True)):
+                x, without = Answer(cued, free_2B[i]), Answer(ablated, free_2B[len(batch.trees) + i])
+                made[tree.case_id] = make_pair(by_id[tree.case_id], x, without, version)
+        if self._sharded:
+            self.module.reshard()
+        return [made[case.case_id] for case in cases]
 
     def weights(self) -> dict[str, Tensor] | None:
         """What engines load: CPU tensors in the compute type, on rank 0; None elsewhere. Collective.

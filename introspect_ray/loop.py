@@ -2,9 +2,14 @@
 
     step t                  consumes                     produces                unblocked by
     ------------------------------------------------------------------------------------------------
+    where the engines label:
     publish (rank 0)        weights of version t         delivery to engines     every rank's gather
-    request (rank 0)        step plan, version v         labels of its steps     (never waits)
-      engines               prompts, version v           behaviour pairs         delivery of v
+    request (rank 0)        step plan, version t         labels of its steps     (never waits)
+      engines               prompts, version t           behaviour pairs         delivery of t
+    where the learner labels (rollout.engine=learner):
+    label   (all ranks)     step plan, version t         behaviour pairs         every rank's forwards
+    offer   (all ranks)     a shard of a step's pairs    labels of that step     (never waits)
+    either way:
       relabeler             pairs, receipts              E_sup(u), buffered      all pairs of step u
     fetch   (all ranks)     labels of step t             this rank's shard       the relabeler
     update  (all ranks)     shard, cached reference      weights of version t+1  every rank's step
@@ -12,7 +17,9 @@
 Labels of step t come from version `label_version(t)` exactly: t - lag, rounded down to the last
 version that was delivered (`sync_every`). At lag 0 the trainer waits for the engines (paper §4.2);
 at lag k the labels of the next k steps are made while it trains, and the buffer never holds more
-than lag + sync_every steps, because a step is requested only when its version is published.
+than lag + sync_every steps, because a step is requested only when its version is published. The
+learner holds each version before its update, so where it labels nothing is published: it labels the
+steps of version t one at a time, so that what is computed together does not depend on the lag.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ from introspect_ray.alarms import check_step, stop_on
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
+from introspect_ray.supervision import step_plan
 
 if TYPE_CHECKING:  # torch is the trainer's alone; the relabeler and the drivers start without it
     from introspect_ray.learner import Learner
@@ -54,6 +62,11 @@ def deal(items: Sequence[T], size: int, engines: int, first: int) -> list[tuple[
     return [((first + i) % engines, group) for i, group in enumerate(groups)]
 
 
+def learner_labels(cfg: RunConfig) -> bool:
+    """Whether the training workers label, on their own weights, instead of the engines."""
+    return cfg.supervision.rule == "online" and cfg.rollout.engine == "learner"
+
+
 @dataclass(frozen=True)
 class StepLabels:
     """One rank's labels of a step, with what the relabeler measured on the whole step.
@@ -65,7 +78,7 @@ class StepLabels:
     pairs: Sequence[BehaviorPair]
     realised_agreement: float | None  # share of the step's labels equal to E of their pair
     off_format: float | None  # share of the step's answers whose likeliest token is no allowed label
-    rollout_s: float
+    rollout_s: float  # of the engines
     rollout_idle_s: float
     relabeler_idle_s: float
 
@@ -79,6 +92,11 @@ class Supply(Protocol):
 
     def request(self, step: int, version: int) -> None:
         """Start making the labels of `step` with `version`. Never waits."""
+        ...
+
+    def offer(self, step: int, version: int, pairs: Sequence[BehaviorPair]) -> None:
+        """This rank's pairs of `step` (rank, rank + world, ... of its plan), made by the learner with `version`; the
+        labels of `step` are made when every rank has offered its own. Never waits."""
         ...
 
     def fetch(self, step: int) -> StepLabels:
@@ -104,7 +122,7 @@ def run(
     supply: Supply,
     conductor: Conductor,
     m0: Mapping[str, BehaviorPair],
-    probe: TokenizedCase,
+    train: Sequence[TokenizedCase],
     *,
     rank: int = 0,
     start: int = 0,
@@ -112,38 +130,57 @@ def run(
 ) -> dict[str, float]:
     """Train from step `start` to cfg.steps; steps in `restored` have their labels from the checkpoint.
 
-    Returns this rank's seconds by activity: "train", "sync" and "wait" (for labels). Raises AlarmError on
-    rank 0 where a step is beyond a bound of cfg.alarms.
+    train: the training cases in plan order; the first is the probe of deliveries. Returns this rank's seconds by
+    activity: "train", "sync" (with the engines), "label" (by the learner) and "wait" (for labels). Raises
+    AlarmError on rank 0 where a step is beyond a bound of cfg.alarms.
 
-    Collectives (weight gather, update, checkpoint) are reached by every rank in the same order.
+    Collectives (weight gather, labelling, update, checkpoint) are reached by every rank in the same order.
     """
-    seconds = {"train": 0.0, "sync": 0.0, "wait": 0.0}
-    online = cfg.supervision.rule == "online"
+    seconds = {"train": 0.0, "sync": 0.0, "label": 0.0, "wait": 0.0}
+    ordering = "label" if learner_labels(cfg) else "sync"
     for step in range(start, cfg.steps):
         began = time.perf_counter()
-        if online and step % cfg.rollout.sync_every == 0:
-            publish(cfg, learner, supply, probe, version=step, rank=rank)
-            if rank == 0:
-                for requested in steps_of_version(step, cfg):
-                    if requested not in restored:
-                        supply.request(requested, version=step)
-        elif not online and rank == 0 and step not in restored:
-            supply.request(step, version=0)
-        published = time.perf_counter()
+        _start_labels(cfg, learner, supply, train, step, restored=restored, rank=rank)
+        ordered = time.perf_counter()
         fetched = supply.fetch(step)
         ready = time.perf_counter()
         result = learner.step(fetched.labels, m0)
         done = time.perf_counter()
-        seconds["sync"] += published - began
-        seconds["wait"] += ready - published
+        seconds[ordering] += ordered - began
+        seconds["wait"] += ready - ordered
         seconds["train"] += done - ready
         if rank == 0:
-            row = _metrics(cfg, step, fetched, result, learner, idle=ready - published, total=done - began)
+            row = _metrics(cfg, step, fetched, result, learner, idle=ready - ordered, total=done - began)
             conductor.report(row)
             stop_on(check_step(row, cfg.alarms))  # after the report: the numbers are on record
         if cfg.train.checkpoint_every and (step + 1) % cfg.train.checkpoint_every == 0 and step + 1 < cfg.steps:
             conductor.checkpoint(step + 1, learner, supply.pending() if rank == 0 else [])
     return seconds
+
+
+def _start_labels(
+    cfg: RunConfig,
+    learner: Learner,
+    supply: Supply,
+    train: Sequence[TokenizedCase],
+    step: int,
+    *,
+    restored: frozenset[int],
+    rank: int,
+) -> None:
+    """Start making the labels that are due at `step`, with the current weights, which are those of version `step`."""
+    online = cfg.supervision.rule == "online"
+    due = [later for later in (steps_of_version(step, cfg) if online else [step]) if later not in restored]
+    if learner_labels(cfg):
+        for later in due:
+            plan = step_plan(cfg.seed, later, len(train), cfg.batch_size)[rank :: cfg.train.num_workers]
+            supply.offer(later, step, learner.label_pairs([train[i] for i in plan], step))
+        return
+    if online and step % cfg.rollout.sync_every == 0:
+        publish(cfg, learner, supply, train[0], version=step, rank=rank)
+    if rank == 0:
+        for later in due:
+            supply.request(later, version=step if online else 0)
 
 
 def publish(cfg: RunConfig, learner: Learner, supply: Supply, probe: TokenizedCase, *, version: int, rank: int) -> None:

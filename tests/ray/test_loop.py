@@ -30,13 +30,21 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-def test_online_labels_come_from_the_version_they_name(live, lag):
+NU = 0.6
+ONLINE = {"supervision__rule": "online", "supervision__agreement": NU}
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def by_the_pool(request, live):
+    """(lag, summary, rows, labels) of a run that the vLLM engine labelled."""
+    summary, rows, out = live.train(**ONLINE, lag=request.param)
+    return request.param, summary, rows, list(read_labels(str(out / "labels")))
+
+
+def test_online_labels_come_from_the_version_they_name(live, by_the_pool):
     """Every label is recomputed from its provenance: version, ν draw, flip; nothing but the pair itself is believed."""
-    nu = 0.6
-    summary, rows, out = live.train(supervision__rule="online", supervision__agreement=nu, lag=lag)
+    lag, summary, rows, labels = by_the_pool
     check_summary(summary)
-    labels = list(read_labels(str(out / "labels")))
     ids = [case.case_id for case in live.base.prepared.train]
     m0 = ray.get(live.base.m0_train)
     assert [label.case_id for label in labels] == [ids[i] for t in range(4) for i in step_plan(0, t, len(ids), 24)]
@@ -44,17 +52,34 @@ def test_online_labels_come_from_the_version_they_name(live, lag):
         made = label.provenance
         assert made.cued_version == made.ablated_version == max(0, made.step - lag)
         assert made.draw == draw(0, made.step, label.case_id, "agreement")
-        assert made.flipped == (made.draw >= nu) == (label.explanation != label.current)
+        assert made.flipped == (made.draw >= NU) == (label.explanation != label.current)
         if made.cued_version == 0:  # labels of version 0 are M0's: a label made too late would differ
             assert label.current == m0[label.case_id].explanation
     agreeing = sum(label.explanation == label.current for label in labels) / len(labels)
     assert summary["labels"]["realised_at_labelling"] == agreeing
-    assert summary["labels"]["requested_agreement"] == nu
+    assert summary["labels"]["requested_agreement"] == NU
     assert summary["labels"]["split_pairs"] == 0
     assert [row["lag"] for row in rows] == [t - label_version(t, lag, 1) for t in range(4)]
     if lag == 0:  # what the trainer reads off its forward is what the engine sampled: same weights, same numbers
         assert all(row["realised_at_consumption"] == row["realised_at_labelling"] for row in rows)
         assert all(row["engine_gap"] < 1e-4 for row in rows)
+
+
+def test_the_learner_labels_as_the_engine_does(live, by_the_pool):
+    """rollout.engine=learner on the same engines. One worker: the same table, provenance and all. Two workers at
+    lag 1: the same cases, versions and draws; their weights differ by rounding, so a near-tie may fall otherwise."""
+    lag, _, theirs, pool = by_the_pool
+    summary, rows, out = live.train(**ONLINE, lag=lag, rollout__engine="learner", train__num_workers=1 + lag)
+    check_summary(summary)
+    labels = list(read_labels(str(out / "labels")))
+    if lag == 0:
+        assert labels == pool
+        assert all(row["engine_gap"] < 1e-4 for row in rows)  # two forwards of the trainer on the same weights
+    assert [(x.case_id, x.provenance) for x in labels] == [(x.case_id, x.provenance) for x in pool]
+    assert sum(x.current == y.current for x, y in zip(labels, pool, strict=True)) >= 0.95 * len(pool)
+    assert [row["off_format"] for row in rows] == pytest.approx([row["off_format"] for row in theirs], abs=0.05)
+    assert all(row["rollout_idle_s"] == 0 for row in rows)  # no engine took part
+    assert 0 < summary["timing_s"]["rollout"] < sum(row["step_s"] for row in rows)
 
 
 def test_the_exported_policy_is_the_evaluated_one(live):

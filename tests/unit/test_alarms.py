@@ -168,7 +168,7 @@ def looped(gap: float, **alarms: float | None) -> tuple[list[StepMetrics], TinyL
     )
     rows, learner = [], TinyLearner(gap)
     try:
-        run(cfg, learner, Supply(), SimpleNamespace(report=rows.append), {}, None)
+        run(cfg, learner, Supply(), SimpleNamespace(report=rows.append), {}, [None])
     except AlarmError as error:
         rows.append(error)
     return rows, learner
@@ -189,7 +189,7 @@ def test_the_loop_goes_on_within_the_bounds():
 
 @pytest.mark.parametrize(("mode", "warned"), [("warn", True), ("stop", True), ("off", False)])
 def test_collapsed_labels_of_m0(mode, warned, capsys):
-    """Nine of ten cases unchanged, and all ten answered B without the cue: two findings, 0.9 and 1.0."""
+    """Nine of ten cases unchanged, and all ten answered B without the cue: 0.9, 1.0, and 0.9 for always saying "unchanged B"."""
     from introspect_ray.distributed.entry import report_findings
 
     pairs = [BehaviorPair(f"c{i}", "A" if i == 0 else "B", "B", (), (), False, False, 0) for i in range(10)]
@@ -200,7 +200,9 @@ def test_collapsed_labels_of_m0(mode, warned, capsys):
             report_findings(cfg, base)
     else:
         report_findings(cfg, base)
-    assert capsys.readouterr().err.count("warning: m0: ") == (2 if warned else 0)
+    said = capsys.readouterr()
+    assert said.err.count("warning: m0: ") == (3 if warned else 0)
+    assert "always saying 'unchanged B' would score 0.900" in said.out
 
 
 def test_the_relabeler_hands_the_agreement_alarm_to_who_fetches(tmp_path, monkeypatch):

@@ -150,6 +150,7 @@ def test_the_key_depends_on_all_that_decides_the_pairs_and_on_nothing_else() -> 
     base = RolloutConfig()
     key = label_set_key("policy", [CASE], base)
     assert key == label_set_key("policy", [replace(CASE)], RolloutConfig(num_actors=4, sync_every=2))
+    assert key == label_set_key("policy", [CASE], RolloutConfig(engine="learner"))  # M0's are the actors', by vLLM
     others = [
         label_set_key("other policy", [CASE], base),
         label_set_key("policy", [CASE, CASE], base),

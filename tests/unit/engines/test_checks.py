@@ -107,10 +107,11 @@ def test_prompts_leave_room_for_new_tokens(length, fits):
             checks.check_prompts([(3,) * length], 2, 16)
 
 
-def test_missing_vllm_names_the_remedy(monkeypatch):
+@pytest.mark.parametrize(("engine", "key"), [("vllm", "engine"), ("learner", "serving_engine")])
+def test_missing_vllm_names_the_remedy(monkeypatch, engine, key):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"not installed.*rollout.engine=transformers"):
-        make_engine(RolloutConfig(engine="vllm"), "nowhere", max_model_len=64)
+    with pytest.raises(UserError, match=rf"^rollout.{key}=vllm.*not installed.*rollout.{key}=transformers"):
+        make_engine(RolloutConfig(engine=engine), "nowhere", max_model_len=64)
 
 
 def test_the_package_imports_no_engine():

@@ -1,4 +1,5 @@
-"""Two gloo FSDP2 ranks equal one process: weights after three steps, uneven and empty shards included."""
+"""Two gloo FSDP2 ranks equal one process: weights after three steps and the pairs labelled before each of them,
+uneven and empty shards included."""
 
 import os
 import socket
@@ -33,14 +34,15 @@ def config(changes):
 
 def run_variant(changes, policy, reference, folder, rank, world):
     learner = Learner(config(changes), policy, reference, TOKENIZED, rank=rank, world_size=world)
-    metrics = []
-    for shards in SHARDS:
+    metrics, pairs = [], []
+    for version, shards in enumerate(SHARDS):
         learner.probe(CASES[0])  # a forward without backward must not leave stale weights behind
+        pairs.append(learner.label_pairs(CASES[shards[rank]] if world > 1 else CASES, version))
         metrics.append(learner.step(LABELS[shards[rank]] if world > 1 else LABELS, M0))
     probe = learner.probe(CASES[0])
     learner.save_checkpoint(f"{folder}/checkpoint-{world}")
     learner.export(f"{folder}/export-{world}")
-    return metrics, probe, learner.weights()
+    return metrics, probe, learner.weights(), pairs
 
 
 def rank_main(rank, port, policy, reference, folder):
@@ -73,13 +75,26 @@ def runs(tmp_path_factory):
     return folder, policy, reference, ranks
 
 
+def assert_same_pairs(one, two, version, tolerance):
+    """All cases in order; the same logprobs, and the same labels where they are more than a rounding apart."""
+    assert [pair.case_id for pair in two] == [case.case_id for case in CASES]
+    for a, b in zip(one, two, strict=True):
+        assert a.weight_version == b.weight_version == version
+        for side in ("cued", "ablated"):
+            ours, theirs = (getattr(pair, f"{side}_logprobs") for pair in (a, b))
+            assert ours == pytest.approx(theirs, abs=tolerance)
+            best, second = sorted(ours, reverse=True)[:2]
+            if best - second > 2 * tolerance:
+                assert getattr(a, side) == getattr(b, side)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_equal_one_process(runs, name, tmp_path):
     _, policy, reference, ranks = runs
     half = "bfloat16" in name
     path = reference["bfloat16" if half else "float32"]
-    metrics, probe, weights = run_variant(VARIANTS[name], policy, path, str(tmp_path), 0, 1)
-    (metrics_0, probe_0, weights_0), (metrics_1, probe_1, weights_1) = (rank[name] for rank in ranks)
+    metrics, probe, weights, pairs = run_variant(VARIANTS[name], policy, path, str(tmp_path), 0, 1)
+    (metrics_0, probe_0, weights_0, pairs_0), (metrics_1, probe_1, weights_1, pairs_1) = (rank[name] for rank in ranks)
     assert metrics_0 == metrics_1, "ranks report different global metrics"
     assert probe_0 == probe_1 and weights_1 is None
     rel = 0.05 if half else 1e-4
@@ -87,6 +102,8 @@ def test_two_ranks_equal_one_process(runs, name, tmp_path):
         assert {k: one[k] for k in ("loss", "cross_entropy", "grad_norm")} == pytest.approx(
             {k: two[k] for k in ("loss", "cross_entropy", "grad_norm")}, rel=rel
         )
+    for version, (one, first, second) in enumerate(zip(pairs, pairs_0, pairs_1, strict=True)):
+        assert_same_pairs(one, [*first, *second], version, tolerance=0.2 if half else 1e-4)
     assert weights.keys() == weights_0.keys()
     if not half:
         assert metrics == [pytest.approx(two, rel=1e-4, abs=1e-5) for two in metrics_0]

@@ -1,0 +1,82 @@
+"""Labelling at every step (lag 0) by the learner against the vLLM pool: seconds a step of the one over the other.
+
+Both train the organism on the same 32 cases a step, through the whole system (Ray Train, relabeler, label store), on
+the same engines. What a step takes beyond the training itself is what its labels cost: for the pool the gathering,
+sending and checking of the weights, the engine's rollouts and the wait for them; for the learner a forward and the
+wait for the relabeler. Run as `python -m benchmarks.labelling [--small]`; the last line is a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from typing import Any
+
+from introspect_ray.config import RunConfig, load_config, override
+from introspect_ray.distributed.cluster import connect
+from introspect_ray.distributed.driver import Base, start_base, train_once
+from introspect_ray.errors import UserError
+from introspect_ray.label_store import read_labels
+from introspect_ray.preflight import prepare
+from introspect_ray.results import open_tracker
+
+ENGINES = ("vllm", "learner")
+WARM = 3  # steps left out of the medians
+
+
+def main(small: bool) -> dict[str, Any]:
+    """Both runs on one set of engines; the JSON object of the last line."""
+    import ray
+
+    with tempfile.TemporaryDirectory() as folder:
+        flat = {"output_dir": folder, "supervision.rule": "online", "tracking.backend": "none", "batch_size": 32}
+        flat |= {"steps": 8 if small else 120, "task.train_cases": 96 if small else 960, "task.test_cases": 32}
+        cfg = load_config(None, flat)
+        connect(cfg)
+        try:
+            base = start_base(cfg, prepare(cfg))
+            runs = {engine: measure(cfg, base, engine) for engine in ENGINES}
+        finally:
+            ray.shutdown()
+    pool, learner = (runs[engine] for engine in ENGINES)
+    same = [a == b for a, b in zip(pool.pop("labels"), learner.pop("labels"), strict=True)]
+    return {
+        "name": "labelling",
+        "ratio": round(learner["labelling_s"] / pool["labelling_s"], 4),
+        "goal": None,
+        "small": small,
+        "steps": cfg.steps,
+        "batch_size": cfg.batch_size,
+        "same_labels": sum(same) / len(same),
+        "pool": pool,
+        "learner": learner,
+    }
+
+
+def measure(cfg: RunConfig, base: Base, engine: str) -> dict[str, Any]:
+    """One training labelled by `engine`: seconds a step, and its label table."""
+    cfg = override(cfg, {"rollout.engine": engine, "output_dir": f"{cfg.output_dir}/{engine}"})
+    rows: list[dict[str, Any]] = []
+    with open_tracker(cfg, engine, None) as tracker:
+        summary = train_once(cfg, base, tracker, run_name=engine, on_row=rows.append)
+    steps = [row["step_s"] for row in rows]
+    train = summary["timing_s"]["train"]
+    return {
+        "labelling_s": round((sum(steps) - train) / len(steps), 5),
+        "training_s": round(train / len(steps), 5),
+        "rollout_s": round(summary["timing_s"]["rollout"] / len(steps), 5),
+        "median_step_s": round(statistics.median(steps[WARM:]), 5),
+        "labels": list(read_labels(f"{cfg.output_dir}/labels")),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="8 steps: a smoke test, its ratio is no result")
+    try:
+        print(json.dumps(main(parser.parse_args().small)))
+    except UserError as error:
+        sys.exit(f"error: {error}")
