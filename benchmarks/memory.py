@@ -9,7 +9,17 @@ from __future__ import annotations
 import json
 import tempfile
 
-from benchmarks.common import child, make_cases, make_labels, make_pairs, parser, peak_rss, policy_folder, report, run_main
+from benchmarks.common import (
+    child,
+    make_cases,
+    make_labels,
+    make_pairs,
+    parser,
+    peak_rss,
+    policy_folder,
+    report,
+    run_main,
+)
 
 NAME, GOAL = "memory", "<= 1.25"
 BATCH, STEPS = 8, 2

@@ -94,7 +94,9 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--threads", type=int, default=2, help="torch threads, the same for both (default 2)")
     arguments.add_argument("--token-budget", type=int, help="train.token_budget (default: the config's)")
-    arguments.add_argument("--profile", action="store_true", help="print where one of our steps spends its time, and stop")
+    arguments.add_argument(
+        "--profile", action="store_true", help="print where one of our steps spends its time, and stop"
+    )
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
     policy = policy_folder(args.small)
