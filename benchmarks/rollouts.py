@@ -2,7 +2,8 @@
 
 model.generate(max_new_tokens=1) on batches of 64 prompts padded on the left, against VLLMEngine.label_pairs, on
 SmolLM2-135M with real MMLU pairs; the engine also without sharing prefixes, and both on the organism. Each side in a
-process of its own, with the same number of threads and without start-up. All must give the same label logprobs.
+process of its own, with the same number of threads and without start-up; on the organism the fastest of five passes.
+All must give the same label logprobs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NAME, GOAL = "rollouts", ">= 2"
 BATCH, TOLERANCE = 64, 2e-3
 SIDES = ("transformers", "vllm", "vllm_unshared")
 COUNT = {"smollm2": 32, "organism": 512}
-REPEATS = {"smollm2": 1, "organism": 3}
+REPEATS = {"smollm2": 1, "organism": 5}
 
 
 def generate_pairs(model: Any, cases: Sequence[TokenizedCase]) -> list[list[float]]:
@@ -61,12 +62,14 @@ def measure(side: str, small: bool, threads: int) -> dict[str, Any]:
     engine = None if side == "transformers" else start_engine(policy, cases, threads, shared=side == "vllm")
     label = partial(generate_pairs, start_model(policy, threads)) if engine is None else partial(engine_pairs, engine)
     label(cases[:2])  # warm
-    clock = Clock()
+    fastest = float("inf")
     for _ in range(REPEATS[kind]):
+        clock = Clock()
         with clock:
             logprobs = label(cases)
+        fastest = min(fastest, clock.wall)
     rate = engine.prefix_cache_hit_rate if engine else None
-    return {"wall_s": clock.wall / REPEATS[kind], "hit_rate": rate, "logprobs": logprobs}
+    return {"wall_s": fastest, "hit_rate": rate, "logprobs": logprobs}
 
 
 def start_model(policy: str, threads: int) -> Any:

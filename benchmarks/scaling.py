@@ -1,8 +1,8 @@
 """Ten times the cases: ten times the seconds, and no more memory?
 
 The reference, the labelling (transformers engine, online rule) and the training steps of 1, 3 and 10 times 256
-organism cases, each size in a process of its own; seconds without imports and model loading. The ratio is that of the
-seconds at 10x and 1x.
+organism cases, each size in processes of its own; seconds without imports, fastest of three in turn. The ratio is that
+of the seconds at 10x and 1x.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from benchmarks.common import Clock, child, make_cases, parser, peak_rss, policy_folder, report, run_main
 
 NAME, GOAL = "scaling", "<= 10.5"
-BASE, FACTORS, GROUP = 256, (1, 3, 10), 128
+BASE, FACTORS, GROUP, REPEATS = 256, (1, 3, 10), 128, 3
 
 
 def measure(count: int) -> dict[str, float]:
@@ -51,6 +51,11 @@ def measure(count: int) -> dict[str, float]:
     return {"wall_s": clock.wall, "cpu_s": clock.cpu, "peak_mb": peak_rss() / 2**20}
 
 
+def better(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    """The fewer seconds and the larger memory of two runs."""
+    return {key: (max if key == "peak_mb" else min)(a[key], b[key]) for key in a}
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--count", type=int, help="measure this many cases in this process and stop")
@@ -58,7 +63,11 @@ def main() -> None:
     if args.count:
         return print(json.dumps(measure(args.count)))
     base = BASE // 8 if args.small else BASE
-    runs = {f: child(["-m", "benchmarks.scaling", "--count", str(base * f)]) for f in FACTORS}
+    runs: dict[int, dict[str, float]] = {}
+    for _ in range(1 if args.small else REPEATS):
+        for factor in FACTORS:
+            run = child(["-m", "benchmarks.scaling", "--count", str(base * factor)])
+            runs[factor] = better(run, runs.get(factor, run))
     for factor, run in runs.items():
         print(f"{factor * base:5} cases: {run['wall_s']:.2f} s, {run['peak_mb']:.0f} MB at most", flush=True)
     report(
