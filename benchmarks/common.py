@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -38,12 +38,20 @@ class Goal:
     value: float
 
     @classmethod
-    def parse(cls, text: str) -> Goal:
-        """Read ">= 7". Raises ValueError for anything else."""
-        sign, _, value = text.partition(" ")
+    def parse(cls, value: str | float | None) -> Goal:
+        """Read ">= 7"; a bare number is an upper bound; None or "none" is no bound, and less is better.
+
+        Raises ValueError for anything else.
+        """
+        if value is None or value == "none":
+            return cls("<=", math.inf)
+        sign, _, number = value.partition(" ") if isinstance(value, str) else ("<=", "", str(value))
         if sign not in (">=", "<="):
-            raise ValueError(f"goal {text!r} is not of the form '>= 7' or '<= 1.25'")
-        return cls(sign, float(value))
+            raise ValueError(f"goal {value!r} is not of the form '>= 7' or '<= 1.25'")
+        return cls(sign, float(number))
+
+    def __str__(self) -> str:
+        return "none" if math.isinf(self.value) else f"{self.sign} {self.value:g}"
 
     def met(self, ratio: float) -> bool:
         return ratio >= self.value if self.sign == ">=" else ratio <= self.value
@@ -157,8 +165,9 @@ class Clock:
 
 
 def peak_rss() -> int:
-    """Most bytes this process ever held in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Most bytes this process ever held in memory. Not getrusage's: that starts at the parent's peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def child(arguments: Sequence[str], env: dict[str, str] | None = None) -> dict[str, Any]:

@@ -63,11 +63,10 @@ def make_row(result: Mapping[str, Any], command: str, date: str, machine: str) -
     """The row of a benchmark's last line."""
     known = ("name", "ratio", "goal", "met")
     details = ", ".join(f"{key} {_plain(value)}" for key, value in result.items() if key not in known)
-    met = Goal.parse(str(result["goal"])).met(float(result["ratio"]))
-    ratio = f"{float(result['ratio']):.4g}"
-    return dict(
-        zip(COLUMNS, (result["name"], ratio, result["goal"], "yes" if met else "no", command, date, machine, details))
-    )
+    goal, ratio = Goal.parse(result["goal"]), float(result["ratio"])
+    met = "-" if str(goal) == "none" else "yes" if goal.met(ratio) else "no"
+    cells = (result["name"], f"{ratio:.4g}", str(goal), met, command, date, machine, details)
+    return dict(zip(COLUMNS, cells, strict=True))
 
 
 def _plain(value: Any) -> str:

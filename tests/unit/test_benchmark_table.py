@@ -13,6 +13,9 @@ def row(ratio, goal=">= 7", **facts):
 def test_goals():
     assert Goal.parse(">= 7").met(7.0) and not Goal.parse(">= 7").met(6.99)
     assert Goal.parse("<= 1.25").met(1.25) and not Goal.parse("<= 1.25").met(1.26)
+    assert Goal.parse(3) == Goal("<=", 3.0) and str(Goal.parse(3)) == "<= 3"
+    assert row(5.0, None)["goal"] == "none" and row(5.0, None)["met"] == "-"
+    assert verdict(row(6, None), row(5, None)) == "20% WORSE than 5 (2026-11-23)"
     for wrong in ("7", "> 7", ">=7", ">= seven"):
         with pytest.raises(ValueError):
             Goal.parse(wrong)
