@@ -45,10 +45,13 @@ class TreeModel(nn.Module):
 
     def forward(self, batch: PackedBatch) -> TreeLogits:
         """Logits at batch.outputs_N, each part apart; the walk's without gradient."""
-        behaviour, predictors, walk = self.hidden(batch).split(batch.sections)
+        count, targets, walk = batch.sections
+        trained, read_off = self.hidden(batch).split([count + targets, walk])
         with torch.no_grad():
-            walk_DV = self.output_head(walk)
-        return TreeLogits(self.output_head(behaviour), self.output_head(predictors), walk_DV)
+            walk_DV = self.output_head(read_off)
+        # One product for both: each one's gradient is a matrix of the head's size.
+        behaviour_2BV, predictors_KV = self.output_head(trained).split([count, targets])
+        return TreeLogits(behaviour_2BV, predictors_KV, walk_DV)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """hidden_NH at batch.outputs_N after the final norm, the output head's input."""

@@ -189,7 +189,8 @@ def test_the_loop_goes_on_within_the_bounds():
 
 @pytest.mark.parametrize(("mode", "warned"), [("warn", True), ("stop", True), ("off", False)])
 def test_collapsed_labels_of_m0(mode, warned, capsys):
-    """Nine of ten cases unchanged, and all ten answered B without the cue: 0.9, 1.0, and 0.9 for always saying "unchanged B"."""
+    """Nine of ten cases unchanged, and all ten answered B without the cue; always saying "unchanged B" is
+    right for nine: three findings."""
     from introspect_ray.distributed.entry import report_findings
 
     pairs = [BehaviorPair(f"c{i}", "A" if i == 0 else "B", "B", (), (), False, False, 0) for i in range(10)]

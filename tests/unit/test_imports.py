@@ -56,3 +56,15 @@ def test_what_runs_before_an_error_message_imports_nothing_heavy() -> None:
     code = f"import sys, {modules}; print(*sorted(set({heavy!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_the_bundled_tokenizer_is_autotokenizers_choice_without_torch() -> None:
+    """--dry-run reads it; AutoTokenizer's own import takes seconds."""
+    code = (
+        "import sys; from introspect_ray.preflight import load_tokenizer, local_policy\n"
+        "path = local_policy('organism'); ours = load_tokenizer(path); print('torch' in sys.modules)\n"
+        "from transformers import AutoTokenizer; theirs = AutoTokenizer.from_pretrained(path)\n"
+        "print(type(ours) is type(theirs), ours.get_vocab() == theirs.get_vocab())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "True"]

@@ -1,0 +1,133 @@
+"""Labelling pairs with transformers' generate against our vLLM engine: seconds of the one over seconds of the other.
+
+model.generate(max_new_tokens=1) on batches of 64 prompts padded on the left, against VLLMEngine.label_pairs, on
+SmolLM2-135M with real MMLU pairs; the engine also without sharing prefixes, and both on the organism. Each side in a
+process of its own, with the same number of threads and without start-up; on the organism the fastest of five passes.
+All must give the same label logprobs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from benchmarks.common import Clock, child, make_cases, parser, policy_folder, report, run_main
+from introspect_ray.errors import UserError
+from introspect_ray.records import TokenizedCase
+
+NAME, GOAL = "rollouts", ">= 2"
+BATCH, TOLERANCE = 64, 2e-3
+SIDES = ("transformers", "vllm", "vllm_unshared")
+COUNT = {"smollm2": 32, "organism": 512}
+REPEATS = {"smollm2": 1, "organism": 5}
+
+
+def generate_pairs(model: Any, cases: Sequence[TokenizedCase]) -> list[list[float]]:
+    """Label logprobs of x, then of x∖C, of each case, as one would write it with transformers."""
+    import torch
+
+    prompts = [(prompt, case.label_ids) for case in cases for prompt in (case.prompt, case.ablated)]
+    answers = []
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        width = max(len(prompt) for prompt, _ in part)
+        tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt, _ in part])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt, _ in part])
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=tokens,
+                attention_mask=mask,
+                max_new_tokens=1,
+                do_sample=False,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        logprobs = out.logits[0].float().log_softmax(-1)
+        answers += [row[list(ids)].tolist() for row, (_, ids) in zip(logprobs, part, strict=True)]
+    return [cued + ablated for cued, ablated in zip(answers[::2], answers[1::2], strict=True)]
+
+
+def engine_pairs(engine: Any, cases: Sequence[TokenizedCase]) -> list[list[float]]:
+    return [[*pair.cued_logprobs, *pair.ablated_logprobs] for pair in engine.label_pairs(cases)]
+
+
+def measure(side: str, small: bool, threads: int) -> dict[str, Any]:
+    """Seconds a pass over all cases, the label logprobs and, for vLLM, the share of prompt tokens from the cache."""
+    policy = policy_folder(small)
+    kind = "organism" if small else "smollm2"
+    cases = make_cases(policy, small, COUNT[kind])
+    engine = None if side == "transformers" else start_engine(policy, cases, threads, shared=side == "vllm")
+    label = partial(generate_pairs, start_model(policy, threads)) if engine is None else partial(engine_pairs, engine)
+    label(cases[:2])  # warm
+    fastest = float("inf")
+    for _ in range(REPEATS[kind]):
+        clock = Clock()
+        with clock:
+            logprobs = label(cases)
+        fastest = min(fastest, clock.wall)
+    rate = engine.prefix_cache_hit_rate if engine else None
+    return {"wall_s": fastest, "hit_rate": rate, "logprobs": logprobs}
+
+
+def start_model(policy: str, threads: int) -> Any:
+    import torch
+
+    from introspect_ray.policy import load_model
+
+    torch.set_num_threads(threads)
+    return load_model(policy, torch.float32).eval()
+
+
+def start_engine(policy: str, cases: Sequence[TokenizedCase], threads: int, shared: bool) -> Any:
+    from introspect_ray.config import RolloutConfig
+    from introspect_ray.engines.vllm_engine import VLLMEngine
+    from introspect_ray.tokenization import longest_sequence
+
+    class Unshared(VLLMEngine):
+        def _engine_args(self, *args: Any) -> dict[str, Any]:
+            return super()._engine_args(*args) | {"enable_prefix_caching": False}
+
+    rollout = RolloutConfig(threads=threads)
+    return (VLLMEngine if shared else Unshared)(policy, rollout, longest_sequence(cases), "full", 32, 0)
+
+
+def compare(small: bool, threads: int) -> dict[str, Any]:
+    """All three sides on one policy. Raises UserError where label logprobs differ by more than the tolerance."""
+    flags = ["--threads", str(threads), *(["--small"] if small else [])]
+    runs = {side: child(["-m", "benchmarks.rollouts", "--side", side, *flags]) for side in SIDES}
+    seconds = {side: run["wall_s"] for side, run in runs.items()}
+    for side in SIDES:
+        print(f"{'organism' if small else 'SmolLM2'} {side:13} {seconds[side]:7.2f} s, hits {runs[side]['hit_rate']}")
+        flat = [
+            abs(a - b)
+            for ours, theirs in zip(runs[side]["logprobs"], runs["transformers"]["logprobs"], strict=True)
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        if max(flat) > TOLERANCE:
+            raise UserError(f"{side}: a label logprob differs from that of transformers by {max(flat):.1e}")
+    return {
+        "ratio": seconds["transformers"] / seconds["vllm"],
+        "ratio_unshared": seconds["transformers"] / seconds["vllm_unshared"],
+        "hit_rate": runs["vllm"]["hit_rate"],
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--threads", type=int, default=2, help="of each side (default 2)")
+    arguments.add_argument("--side", choices=SIDES, help="measure this side in this process, and stop")
+    args = arguments.parse_args()
+    if args.side:
+        return print(json.dumps(measure(args.side, args.small, args.threads)))
+    organism = compare(True, args.threads)
+    real = {} if args.small else compare(False, args.threads)
+    chosen = real or organism
+    report(NAME, chosen.pop("ratio"), GOAL, **chosen, organism=organism if real else None, threads=args.threads)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,148 @@
+"""A training step of the usual kind against ours, on the same 32 cases: seconds of the one over seconds of the other.
+
+The usual kind: transformers, a padded batch of 8, a live copy of M0, x, x∖C and q + e each in a forward of their own
+with logits everywhere, cross-entropy on the explanation, λ KL(M0 || M) where x and x∖C are answered, AdamW. Ours:
+Learner.step, with the reference computed beforehand (its seconds are reported, and the ratio with them). The cases come
+in the order of the step plan (seed 0), four steps of eight on each side in turn, after one of a single case that is not
+counted; both objectives must agree to 1e-4 at every step. How much padding the usual loop carries depends on the order.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.common import Clock, make_cases, make_labels, make_pairs, parser, policy_folder, report, run_main
+from introspect_ray.config import RunConfig, override
+from introspect_ray.learner import Learner
+from introspect_ray.policy import load_model
+from introspect_ray.records import Label, TokenizedCase
+from introspect_ray.reference import build_reference
+from introspect_ray.supervision import step_plan
+
+NAME, GOAL = "train_step", ">= 7"
+BATCH, COUNT, SEED, KL_WEIGHT, RATE, TOLERANCE = 8, 32, 0, 1.0, 1e-5, 1e-4
+IGNORED = -100
+
+
+class UsualLoop:
+    """What one would write first."""
+
+    def __init__(self, policy: str) -> None:
+        self.model = load_model(policy, torch.float32)
+        self.reference = load_model(policy, torch.float32).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0)
+
+    def step(self, cases: Sequence[TokenizedCase], labels: Sequence[Label]) -> float:
+        """One optimizer step; the objective before it. A backward after each forward keeps one graph in memory."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        for prompts in ([case.prompt for case in cases], [case.ablated for case in cases]):
+            kl = KL_WEIGHT * self.kl(prompts) / (2 * len(cases))
+            kl.backward()
+            loss += kl.item()
+        targets = [case.explanations[label.explanation] for case, label in zip(cases, labels, strict=True)]
+        ce = self.cross_entropy([case.question for case in cases], targets)
+        ce.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss + ce.item()
+
+    def kl(self, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Sum over the prompts of KL(M0 || M) at their last tokens."""
+        tokens, mask = padded(prompts)
+        last = torch.arange(len(prompts)), mask.sum(-1) - 1
+        with torch.no_grad():
+            wanted = self.reference(input_ids=tokens, attention_mask=mask, use_cache=False).logits[last]
+        logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[last]
+        return F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
+
+    def cross_entropy(self, questions: Sequence[tuple[int, ...]], targets: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Mean over the target tokens of q + e."""
+        tokens, mask = padded([q + e for q, e in zip(questions, targets, strict=True)])
+        wanted = torch.full_like(tokens, IGNORED)
+        for row, q, e in zip(wanted, questions, targets, strict=True):
+            row[len(q) : len(q) + len(e)] = torch.tensor(e)
+        return self.model(input_ids=tokens, attention_mask=mask, labels=wanted, use_cache=False).loss
+
+
+def padded(sequences: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64 tokens and mask [sequences, longest], padded on the right."""
+    width = max(map(len, sequences))
+    tokens = [list(s) + [0] * (width - len(s)) for s in sequences]
+    mask = [[1] * len(s) + [0] * (width - len(s)) for s in sequences]
+    return torch.tensor(tokens), torch.tensor(mask)
+
+
+def config(token_budget: int | None) -> RunConfig:
+    cfg = RunConfig(learning_rate=RATE, kl_weight=KL_WEIGHT, batch_size=BATCH)
+    return override(cfg, {"train.token_budget": token_budget}) if token_budget else cfg
+
+
+def profile(learner: Learner, labels: Sequence[Label], cases: Sequence[TokenizedCase]) -> None:
+    """Where one of our steps spends its time, by operator."""
+    pairs = make_pairs(cases)
+    learner.step(labels[:BATCH], pairs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        learner.step(labels[:BATCH], pairs)
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--threads", type=int, default=2, help="torch threads, the same for both (default 2)")
+    arguments.add_argument("--token-budget", type=int, help="train.token_budget (default: the config's)")
+    arguments.add_argument(
+        "--profile", action="store_true", help="print where one of our steps spends its time, and stop"
+    )
+    args = arguments.parse_args()
+    torch.set_num_threads(args.threads)
+    policy = policy_folder(args.small)
+    cases = make_cases(policy, args.small, COUNT)
+    cases = [cases[i] for i in step_plan(SEED, 0, len(cases), len(cases))]
+    labels, pairs = make_labels(cases), make_pairs(cases)
+    usual, ours, reference = Clock(), Clock(), Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        with reference:
+            path = build_reference(policy, cases, folder)
+        learner = Learner(config(args.token_budget), policy, path, {case.case_id: case for case in cases})
+        if args.profile:
+            return profile(learner, labels, cases)
+        loop = UsualLoop(policy)
+        loop.step(cases[:1], labels[:1])  # warm
+        learner.step(labels[:1], pairs)
+        for start in range(0, len(cases), BATCH):
+            part = slice(start, start + BATCH)
+            with usual:
+                expected = loop.step(cases[part], labels[part])
+            with ours:
+                metrics = learner.step(labels[part], pairs)
+            gap = abs(metrics["loss"] - expected)
+            print(
+                f"cases {start:2}-{start + BATCH - 1:2}: usual {usual.wall:7.2f} s, ours {ours.wall:6.2f} s so far; "
+                f"objective {expected:.6f} and {metrics['loss']:.6f} (KL {metrics['kl']:.1e})",
+                flush=True,
+            )
+            if not gap <= TOLERANCE:
+                sys.exit(f"{NAME}: the objectives differ by {gap:.2e}, more than {TOLERANCE:g}: no ratio to report")
+    report(
+        NAME,
+        usual.wall / ours.wall,
+        GOAL,
+        usual_s=usual.wall,
+        ours_s=ours.wall,
+        reference_s=reference.wall,
+        ratio_with_reference=usual.wall / (ours.wall + reference.wall),
+        ratio_cpu=usual.cpu / ours.cpu,
+        cases=len(cases),
+        threads=args.threads,
+        policy="organism" if args.small else "SmolLM2-135M",
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
