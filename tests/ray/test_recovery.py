@@ -1,0 +1,132 @@
+"""Parts of a running loop die by SIGKILL; the run goes on by itself and ends at the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from introspect_ray.errors import RepeatedFailure
+from introspect_ray.label_store import read_labels
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+EVERY = 6
+STEPS = 36
+SETTINGS = {
+    "supervision__rule": "online",
+    "supervision__agreement": 0.7,
+    "lag": 1,
+    "steps": STEPS,
+    "rollout__group_size": 12,  # two groups a step
+    "train__checkpoint_every": EVERY,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(live) -> Path:
+    return live.train(**SETTINGS)[2]
+
+
+def result(out: Path) -> tuple[bytes, list]:
+    """Final weights and label table, to be equal bit for bit."""
+    return (out / "policy" / "model.safetensors").read_bytes(), list(read_labels(str(out / "labels")))
+
+
+def process(name: str) -> int:
+    """Pid of the one Ray worker process whose title has `name`."""
+    mine = psutil.Process().children(recursive=True)
+    (pid,) = [child.pid for child in mine if name in " ".join(child.cmdline()) + child.name()]
+    return pid
+
+
+PARTS: dict[str, Callable] = {
+    "rollout actor": lambda live: ray.get(live.base.pool.actors[0].ping.remote()),
+    "relabeler": lambda live: process("ray::Relabeler"),
+    "training worker": lambda live: process("RayTrainWorker"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_sigkill_of_any_part_changes_no_bit(live, undisturbed, part, capfd):
+    step = random.Random(f"kill {part}").randrange(2, STEPS // 2)
+    print(f"{part}: SIGKILL once step {step} is seen")
+    killed: list[int] = []
+
+    def kill_once(row: dict) -> None:
+        if row["step"] >= step and not killed:
+            killed.append(PARTS[part](live))
+            os.kill(killed[0], signal.SIGKILL)
+
+    _, rows, out = live.train(on_row=kill_once, **SETTINGS)
+    said = capfd.readouterr()
+    print(said.out, said.err)
+    assert killed and [row["step"] for row in rows] == list(range(STEPS))
+    assert result(out) == result(undisturbed)
+    assert {"rollout actor": "asked again", "relabeler": "going on from step", "training worker": "going on from step"}[
+        part
+    ] in said.err
+
+
+def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(live, undisturbed):
+    """With fixed labels nobody needs the engine while training; it dies and is back at M0. The scores are the same."""
+    settings = {**SETTINGS, "supervision__rule": "fixed", "steps": 4}
+    whole, _, _ = live.train(**settings)
+
+    def kill(row: dict) -> None:
+        if row["step"] == 0:
+            os.kill(PARTS["rollout actor"](live), signal.SIGKILL)
+
+    again, _, _ = live.train(on_row=kill, **settings)
+    for block in ("explanation", "behavior", "disagreement"):
+        assert again[block] == whole[block]
+
+
+def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_used(live, undisturbed, capfd):
+    """A finished run without its results is one that died at its end; what `--resume` does from there."""
+    out = live.root / "truncated"
+    shutil.copytree(undisturbed, out)
+    shutil.rmtree(out / "policy")
+    folders = sorted(path.name for path in (out / "checkpoints").iterdir() if path.is_dir())
+    assert folders == [f"step-{step:08d}" for step in (STEPS - 2 * EVERY, STEPS - EVERY)]
+    shard = next((out / "checkpoints" / folders[-1]).glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    _, rows, _ = live.train(out=out, **SETTINGS)
+    said = capfd.readouterr().err
+    assert f"{folders[-1]} is not used: {shard.name} has {shard.stat().st_size}" not in said  # it was written again
+    assert f"checkpoints/{folders[-1]} is not used: {shard.name} has " in said
+    assert rows[0]["step"] == STEPS - 2 * EVERY
+    assert result(out) == result(undisturbed)
+
+
+def test_failure_after_failure_stops_with_one_line(live, capfd):
+    """Two training workers in a row die before a first checkpoint."""
+    killed: set[int] = set()
+    over = threading.Event()
+
+    def kill_all() -> None:
+        while not over.wait(0.1):
+            for child in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in child.name() and child.pid not in killed:
+                    time.sleep(1.0)  # it has begun
+                    child.kill()
+                    killed.add(child.pid)
+
+    thread = threading.Thread(target=kill_all)
+    thread.start()
+    try:
+        with pytest.raises(RepeatedFailure, match=r"training worker 0 died .*: 2 failure\(s\) in a row .* --resume"):
+            live.train(**{**SETTINGS, "train__checkpoint_every": 0, "train__max_failures": 2})
+    finally:
+        over.set()
+        thread.join()
+    assert len(killed) == 2
+    assert "going on from step 0 (1 of 2 failures in a row)" in capfd.readouterr().err
