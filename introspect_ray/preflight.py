@@ -109,8 +109,8 @@ def run_identity(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
         line = [case.case_id, case.labels, case.prompt, case.ablated, case.question]
         digest.update(json.dumps(line).encode() + b"\n")
     config = {key: value for key, value in _flat(cfg.model_dump(mode="json")).items() if not key.startswith(_FREE)}
-    content = {"policy": prepared.policy_id, "second_policy": prepared.second_id, "training_cases": digest.hexdigest()}
-    return {**config, **_flat(content, "content of ")}
+    content = {"policy": prepared.policy_id, "second policy": prepared.second_id, "training cases": digest.hexdigest()}
+    return {**config, **{f"content of {what}": value for what, value in content.items()}}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

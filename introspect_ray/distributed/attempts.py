@@ -82,21 +82,25 @@ def failed_part(error: Exception) -> str:
 
     From an actor (the relabeler) such an error comes inside Ray's own, as its cause.
     """
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {None: error}
+    failures = (
+        error.worker_failures
+        if isinstance(error, WorkerGroupError)
+        else {None: getattr(error, "controller_failure", error)}
+    )
     causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
     named = next((cause for cause in causes.values() if isinstance(cause, AlarmError | UserError)), None)
     if named:
         raise named from None
+    # The ranks beside one that died fail in their collectives: the dead one is what happened.
+    for rank, cause in causes.items():
+        if isinstance(getattr(cause, "health_check_failure", None), RayActorError):
+            return f"training worker {rank} died"
+    for rank, cause in causes.items():  # raised in the training function: it talks to no other actor and waits for it
+        if isinstance(cause, RayActorError):
+            return "Ray Train's controller died" if rank is None else "the relabeler died"
     rank, cause = next(iter(causes.items()))
-    cause = getattr(cause, "health_check_failure", cause)
-    if isinstance(cause, RayActorError):
-        return f"training worker {rank} died" if _is_worker(str(cause)) else "the relabeler or Ray's controller died"
     lines = [line for line in str(cause).strip().splitlines() if line.strip()] or ["no message"]
     return f"{'training' if rank is None else f'training worker {rank}'} failed ({type(cause).__name__}: {lines[0]})"
-
-
-def _is_worker(text: str) -> bool:
-    return "RayTrainWorker" in text
 
 
 def _warn(line: str) -> None:
@@ -114,7 +118,10 @@ def _retire(relabeler: Any) -> None:
 
 
 def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
-    """Attempts and checkpoints are ours: Ray's own restarts would keep the old relabeler."""
+    """Attempts and checkpoints are ours: Ray's own restarts would keep the old relabeler.
+
+    Only the wait for room stays Ray's (a start that times out is a failure of its controller).
+    """
     resources = {"CPU": cfg.train.num_cpus, **({"GPU": 1} if cfg.train.use_gpu else {})}
     return TorchTrainer(
         train_worker,
@@ -125,6 +132,8 @@ def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
         run_config=ray.train.RunConfig(
             name=FOLDER,
             storage_path=cfg.output_dir,
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=-1 if cfg.wait_for_nodes else 0
+            ),
         ),
     )

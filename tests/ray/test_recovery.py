@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
 
 from introspect_ray.errors import RepeatedFailure
 from introspect_ray.label_store import read_labels
@@ -41,21 +39,20 @@ def result(out: Path) -> tuple[bytes, list]:
     return (out / "policy" / "model.safetensors").read_bytes(), list(read_labels(str(out / "labels")))
 
 
-def process(name: str) -> int:
-    """Pid of the one Ray worker process whose title has `name`."""
-    mine = psutil.Process().children(recursive=True)
-    (pid,) = [child.pid for child in mine if name in " ".join(child.cmdline()) + child.name()]
-    return pid
+def pids(title: str) -> list[int]:
+    """Ray worker processes of this run whose title has `title`."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child.pid] if title in " ".join(child.cmdline()) else []
+    return found
 
 
-PARTS: dict[str, Callable] = {
-    "rollout actor": lambda live: ray.get(live.base.pool.actors[0].ping.remote()),
-    "relabeler": lambda live: process("ray::Relabeler"),
-    "training worker": lambda live: process("RayTrainWorker"),
-}
+TITLES = {"rollout actor": "ray::RolloutWorker", "relabeler": "ray::Relabeler", "training worker": "RayTrainWorker"}
+SAID = {"rollout actor": "asked again", "relabeler": "going on from step", "training worker": "going on from step"}
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", TITLES)
 def test_sigkill_of_any_part_changes_no_bit(live, undisturbed, part, capfd):
     step = random.Random(f"kill {part}").randrange(2, STEPS // 2)
     print(f"{part}: SIGKILL once step {step} is seen")
@@ -63,17 +60,15 @@ def test_sigkill_of_any_part_changes_no_bit(live, undisturbed, part, capfd):
 
     def kill_once(row: dict) -> None:
         if row["step"] >= step and not killed:
-            killed.append(PARTS[part](live))
+            killed.extend(pids(TITLES[part]))
             os.kill(killed[0], signal.SIGKILL)
 
     _, rows, out = live.train(on_row=kill_once, **SETTINGS)
     said = capfd.readouterr()
     print(said.out, said.err)
-    assert killed and [row["step"] for row in rows] == list(range(STEPS))
+    assert len(killed) == 1 and [row["step"] for row in rows] == list(range(STEPS))
     assert result(out) == result(undisturbed)
-    assert {"rollout actor": "asked again", "relabeler": "going on from step", "training worker": "going on from step"}[
-        part
-    ] in said.err
+    assert SAID[part] in said.err
 
 
 def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(live, undisturbed):
@@ -83,7 +78,7 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
 
     def kill(row: dict) -> None:
         if row["step"] == 0:
-            os.kill(PARTS["rollout actor"](live), signal.SIGKILL)
+            os.kill(pids(TITLES["rollout actor"])[0], signal.SIGKILL)
 
     again, _, _ = live.train(on_row=kill, **settings)
     for block in ("explanation", "behavior", "disagreement"):
@@ -101,7 +96,6 @@ def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_used(li
     shard.write_bytes(shard.read_bytes()[:-1])
     _, rows, _ = live.train(out=out, **SETTINGS)
     said = capfd.readouterr().err
-    assert f"{folders[-1]} is not used: {shard.name} has {shard.stat().st_size}" not in said  # it was written again
     assert f"checkpoints/{folders[-1]} is not used: {shard.name} has " in said
     assert rows[0]["step"] == STEPS - 2 * EVERY
     assert result(out) == result(undisturbed)
@@ -109,21 +103,21 @@ def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_used(li
 
 def test_failure_after_failure_stops_with_one_line(live, capfd):
     """Two training workers in a row die before a first checkpoint."""
-    killed: set[int] = set()
+    killed: list[int] = []
     over = threading.Event()
 
     def kill_all() -> None:
-        while not over.wait(0.1):
-            for child in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in child.name() and child.pid not in killed:
-                    time.sleep(1.0)  # it has begun
-                    child.kill()
-                    killed.add(child.pid)
+        while not over.wait(0.2):
+            for pid in set(pids(TITLES["training worker"])) - {*killed}:
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
 
     thread = threading.Thread(target=kill_all)
     thread.start()
     try:
-        with pytest.raises(RepeatedFailure, match=r"training worker 0 died .*: 2 failure\(s\) in a row .* --resume"):
+        with pytest.raises(
+            RepeatedFailure, match=r"training .* before its first step: 2 failure\(s\) in a row .* --resume"
+        ):
             live.train(**{**SETTINGS, "train__checkpoint_every": 0, "train__max_failures": 2})
     finally:
         over.set()

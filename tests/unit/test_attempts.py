@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from introspect_ray.distributed import rollout_pool
 from introspect_ray.distributed.attempts import decide, failed_part
@@ -46,7 +47,13 @@ def test_the_failed_part_is_named_in_one_line():
     assert failed_part(WorkerGroupError("", {1: RuntimeError("CUDA out of memory\nmore")})) == (
         "training worker 1 failed (RuntimeError: CUDA out of memory)"
     )
-    assert failed_part(ControllerError(ValueError("no room"))).startswith("training failed (ControllerError: ")
+    assert failed_part(ControllerError(ValueError("no room"))) == "training failed (ValueError: no room)"
+    dead = WorkerHealthCheckFailedError("no answer", ActorDiedError())
+    assert failed_part(WorkerGroupError("", {0: RuntimeError("connection reset by peer"), 1: dead})) == (
+        "training worker 1 died"
+    )
+    assert failed_part(WorkerGroupError("", {0: RuntimeError("reset"), 1: ActorDiedError()})) == "the relabeler died"
+    assert failed_part(ActorDiedError()) == "Ray Train's controller died"
 
 
 GOOD = Delivery(3, "abc", (-0.1, -2.0), 0.1, 30)
