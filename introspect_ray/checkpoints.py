@@ -57,7 +57,7 @@ def newest_usable(store: Store, run: Mapping[str, Any], warn: Callable[[str], No
     can be used: starting at 0 would throw away what was reached.
     """
     refused: list[Refusal] = []
-    for name in _names(store):
+    for name in list_names(store):
         refusal = check(store, name, run)
         if refusal is None:
             return name
@@ -69,6 +69,8 @@ def newest_usable(store: Store, run: Mapping[str, Any], warn: Callable[[str], No
             f"none of the {len(refused)} checkpoints in {store.join(FOLDER)} can be used, the newest because "
             f"{lost[0].reason}: restore it, or delete that folder to start again at step 0"
         )
+    if refused:
+        warn(f"no checkpoint in {store.join(FOLDER)} was ever finished: starting at step 0")
     return None
 
 
@@ -131,7 +133,7 @@ def _fingerprint(content: Path | bytes) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _names(store: Store) -> list[str]:
+def list_names(store: Store) -> list[str]:
     """Folders of checkpoints, newest first; what Ray keeps beside them are files."""
     parts = (name.split("/") for name in store.list(FOLDER))
     return sorted({part[1] for part in parts if len(part) > 2}, key=lambda name: (step_of(name), name), reverse=True)
@@ -183,7 +185,7 @@ class CheckpointWriter:
                 "that all nodes share, or s3://"
             )
         old, self._kept = self._kept[:-KEEP], self._kept[-KEEP:]
-        for name in _names(self._store):
+        for name in list_names(self._store):
             if name in old or (_NAME.fullmatch(name) and step_of(name) < step_of(self._kept[0])):
                 self._store.delete_prefix(f"{FOLDER}/{name}")
 

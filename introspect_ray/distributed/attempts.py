@@ -54,6 +54,8 @@ def train_on(
     """
     store, failures = open_store(cfg.output_dir), 0
     checkpoint = newest_usable(store, identity, _warn)
+    if checkpoint:
+        print(f"resume   from step {step_of(checkpoint)}", flush=True)
     while True:
         relabeler = relabeler_of()
         try:

@@ -150,8 +150,11 @@ def reason(error: BaseException) -> str:
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, _FINAL):
         raise cause from None
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[0][:200] if lines else 'no message'}"
+    if isinstance(cause, ActorUnavailableError):
+        return "its process died"
+    lines = str(cause).strip().splitlines() or ["no message"]
+    said = lines[-1 if isinstance(cause, ActorDiedError) else 0]  # what ended an actor for good stands last
+    return f"{type(cause).__name__}: {said.strip()[:200]}"
 
 
 async def receipts(deliveries: Sequence[Any]) -> list[Delivery]:

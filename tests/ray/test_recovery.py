@@ -12,9 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
+from introspect_ray.distributed.rollout_worker import Exported, Request, Serving
+from introspect_ray.distributed.weight_sync import Expected
+from introspect_ray.engines.base import checksum
 from introspect_ray.errors import RepeatedFailure
 from introspect_ray.label_store import read_labels
+from introspect_ray.policy import load_saved
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 EVERY = 6
@@ -24,7 +29,6 @@ SETTINGS = {
     "supervision__agreement": 0.7,
     "lag": 1,
     "steps": STEPS,
-    "rollout__group_size": 12,  # two groups a step
     "train__checkpoint_every": EVERY,
 }
 
@@ -71,18 +75,37 @@ def test_sigkill_of_any_part_changes_no_bit(live, undisturbed, part, capfd):
     assert SAID[part] in said.err
 
 
-def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(live, undisturbed):
-    """With fixed labels nobody needs the engine while training; it dies and is back at M0. The scores are the same."""
-    settings = {**SETTINGS, "supervision__rule": "fixed", "steps": 4}
-    whole, _, _ = live.train(**settings)
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigkill_of_one_of_two_ranks_changes_no_bit(live, rank):
+    """Both ranks write every checkpoint; the one that lives waits in a collective for the one that died."""
+    settings = {**SETTINGS, "train__num_workers": 2, "batch_size": 25}
+    killed: list[int] = []
 
-    def kill(row: dict) -> None:
-        if row["step"] == 0:
-            os.kill(pids(TITLES["rollout actor"])[0], signal.SIGKILL)
+    def kill_once(row: dict) -> None:
+        if row["step"] >= EVERY + 2 and not killed:
+            killed.extend(sorted(pids(TITLES["training worker"])))
+            os.kill(killed[rank], signal.SIGKILL)
 
-    again, _, _ = live.train(on_row=kill, **settings)
-    for block in ("explanation", "behavior", "disagreement"):
-        assert again[block] == whole[block]
+    undisturbed, disturbed = live.train(**settings)[2], live.train(on_row=kill_once, **settings)[2]
+    assert len(killed) == 2
+    assert result(disturbed) == result(undisturbed)
+
+
+def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(live):
+    """The workers and their weights are gone by then; the engine, back at M0, answers as the one that had them."""
+    out = live.train(supervision__rule="fixed", steps=2)[2]
+    pool, prepared = live.base.pool, live.base.prepared
+    ids, sent = [case.case_id for case in prepared.test[:24]], checksum(load_saved(str(out / "policy"))[0])
+    exported = Exported(str(out / "policy"), prepared.train[0])
+    request = Request("label", ids, Serving(2, Expected(2, sent, ())), home=0)  # to be had nowhere: it is served
+    before = ray.get(pool.actors[0].answer.remote(request))
+    os.kill(pids(TITLES["rollout actor"])[0], signal.SIGKILL)
+    again = pool.label_now(ids, Serving(2, Expected(2, sent, before.receipt.probe), exported))
+    assert again == before.answers
+    assert {pair.case_id: pair.cued_logprobs for pair in again} != {
+        pair.case_id: pair.cued_logprobs for pair in live.base.m0_test[:24]
+    }
 
 
 def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_used(live, undisturbed, capfd):

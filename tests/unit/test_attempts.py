@@ -102,6 +102,7 @@ def test_a_group_goes_to_the_next_engine_until_one_answers():
         "step 7: rollout actor 1 failed at: label 2 cases from 'c1' on version 3",
         "step 7: rollout actor 0 failed at: label 2 cases from 'c1' on version 3",
     ]
+    assert "(its process died)" in notes[0] and "(RuntimeError: out of memory)" in notes[1]
 
 
 def test_a_group_that_fails_three_times_stops_the_run():

@@ -15,7 +15,7 @@ from introspect_ray.storage import open_store
 RUN = {"seed": 0, "learning_rate": 1e-5, "content of policy": "ab", "task.path": None}
 
 
-def write(out: Path, steps: list[int], ranks: int = 1, run: dict = RUN, resumed: str | None = None) -> None:
+def write(out: Path | str, steps: list[int], ranks: int = 1, run: dict = RUN, resumed: str | None = None) -> None:
     """Checkpoints as `ranks` processes leave them: threads here, with a barrier for every collective."""
     barrier = threading.Barrier(ranks)
 
@@ -36,7 +36,7 @@ def write(out: Path, steps: list[int], ranks: int = 1, run: dict = RUN, resumed:
         list(threads.map(process, range(ranks)))
 
 
-def chosen(out: Path, run: dict = RUN) -> tuple[str | None, list[str]]:
+def chosen(out: Path | str, run: dict = RUN) -> tuple[str | None, list[str]]:
     warnings: list[str] = []
     return newest_usable(open_store(out), run, warnings.append), warnings
 
@@ -120,7 +120,10 @@ def test_step_0_only_if_none_was_ever_whole(tmp_path):
     (folder(tmp_path, 2) / "rank-0.json").unlink()
     assert chosen(tmp_path) == (
         None,
-        [f"checkpoint {folder(tmp_path, 2)} is not used: it was never finished (no rank-0.json)"],
+        [
+            f"checkpoint {folder(tmp_path, 2)} is not used: it was never finished (no rank-0.json)",
+            f"no checkpoint in {tmp_path}/checkpoints was ever finished: starting at step 0",
+        ],
     )
     (folder(tmp_path, 2) / "rank-0.json").write_bytes(listed)
     truncate(folder(tmp_path, 2) / "shard-0")
@@ -134,6 +137,18 @@ def test_a_refused_one_is_written_again_and_never_pushes_a_good_one_out(tmp_path
     write(tmp_path, [5, 6], resumed="step-00000004")  # another checkpoint_every than before
     assert chosen(tmp_path) == ("step-00000006", [])
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_on_s3(s3_env):
+    write(s3_env, [2, 4, 6], ranks=2)
+    store, name = open_store(s3_env), "checkpoints/step-00000006/shard-1"
+    assert chosen(s3_env) == ("step-00000006", [])
+    assert len(store.list("checkpoints")) == 2 * 5
+    store.write_bytes(name, store.read_bytes(name)[:-1])
+    assert chosen(s3_env) == (
+        "step-00000004",
+        [f"checkpoint {s3_env}/checkpoints/step-00000006 is not used: shard-1 has 99 bytes of 100"],
+    )
 
 
 def test_the_part_of_a_rank_on_another_disk_is_missed(tmp_path):
