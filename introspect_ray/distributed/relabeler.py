@@ -69,6 +69,7 @@ class Relabeler:
             slot.ready.set_result(self._label(step, version, results))
         except Exception as error:  # handed to every rank that fetches this step
             slot.ready.set_exception(error)
+            slot.ready.exception()  # seen, should nobody be left to fetch it
 
     async def fetch(self, step: int, rank: int) -> StepLabels:
         """The labels rank, rank + world, ... of `step`; waits until they are made."""

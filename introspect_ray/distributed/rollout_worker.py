@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
@@ -66,7 +66,7 @@ class Request:
     case_ids: Sequence[str]
     serving: Serving
     home: int
-    max_tokens: int = field(default=1)
+    max_tokens: int = 1
 
     def __str__(self) -> str:
         return f"{self.task} {len(self.case_ids)} cases from {self.case_ids[0]!r} on version {self.serving.version}"

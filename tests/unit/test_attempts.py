@@ -10,13 +10,16 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostErro
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from introspect_ray.config import RunConfig
 from introspect_ray.distributed import rollout_pool
 from introspect_ray.distributed.attempts import decide, failed_part
+from introspect_ray.distributed.relabeler import Relabeler
 from introspect_ray.distributed.rollout_pool import RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Request, RolloutResult, Serving
 from introspect_ray.distributed.weight_sync import Expected, WeightSyncError
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
-from introspect_ray.records import Delivery
+from introspect_ray.records import BehaviorPair, Delivery
+from introspect_ray.supervision import Sources
 
 
 def test_only_failures_without_a_later_checkpoint_add_up():
@@ -153,3 +156,31 @@ def test_receipts_of_dead_engines_are_left_out_but_not_wrong_ones():
     assert asyncio.run(got(GONE, GOOD, task_error(RuntimeError("out of memory")))) == [GOOD]
     with pytest.raises(ValueError, match="shape"):
         asyncio.run(got(GOOD, task_error(ValueError("shape"))))
+
+
+@pytest.mark.parametrize("call", ["restore", "stop"])
+def test_what_was_asked_for_before_never_reaches_the_table(tmp_path, call):
+    """Pairs of a dead training worker's request come in after the run went on elsewhere."""
+    cfg = RunConfig.model_validate({"batch_size": 4, "steps": 1, "supervision": {"rule": "online"}})
+    names = {f"c{i}": ("A", "B") for i in range(4)}
+    made = [BehaviorPair(name, "A", "B", (), (), False, False, 0) for name in names]
+
+    async def run() -> tuple[list, list]:
+        came = asyncio.Event()
+
+        async def collect(*_: object) -> list:
+            await came.wait()
+            return [RolloutResult(made, None, 0.0, 0.0)]
+
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        late = asyncio.create_task(maker.relabel(0, 0, None, [], [None]))
+        await asyncio.sleep(0)
+        await (maker.restore(0, []) if call == "restore" else maker.stop())
+        came.set()
+        await late
+        maker._writer.flush()
+        return list(maker._steps), list(tmp_path.iterdir())
+
+    waiting, files = asyncio.run(run())
+    assert files == []
+    assert waiting == ([] if call == "restore" else [0])
