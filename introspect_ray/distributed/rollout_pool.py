@@ -46,9 +46,9 @@ class RolloutPool:
     def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[TokenizedCase]) -> None:
         self._size, self._tolerance = cfg.rollout.group_size, cfg.rollout.probe_tolerance
         self._limit = cfg.train.max_failures
-        self._cases = ray.put(list(cases))  # kept, in a list that Ray passes unopened, for actors that are restarted
+        self._cases = [ray.put(list(cases))]  # in a list, which Ray passes unopened: an engine gets them once
         actor = ray.remote(num_cpus=cfg.rollout.num_cpus, num_gpus=cfg.rollout.num_gpus, max_restarts=-1)(RolloutWorker)
-        self.actors = [actor.remote(cfg.rollout, spec, [self._cases]) for _ in range(cfg.rollout.num_actors)]
+        self.actors = [actor.remote(cfg.rollout, spec) for _ in range(cfg.rollout.num_actors)]
 
     def wait(self) -> None:
         """Until every engine is up. Raises RayActorError for one that cannot start."""
@@ -88,7 +88,7 @@ class RolloutPool:
         return [answer for result in results for answer in result.answers]
 
     def _ask(self, request: Request, again: int = 0) -> Asked:
-        return Asked(request, self._actor(request, again).answer.remote(request))
+        return Asked(request, self._actor(request, again).answer.remote(request, self._cases))
 
     def _actor(self, request: Request, again: int) -> Any:
         return self.actors[(request.home + again) % len(self.actors)]

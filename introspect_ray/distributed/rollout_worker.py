@@ -92,8 +92,7 @@ class RolloutResult:
 class RolloutWorker:
     """One engine in one process. Ray restarts the process when it dies, with the same arguments."""
 
-    def __init__(self, rollout: RolloutConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
-        """cases: holds one ref of a list[TokenizedCase]."""
+    def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
         self._engine = make_engine(
             rollout,
             local_policy(spec.policy),
@@ -103,7 +102,7 @@ class RolloutWorker:
             seed=spec.seed,
         )
         self._method = spec.method
-        self._cases = {case.case_id: case for case in ray.get(cases[0])}
+        self._cases: dict[str, TokenizedCase] = {}
         self._receipt: Delivery | None = None
         self._condemned = False
         self._free_since = time.perf_counter()
@@ -117,8 +116,11 @@ class RolloutWorker:
         self._free_since = time.perf_counter()
         return receipt
 
-    def answer(self, request: Request) -> RolloutResult:
-        """Answers of one group on the weights it names, loaded first where others are served."""
+    def answer(self, request: Request, all_cases: list[Any]) -> RolloutResult:
+        """Answers of one group on the weights it names, loaded first where others are served.
+
+        all_cases: holds one ref of a list[TokenizedCase], which a fresh engine opens.
+        """
         began = time.perf_counter()
         idle = began - self._free_since
         serving, served = request.serving, self._receipt
@@ -126,6 +128,8 @@ class RolloutWorker:
             serving.expected and (serving.expected.version, serving.expected.checksum)
         ):
             self._load(self._fetch(serving))
+        if not self._cases:
+            self._cases = {case.case_id: case for case in ray.get(all_cases[0])}
         cases = [self._cases[case_id] for case_id in request.case_ids]
         with self._condemned_on_error():
             if request.task == "label":

@@ -99,7 +99,7 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
     ids, sent = [case.case_id for case in prepared.test[:24]], checksum(load_saved(str(out / "policy"))[0])
     exported = Exported(str(out / "policy"), prepared.train[0])
     request = Request("label", ids, Serving(2, Expected(2, sent, ())), home=0)  # to be had nowhere: it is served
-    before = ray.get(pool.actors[0].answer.remote(request))
+    before = ray.get(pool._ask(request).future)
     os.kill(pids(TITLES["rollout actor"])[0], signal.SIGKILL)
     again = pool.label_now(ids, Serving(2, Expected(2, sent, before.receipt.probe), exported))
     assert again == before.answers

@@ -69,7 +69,7 @@ def pool(*answers: object) -> tuple[RolloutPool, list[str]]:
     todo, asked = list(answers), []
 
     def actor(name: str) -> SimpleNamespace:
-        async def answer(_: Request) -> RolloutResult:
+        async def answer(*_: object) -> RolloutResult:
             asked.append(name)
             given = todo.pop(0)
             if isinstance(given, Exception):
@@ -82,7 +82,7 @@ def pool(*answers: object) -> tuple[RolloutPool, list[str]]:
         return SimpleNamespace(answer=SimpleNamespace(remote=answer), ping=SimpleNamespace(remote=ping))
 
     made = RolloutPool.__new__(RolloutPool)
-    made.actors, made._limit, made._tolerance = [actor("a"), actor("b")], 3, 0.002
+    made.actors, made._limit, made._tolerance, made._cases = [actor("a"), actor("b")], 3, 0.002, []
     return made, asked
 
 
