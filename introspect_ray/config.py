@@ -102,8 +102,9 @@ class TrainConfig(_Section):
     """M0's distribution: cached hidden states, or a live forward with adapters off (lora only)."""
     checkpoint_every: int = Field(0, ge=0)
     """Steps between checkpoints; 0: none."""
-    max_failures: int = Field(0, ge=0)
-    """Worker group restarts from the last checkpoint before the run fails."""
+    max_failures: int = Field(3, ge=0)
+    """Failures in a row without progress (a later checkpoint; for one rollout group: an answer) before the run stops.
+    Until then it goes on by itself from the last checkpoint, without one from step 0. 0, 1: stop at the first."""
 
 
 class EvalConfig(_Section):

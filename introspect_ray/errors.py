@@ -1,4 +1,4 @@
-"""Errors that jobs print as a single line: what users cause (exit code 2), and what an alarm stopped (exit code 1)."""
+"""Errors that jobs print as a single line: what users cause (exit code 2), and what an alarm or a check stopped (1)."""
 
 
 class UserError(Exception):
@@ -6,4 +6,9 @@ class UserError(Exception):
 
 
 class AlarmError(RuntimeError):
-    """A run went beyond one of its `alarms.*` bounds: the message names it, with the numbers, and the remedy."""
+    """A run must stop, and trying again would not help: it is beyond one of its `alarms.*` bounds (the message names
+    it, with the numbers, and the remedy), or one of the cases below."""
+
+
+class RepeatedFailure(AlarmError):
+    """A part died `train.max_failures` times in a row without progress. The message says what, how often and where."""

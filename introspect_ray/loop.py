@@ -87,7 +87,7 @@ class Supply(Protocol):
     """Where labels come from: engines and relabeler behind one door."""
 
     def publish(self, update: WeightUpdate, probe: tuple[float, ...]) -> None:
-        """Start delivering a version; labels of that version are refused unless every engine confirms it."""
+        """Start delivering a version; labels of it are refused unless the engine that made them confirms it."""
         ...
 
     def request(self, step: int, version: int) -> None:

@@ -182,6 +182,19 @@ def save_policy(
     save_torch_state_dict(tensors, out, metadata={"format": "pt"})
 
 
+def load_saved(folder: str, method: str = "full") -> tuple[dict[str, torch.Tensor], dict[str, object] | None]:
+    """What save_policy was given: (tensors, adapter_config); a tied head is there again, under its own name."""
+    from safetensors.torch import load_file
+
+    tensors = {name: t for file in sorted(Path(folder).glob("*.safetensors")) for name, t in load_file(file).items()}
+    if method == "lora":
+        return tensors, json.loads(Path(folder, "adapter_config.json").read_text())
+    embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    if "lm_head.weight" not in tensors and len(embeddings) == 1:
+        tensors["lm_head.weight"] = tensors[embeddings[0]]
+    return tensors, None
+
+
 def _gguf_file(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix == ".gguf" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -101,6 +102,18 @@ def check_resume(cfg: RunConfig) -> None:
                 f"cannot resume {cfg.output_dir}: {key} was {before.get(key)!r} and is now {now.get(key)!r}; "
                 "give the same config, or another output_dir"
             )
+
+
+def run_identity(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    """What a checkpoint must share with a run to be its own: the config, but for what may differ, and the content
+    behind it (policies and training cases). JSON values by name, so that a refusal can say which one differs."""
+    digest = hashlib.blake2b(digest_size=8)
+    for case in prepared.train:
+        line = [case.case_id, case.labels, case.prompt, case.ablated, case.question]
+        digest.update(json.dumps(line).encode() + b"\n")
+    config = {key: value for key, value in flatten(cfg.model_dump(mode="json")).items() if not key.startswith(_FREE)}
+    content = {"policy": prepared.policy_id, "second policy": prepared.second_id, "training cases": digest.hexdigest()}
+    return {**config, **{f"content of {what}": value for what, value in content.items()}}
 
 
 def local_policy(name: str) -> str:

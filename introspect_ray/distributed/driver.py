@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.train
-from ray.train.torch import TorchTrainer
 
 from introspect_ray.config import RunConfig, override
+from introspect_ray.distributed.attempts import train_on
 from introspect_ray.distributed.monitor import Monitor
 from introspect_ray.distributed.relabeler import RelabelerActor
-from introspect_ray.distributed.rollout_pool import EngineSpec, RolloutPool
+from introspect_ray.distributed.rollout_pool import RolloutPool
+from introspect_ray.distributed.rollout_worker import EngineSpec, Exported, Serving
 from introspect_ray.distributed.status import StatusBoardActor
-from introspect_ray.distributed.train_worker import WorkerSpec, train_worker
-from introspect_ray.errors import AlarmError, UserError
+from introspect_ray.distributed.train_worker import WorkerSpec
 from introspect_ray.evaluation import details, evaluate
 from introspect_ray.label_store import label_set_key, load_pairs, save_pairs
 from introspect_ray.metrics import Finding, collapse
 from introspect_ray.policy import is_adapter, merge_adapter
-from introspect_ray.preflight import Prepared, local_policy
+from introspect_ray.preflight import Prepared, local_policy, run_identity
 from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.results import numbers_of, run_summary, step_rows, track_results
 from introspect_ray.storage import is_remote, open_store
@@ -63,12 +62,12 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
     )
     pool = _pool(cfg, cfg.policy, prepared, lora_rank or cfg.lora_rank)
     status = StatusBoardActor.remote()
-    pool.register(prepared.train + prepared.test)
+    pool.wait()
     ready = time.perf_counter()
     pairs = _pairs(cfg, prepared, pool, prepared.policy_id)
     m0_train = {case.case_id: pairs[case.case_id] for case in prepared.train}
     m0_test = [pairs[case.case_id] for case in prepared.test]
-    explanations = explain(pool, prepared)
+    explanations = explain(pool, prepared, Serving())
     second = _second_pairs(cfg, prepared)
     evaluated = time.perf_counter()
     return Base(
@@ -94,25 +93,32 @@ def train_once(
     tracker.log_metrics({"before": {**numbers_of(untrained_scores(base)), "collapse": one_sided}}, 0)
     store = open_store(cfg.output_dir)
     store.write_json("run.json", cfg.model_dump(mode="json"))  # a trial's own, for audit and replay
-    relabeler = _relabeler(cfg, base)
-    spec = WorkerSpec(
-        cfg=cfg,
-        run_name=run_name,
-        policy=cfg.policy,
-        reference_path=base.reference_path,
-        train=base.train,
-        m0=base.m0_train,
-        pool=base.pool,
-        relabeler=relabeler,
-        status=base.status,
-    )
+    identity = run_identity(cfg, base.prepared)
+
+    def spec(relabeler: Any, checkpoint: str | None) -> WorkerSpec:
+        return WorkerSpec(
+            cfg=cfg,
+            run_name=run_name,
+            policy=cfg.policy,
+            reference_path=base.reference_path,
+            train=base.train,
+            m0=base.m0_train,
+            pool=base.pool,
+            relabeler=relabeler,
+            status=base.status,
+            identity=identity,
+            checkpoint=checkpoint,
+        )
+
     with Monitor(base.status, run_name, tracker, on_row) as monitor:
-        result = _fit(cfg, spec)
-    totals = {**ray.get(relabeler.finish.remote()), **result.return_value}
-    ray.kill(relabeler)
+        labelled, done = train_on(cfg, identity, lambda: _relabeler(cfg, base), spec, base.status, run_name)
+    totals = {**labelled, **done.seconds}
     trained = time.perf_counter()
-    pairs = base.pool.label_now([case.case_id for case in base.prepared.test], cfg.steps)
-    predicted = explain(base.pool, base.prepared)
+    # An engine that dies from here on finds the trained policy where the workers left it.
+    exported = Exported(store.join("policy"), base.prepared.train[0])
+    serving = Serving(cfg.steps, done.served, exported)
+    pairs = base.pool.label_now([case.case_id for case in base.prepared.test], serving)
+    predicted = explain(base.pool, base.prepared, serving)
     scores = evaluate(pairs, base.m0_test, predicted)
     finished = time.perf_counter()
     seconds = {"train": trained - began, "eval": finished - trained}
@@ -140,17 +146,16 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
             trained = merge_adapter(prepared.policy_path, trained, f"{scratch}/merged")
         for path in dict.fromkeys([cfg.policy, trained]):
             pool = _pool(override(cfg, _PLAIN), path, prepared, 1)
-            pool.register(prepared.test)
-            scored.append((pool.label_now(ids, 0), explain(pool, prepared)))
+            scored.append((pool.label_now(ids, Serving()), explain(pool, prepared, Serving())))
             pool.close()
     (m0_pairs, _), (pairs, predicted) = scored[0], scored[-1]
     scores = evaluate(pairs, m0_pairs, predicted)
     return {"policy": cfg.eval.policy or cfg.policy, "base": cfg.policy, "cases": len(ids), **scores}
 
 
-def explain(pool: RolloutPool, prepared: Prepared) -> list[Explanation | None]:
+def explain(pool: RolloutPool, prepared: Prepared, serving: Serving) -> list[Explanation | None]:
     """The served policy's explanations of the test cases, generated greedily and parsed; None: unparseable."""
-    tokens = pool.explain_now([case.case_id for case in prepared.test], prepared.max_explanation_tokens)
+    tokens = pool.explain_now([case.case_id for case in prepared.test], prepared.max_explanation_tokens, serving)
     return [
         decode_explanation(ids, prepared.tokenizer, case.labels)
         for ids, case in zip(tokens, prepared.test, strict=True)
@@ -169,7 +174,7 @@ def findings(base: Base) -> list[Finding]:
 
 def _pool(cfg: RunConfig, policy: str, prepared: Prepared, lora_rank: int) -> RolloutPool:
     spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
-    return RolloutPool(cfg.rollout, spec)
+    return RolloutPool(cfg, spec, prepared.train + prepared.test)
 
 
 def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -> dict[str, BehaviorPair]:
@@ -178,7 +183,7 @@ def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -
     key = label_set_key(policy, cases, cfg.rollout)
     pairs = load_pairs(prepared.cache_uri, key)
     if pairs is None:
-        pairs = pool.label_now([case.case_id for case in cases], 0)
+        pairs = pool.label_now([case.case_id for case in cases], Serving())
         save_pairs(prepared.cache_uri, key, pairs)
     return {pair.case_id: pair for pair in pairs}
 
@@ -188,7 +193,6 @@ def _second_pairs(cfg: RunConfig, prepared: Prepared) -> dict[str, BehaviorPair]
     if prepared.second_path is None:
         return None
     pool = _pool(override(cfg, {"rollout.num_actors": 1, **_PLAIN}), cfg.supervision.second_policy, prepared, 1)
-    pool.register(prepared.train + prepared.test)
     pairs = _pairs(cfg, prepared, pool, prepared.second_id)
     pool.close()
     return pairs
@@ -216,32 +220,5 @@ def _relabeler(cfg: RunConfig, base: Base) -> Any:
         second_policy=cfg.supervision.second_policy,
         second=base.second_train,
     )
-    return RelabelerActor.remote(cfg, sources, f"{cfg.output_dir.rstrip('/')}/labels", cfg.train.num_workers)
-
-
-def _fit(cfg: RunConfig, spec: WorkerSpec) -> ray.train.Result:
-    """Train. An alarm or a user's error on a rank is raised here as itself, not as a failure of the worker group."""
-    try:
-        return _trainer(cfg, spec).fit()
-    except ray.train.WorkerGroupError as error:
-        # From an actor (the relabeler) it comes inside Ray's own error, as its cause.
-        causes = [getattr(failure, "cause", None) or failure for failure in error.worker_failures.values()]
-        named = next((cause for cause in causes if isinstance(cause, AlarmError | UserError)), None)
-        raise (named or error) from None
-
-
-def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
-    resources = {"CPU": cfg.train.num_cpus, **({"GPU": 1} if cfg.train.use_gpu else {})}
-    return TorchTrainer(
-        train_worker,
-        train_loop_config={"spec": spec},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cfg.train.num_workers, use_gpu=cfg.train.use_gpu, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name="checkpoints",
-            storage_path=cfg.output_dir,
-            failure_config=ray.train.FailureConfig(max_failures=cfg.train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
+    labels = f"{cfg.output_dir.rstrip('/')}/labels"
+    return RelabelerActor.remote(cfg, sources, labels, cfg.train.num_workers, base.pool)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from introspect_ray.checkpoints import list_names
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets, load_config
 from introspect_ray.errors import AlarmError, UserError
@@ -33,6 +34,8 @@ def train_job(args: Arguments) -> None:
     from introspect_ray.distributed.progress import progress_bar
 
     with claimed(cfg, args) as store:
+        if args.resume and not list_names(store):
+            print("resume   no checkpoint yet: from step 0", flush=True)
         base = start_base(cfg, prepared)
         report_findings(cfg, base)
         with (

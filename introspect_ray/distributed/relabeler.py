@@ -12,7 +12,9 @@ import ray
 
 from introspect_ray.alarms import Agreement, check_agreement, stop_on
 from introspect_ray.config import RunConfig
-from introspect_ray.distributed.weight_sync import Expected, verify
+from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
+from introspect_ray.distributed.rollout_worker import Serving
+from introspect_ray.distributed.weight_sync import verify
 from introspect_ray.label_store import LabelWriter, labels_from_table, read_tables, split_pairs, truncate_labels
 from introspect_ray.loop import StepLabels
 from introspect_ray.metrics import off_format
@@ -28,6 +30,10 @@ class _Buffered:
     fetched_by: set[int] = field(default_factory=set)
     offered: dict[int, Sequence[BehaviorPair]] = field(default_factory=dict)  # a rank's shard of the pairs
 
+    def fail(self, error: Exception) -> None:
+        self.ready.set_exception(error)
+        self.ready.exception()  # seen, should nobody be left to fetch it
+
 
 class Relabeler:
     """Labels by step. `relabel` fills a step, `fetch` waits for it; a failed step raises in every fetch.
@@ -35,29 +41,41 @@ class Relabeler:
     The buffer is bounded by the requests of the conductor (at most lag + sync_every steps ahead).
     """
 
-    def __init__(self, cfg: RunConfig, sources: Sources, labels_uri: str, world_size: int) -> None:
-        self._cfg, self._sources, self._world = cfg, sources, world_size
+    def __init__(
+        self, cfg: RunConfig, sources: Sources, labels_uri: str, world_size: int, pool: RolloutPool | None = None
+    ) -> None:
+        """pool: asked again where a group's engine died; not needed without rollouts."""
+        self._cfg, self._sources, self._world, self._pool = cfg, sources, world_size, pool
         self._ids = list(sources.labels)
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _Buffered] = {}
         self._seen = Agreement()  # since the start or the last resume
         self._free_since = time.perf_counter()
+        self._epoch = 0  # counts restores; what was asked for before the last one is forgotten
+        self._stopped = False
+        self.notes: list[str] = []  # what went wrong and was made good
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
 
     async def relabel(
-        self, step: int, version: int, expected: Expected | None, deliveries: list[Any], groups: list[Any]
+        self, step: int, version: int, serving: Serving | None, deliveries: list[Any], groups: list[Asked]
     ) -> None:
-        """Make the labels of `step` from futures of the deliveries of `version` and of its rollout groups."""
-        slot = self._slot(step)
+        """Make the labels of `step` from futures of the deliveries of `version` and of its rollout groups.
+
+        An engine that died is asked again, never left out: a step has all its labels, of its version, or none.
+        """
+        slot, epoch = self._slot(step), self._epoch
         try:
-            if expected is not None:
-                verify(expected, await asyncio.gather(*deliveries), self._cfg.rollout.probe_tolerance)
-            results = await asyncio.gather(*groups)
+            results: Sequence[Any] = []
+            if serving and serving.expected:
+                verify(serving.expected, await receipts(deliveries), self._cfg.rollout.probe_tolerance)
+            if groups and self._pool:
+                results = await self._pool.collect(groups, f"step {step}", self.notes.append)
             pairs = [pair for result in results for pair in result.pairs]
             seconds, idle = sum(result.seconds for result in results), sum(result.idle_s for result in results)
+            self._require_running(epoch)
             slot.ready.set_result(self._label(step, version, pairs, seconds, idle))
         except Exception as error:  # handed to every rank that fetches this step
-            slot.ready.set_exception(error)
+            slot.fail(error)
 
     async def offer(self, step: int, version: int, rank: int, pairs: Sequence[BehaviorPair]) -> None:
         """Take a rank's shard of the pairs of `step`, made by the learner; the last one makes the step's labels."""
@@ -66,9 +84,10 @@ class Relabeler:
         if len(slot.offered) < self._world:
             return
         try:
+            self._require_running(self._epoch)
             slot.ready.set_result(self._label(step, version, unshard(slot.offered)))
         except Exception as error:  # as in `relabel`
-            slot.ready.set_exception(error)
+            slot.fail(error)
 
     async def fetch(self, step: int, rank: int) -> StepLabels:
         """The labels rank, rank + world, ... of `step`; waits until they are made."""
@@ -89,7 +108,9 @@ class Relabeler:
 
     async def pending(self) -> list[Label]:
         """Labels made or being made and not consumed yet, of all steps; all that were made are on disk now."""
+        epoch = self._epoch
         made = [await asyncio.shield(slot.ready) for _, slot in sorted(self._steps.items())]
+        self._require_running(epoch)
         self._writer.flush()
         return [label for step in made for label in step.labels]
 
@@ -98,6 +119,8 @@ class Relabeler:
 
         Whatever was made for later steps is forgotten, in the buffer and in the table: it is made again.
         """
+        self._require_running(self._epoch)
+        self._epoch += 1
         self._steps.clear()
         self._writer.flush()
         truncate_labels(self._uri, step)
@@ -110,6 +133,11 @@ class Relabeler:
         for later, ours in by_step.items():
             self._slot(later).ready.set_result(StepLabels(ours, [], _agreement(ours), None, 0.0, 0.0, 0.0))
         return sorted(by_step)
+
+    async def stop(self) -> list[str]:
+        """Write nothing from now on, whatever is still on its way: another relabeler owns the table. Returns notes."""
+        self._stopped = True
+        return self.notes
 
     async def finish(self) -> dict[str, float | None]:
         """Complete the label table, and what it says about the whole run (a resumed one included)."""
@@ -125,6 +153,11 @@ class Relabeler:
             "split_pairs": splits,
             **{f"{name}_s": value for name, value in self.seconds.items()},
         }
+
+    def _require_running(self, epoch: int) -> None:
+        """What a dead training worker still has on its way must not reach the table that another one goes on with."""
+        if self._stopped or epoch != self._epoch:
+            raise RuntimeError("this relabeler was stopped or restored: the run went on without what is asked here")
 
     def _slot(self, step: int) -> _Buffered:
         if step not in self._steps:

@@ -1,121 +1,166 @@
-"""A pool of rollout actors, each with one engine. Fixed groups in, futures out; no learning decision in here."""
+"""A pool of rollout actors. Fixed groups in, futures out; a group whose engine died is asked again.
+
+What is computed together is fixed by the group alone, so it does not matter which engine answers, or how often.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from introspect_ray.config import RolloutConfig
-from introspect_ray.distributed.weight_sync import unpack
-from introspect_ray.engines import make_engine
-from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.config import RunConfig
+from introspect_ray.distributed.rollout_worker import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
+from introspect_ray.distributed.weight_sync import verify
+from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.loop import deal
-from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """What a rollout actor needs to start its engine."""
-
-    policy: str  # a name that every node resolves on its own disk
-    max_model_len: int
-    method: str
-    lora_rank: int
-    seed: int
+RESTART_S = 900.0  # for a dead engine to be back: a large policy on a node that an autoscaler has to start
+_POLL_S = 1.0
+_FINAL = (AlarmError, UserError, ValueError, ObjectLostError)  # asking another engine would not help
 
 
 @dataclass(frozen=True)
-class RolloutResult:
-    """Behaviour pairs of one group, with the seconds spent and the seconds idle before it."""
+class Asked:
+    """A request on its way: the future of its RolloutResult."""
 
-    pairs: list[BehaviorPair]
-    seconds: float
-    idle_s: float
-
-
-class RolloutWorker:
-    """One engine in one process."""
-
-    def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
-        self._engine = make_engine(
-            rollout,
-            local_policy(spec.policy),
-            max_model_len=spec.max_model_len,
-            method=spec.method,
-            lora_rank=spec.lora_rank,
-            seed=spec.seed,
-        )
-        self._cases: dict[str, TokenizedCase] = {}
-        self._free_since = time.perf_counter()
-
-    def register(self, cases: Sequence[TokenizedCase]) -> None:
-        """Keep the cases here, so that a step sends ids only."""
-        self._cases = {case.case_id: case for case in cases}
-
-    def load_weights(self, packed: WeightUpdate) -> Delivery:
-        delivery = self._engine.load_weights(unpack(packed))
-        self._free_since = time.perf_counter()
-        return delivery
-
-    def label(self, case_ids: Sequence[str], version: int) -> RolloutResult:
-        """Pairs of the cases on weight `version`. Raises if the engine serves another one."""
-        began = time.perf_counter()
-        idle = began - self._free_since
-        if self._engine.weight_version != version:
-            raise RuntimeError(f"asked for weight version {version}, the engine serves {self._engine.weight_version}")
-        pairs = self._engine.label_pairs([self._cases[case_id] for case_id in case_ids])
-        self._free_since = time.perf_counter()
-        return RolloutResult(pairs, self._free_since - began, idle)
-
-    def explain(self, case_ids: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:
-        """Greedy continuations of the meta-questions."""
-        tokens = self._engine.generate([self._cases[case_id].question for case_id in case_ids], max_tokens)
-        self._free_since = time.perf_counter()
-        return tokens
+    request: Request
+    future: Any
 
 
 class RolloutPool:
-    """Handles of equal rollout actors. Picklable: the trainer's rank 0 and the driver hold copies.
+    """Handles of equal rollout actors. Picklable: the trainer's rank 0, the relabeler and the driver hold copies.
 
     Groups of `group_size` cases are cut from the given order and dealt out in turn: what is computed
     together does not depend on the size of the pool. Steps begin at actors of their own, so that at
     lag >= 1 the pool shares even steps of a single group.
     """
 
-    def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
-        self.rollout = rollout
-        self.spec = spec
-        actor = ray.remote(num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus)(RolloutWorker)
-        self.actors = [actor.remote(rollout, spec) for _ in range(rollout.num_actors)]
+    def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[TokenizedCase]) -> None:
+        self._size, self._tolerance = cfg.rollout.group_size, cfg.rollout.probe_tolerance
+        self._limit = cfg.train.max_failures
+        self._cases = [ray.put(list(cases))]  # in a list, which Ray passes unopened: an engine gets them once
+        actor = ray.remote(num_cpus=cfg.rollout.num_cpus, num_gpus=cfg.rollout.num_gpus, max_restarts=-1)(RolloutWorker)
+        self.actors = [actor.remote(cfg.rollout, spec) for _ in range(cfg.rollout.num_actors)]
 
-    def register(self, cases: Sequence[TokenizedCase]) -> None:
-        ref = ray.put(list(cases))
-        ray.get([actor.register.remote(ref) for actor in self.actors])
+    def wait(self) -> None:
+        """Until every engine is up. Raises RayActorError for one that cannot start."""
+        asyncio.run(self._all_up())
 
     def load_weights(self, packed_ref: Any) -> list[Any]:
         """Futures of one Delivery an actor."""
         return [actor.load_weights.remote(packed_ref) for actor in self.actors]
 
-    def label(self, case_ids: Sequence[str], version: int, first: int = 0) -> list[Any]:
-        """Futures of RolloutResult, one a group, in the order of the cases; `first` says which actor begins."""
-        return [actor.label.remote(group, version) for actor, group in self._groups(case_ids, first)]
+    def label(self, case_ids: Sequence[str], serving: Serving, first: int = 0) -> list[Asked]:
+        """Ask for pairs, one group after the other in the order of the cases; `first` says which actor begins."""
+        return [self._ask(request) for request in self._groups("label", case_ids, serving, first)]
 
-    def label_now(self, case_ids: Sequence[str], version: int) -> list[BehaviorPair]:
-        return [pair for result in ray.get(self.label(case_ids, version)) for pair in result.pairs]
+    def label_now(self, case_ids: Sequence[str], serving: Serving) -> list[BehaviorPair]:
+        return self._now(self.label(case_ids, serving))
 
-    def explain_now(self, case_ids: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:
-        futures = [actor.explain.remote(group, max_tokens) for actor, group in self._groups(case_ids)]
-        return [tokens for group in ray.get(futures) for tokens in group]
+    def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[tuple[int, ...]]:
+        return self._now([self._ask(r) for r in self._groups("explain", case_ids, serving, 0, max_tokens)])
+
+    async def collect(self, asked: Sequence[Asked], where: str, note: Callable[[str], None]) -> list[RolloutResult]:
+        """The results, in order, each made with verified weights; groups whose engine died are asked again.
+
+        `where` begins the message of an error; `note` gets a line for every group asked again. Raises
+        WeightSyncError, and RepeatedFailure when a group failed `train.max_failures` times in a row.
+        """
+        return list(await asyncio.gather(*(self._answered(one, where, note) for one in asked)))
 
     def close(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _groups(self, case_ids: Sequence[str], first: int = 0) -> list[tuple[Any, list[str]]]:
-        dealt = deal(list(case_ids), self.rollout.group_size, len(self.actors), first)
-        return [(self.actors[engine], list(group)) for engine, group in dealt]
+    def _now(self, asked: Sequence[Asked]) -> list[Any]:
+        def note(line: str) -> None:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
+        results = asyncio.run(self.collect(asked, "evaluation", note))
+        return [answer for result in results for answer in result.answers]
+
+    def _ask(self, request: Request, again: int = 0) -> Asked:
+        return Asked(request, self._actor(request, again).answer.remote(request, self._cases))
+
+    def _actor(self, request: Request, again: int) -> Any:
+        return self.actors[(request.home + again) % len(self.actors)]
+
+    async def _answered(self, asked: Asked, where: str, note: Callable[[str], None]) -> RolloutResult:
+        request, failures = asked.request, 0
+        while True:
+            try:
+                result: RolloutResult = await asked.future
+                if request.serving.expected is not None:
+                    verify(request.serving.expected, [result.receipt], self._tolerance)
+                return result
+            except (RayActorError, RayTaskError) as error:
+                failed = reason(error)
+            failures += 1
+            line = f"{where}: rollout actor {(request.home + failures - 1) % len(self.actors)} failed at: {request}"
+            if failures >= self._limit:
+                raise RepeatedFailure(
+                    f"{line}, {failures} time(s) in a row, the last time with: {failed}; if that is memory, lower "
+                    "rollout.group_size or rollout.gpu_memory_utilization; go on with --resume"
+                ) from None
+            note(f"{line} ({failed}); asked again")
+            with suppress(ActorDiedError):  # one that cannot start: the request says so, or goes to the next
+                await self._up(self._actor(request, failures), where, RESTART_S)
+            asked = self._ask(request, failures)
+
+    async def _all_up(self) -> None:
+        """Without an end: Ray says itself what it waits for, and an autoscaler may take its time."""
+        await asyncio.gather(*(self._up(actor, "start", None) for actor in self.actors))
+
+    async def _up(self, actor: Any, where: str, patience_s: float | None) -> None:
+        """Until the engine answers. Raises RepeatedFailure where it does not come back."""
+        until = None if patience_s is None else time.monotonic() + patience_s
+        while True:
+            left = None if until is None else until - time.monotonic()
+            try:
+                await asyncio.wait_for(actor.ping.remote(), left)
+                return
+            except (ActorUnavailableError, TimeoutError) as error:
+                if left is not None and left <= 0:
+                    raise RepeatedFailure(
+                        f"{where}: a rollout actor died and was not back after {patience_s:g} s ({reason(error)}): "
+                        "look for room in the cluster and at Ray's logs, then go on with --resume"
+                    ) from None
+            await asyncio.sleep(_POLL_S)
+
+    def _groups(
+        self, task: str, case_ids: Sequence[str], serving: Serving, first: int, max_tokens: int = 1
+    ) -> list[Request]:
+        dealt = deal(list(case_ids), self._size, len(self.actors), first)
+        return [Request(task, list(group), serving, home, max_tokens) for home, group in dealt]
+
+
+def reason(error: BaseException) -> str:
+    """One line on why a part failed. Raises the error itself (its cause, if an actor raised it) if it is final."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, _FINAL):
+        raise cause from None
+    if isinstance(cause, ActorUnavailableError):
+        return "its process died"
+    lines = str(cause).strip().splitlines() or ["no message"]
+    said = lines[-1 if isinstance(cause, ActorDiedError) else 0]  # what ended an actor for good stands last
+    return f"{type(cause).__name__}: {said.strip()[:200]}"
+
+
+async def receipts(deliveries: Sequence[Any]) -> list[Delivery]:
+    """What arrived of a version's receipts. An engine that died has none: it sends one with its next answer."""
+    got = await asyncio.gather(*deliveries, return_exceptions=True)
+    for error in got:
+        if isinstance(error, RayActorError | RayTaskError):
+            reason(error)
+        elif isinstance(error, BaseException):
+            raise error
+    return [receipt for receipt in got if isinstance(receipt, Delivery)]

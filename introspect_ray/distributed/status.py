@@ -14,9 +14,15 @@ class StatusBoard:
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[int, dict]] = {}
+        self._last: dict[str, int] = {}
 
     def post(self, run: str, metrics: StepMetrics) -> None:
         self._rows.setdefault(run, {})[metrics.step] = asdict(metrics)
+        self._last[run] = metrics.step
+
+    def last(self, run: str) -> int | None:
+        """The step posted last; after a restart an earlier one than the newest row's."""
+        return self._last.get(run)
 
     def rows(self, run: str, after: int = -1) -> list[dict]:
         """Rows of `run` with step > after, in step order."""

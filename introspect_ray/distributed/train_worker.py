@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 
+from introspect_ray.checkpoints import FOLDER, CheckpointWriter, step_of
 from introspect_ray.config import RunConfig
-from introspect_ray.distributed.rollout_pool import RolloutPool
-from introspect_ray.distributed.weight_sync import expect, pack, verify
+from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
+from introspect_ray.distributed.rollout_worker import Serving
+from introspect_ray.distributed.weight_sync import Expected, expect, pack, verify
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.label_store import labels_from_table, labels_to_table
 from introspect_ray.loop import StepLabels, publish, run
@@ -27,6 +29,8 @@ from introspect_ray.supervision import plan_ids
 
 if TYPE_CHECKING:
     from introspect_ray.learner import Learner
+
+_PENDING = "pending.parquet"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,16 @@ class WorkerSpec:
     pool: RolloutPool
     relabeler: Any
     status: Any
+    identity: dict[str, Any]  # what a checkpoint must share with this run
+    checkpoint: str | None  # to go on from, checked by the driver; None: start at step 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What rank 0 returns: seconds by activity, and what every engine's receipt of the final weights must say."""
+
+    seconds: dict[str, float]
+    served: Expected | None
 
 
 class RaySupply:
@@ -49,24 +63,28 @@ class RaySupply:
 
     def __init__(self, spec: WorkerSpec, case_ids: Sequence[str], rank: int) -> None:
         self._spec, self._ids, self._rank = spec, case_ids, rank
-        self._sent: tuple[Any, list[Any]] = (None, [])  # what the latest version's receipts must say, and the receipts
+        self._latest: Serving | None = None  # its weights live in the object store as long as a request names them
+        self._receipts: list[Any] = []  # futures, one an engine
 
     def publish(self, update: WeightUpdate, probe: tuple[float, ...]) -> None:
-        self._sent = (expect(update, probe), self._spec.pool.load_weights(ray.put(pack(update))))
+        packed = ray.put(pack(update))
+        self._latest = Serving(update.version, expect(update, probe), [packed])
+        self._receipts = self._spec.pool.load_weights(packed)
 
-    def deliveries(self) -> list[Any]:
-        """Receipts of the latest version, after they are checked."""
-        expected, refs = self._sent
-        receipts = ray.get(refs)
-        verify(expected, receipts, self._spec.cfg.rollout.probe_tolerance)
-        return receipts
+    def delivered(self) -> Expected | None:
+        """What the receipts of the latest version must say, once those that came are checked (see `receipts`)."""
+        expected = self._latest.expected if self._latest else None
+        if expected:
+            verify(expected, asyncio.run(receipts(self._receipts)), self._spec.cfg.rollout.probe_tolerance)
+        return expected
 
     def request(self, step: int, version: int) -> None:
+        groups: list[Asked] = []
         online = self._spec.cfg.supervision.rule == "online"
-        expected, deliveries = self._sent if online else (None, [])
-        ids = plan_ids(self._spec.cfg, self._ids, step)
-        groups = self._spec.pool.label(ids, version, first=step) if online else []
-        self._spec.relabeler.relabel.remote(step, version, expected, deliveries, groups)
+        if online and self._latest:
+            groups = self._spec.pool.label(plan_ids(self._spec.cfg, self._ids, step), self._latest, first=step)
+        serving, futures = (self._latest, self._receipts) if online else (None, [])
+        self._spec.relabeler.relabel.remote(step, version, serving, futures, groups)
 
     def offer(self, step: int, version: int, pairs: Sequence[BehaviorPair]) -> None:
         self._spec.relabeler.offer.remote(step, version, self._rank, pairs)
@@ -82,26 +100,36 @@ class RaySupply:
 
 
 class RayConductor:
-    """Metrics to the status board, checkpoints to Ray Train."""
+    """Metrics to the status board, checkpoints to the output folder."""
 
-    def __init__(self, spec: WorkerSpec, rank: int) -> None:
+    def __init__(self, spec: WorkerSpec, rank: int, world: int) -> None:
         self._spec, self._rank = spec, rank
+        self._writer = CheckpointWriter(spec.cfg.output_dir, spec.identity, rank, world, spec.checkpoint)
 
     def report(self, metrics: StepMetrics) -> None:
         self._spec.status.post.remote(self._spec.run_name, metrics)
 
     def checkpoint(self, step: int, learner: Learner, pending: Sequence[Label]) -> None:
-        """Every rank saves its shard into a folder of its own; Ray Train merges them into one checkpoint."""
-        with tempfile.TemporaryDirectory() as folder:
+        """Every rank saves its shard; rank 0 adds the labels that were made for later steps."""
+
+        def write(folder: str) -> None:
             learner.save_checkpoint(folder)
             if self._rank == 0:
-                pq.write_table(labels_to_table(pending), Path(folder, "pending.parquet"))
-                Path(folder, "step.json").write_text(json.dumps({"step": step}))
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+                pq.write_table(labels_to_table(pending), Path(folder, _PENDING))
+
+        self._writer.save(step, write)
+
+    def wait(self) -> None:
+        """Until this rank's part of the last checkpoint is stored."""
+        self._writer.wait()
+
+    def settle(self) -> None:
+        """After a collective behind `wait`: delete checkpoints that are not needed any more."""
+        self._writer.settle()
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, float]:
-    """What Ray Train calls on every rank. Returns seconds by activity."""
+def train_worker(config: dict[str, Any]) -> Trained:
+    """What Ray Train calls on every rank."""
     began = time.perf_counter()
     import torch
 
@@ -123,31 +151,34 @@ def train_worker(config: dict[str, Any]) -> dict[str, float]:
         world_size=world,
     )
     supply = RaySupply(spec, [case.case_id for case in train], rank)
-    start, restored = _resume(learner, supply, rank, world)
+    conductor = RayConductor(spec, rank, world)
+    start, restored = _resume(spec, learner, supply, rank, world)
     setup = time.perf_counter() - began
-    seconds = run(
-        cfg, learner, supply, RayConductor(spec, rank), m0, train, rank=rank, start=start, restored=frozenset(restored)
-    )
+    seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=frozenset(restored))
+    conductor.wait()
     synced = time.perf_counter()
     publish(cfg, learner, supply, train[0], version=cfg.steps, rank=rank)
-    if rank == 0:
-        supply.deliveries()
+    served = supply.delivered() if rank == 0 else None
     seconds["sync"] += time.perf_counter() - synced
     _export(cfg, learner, rank)
-    return {**seconds, "setup": setup}
+    conductor.settle()
+    return Trained({**seconds, "setup": setup}, served)
 
 
-def _resume(learner: Learner, supply: RaySupply, rank: int, world: int) -> tuple[int, list[int]]:
+def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int, world: int) -> tuple[int, list[int]]:
     """Where to go on: (first step, later steps whose labels the checkpoint kept); (0, []) without a checkpoint."""
     import torch
 
-    step, pending = 0, []
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            learner.load_checkpoint(folder)
-            step = json.loads(Path(folder, "step.json").read_text())["step"]
-            pending = labels_from_table(pq.read_table(Path(folder, "pending.parquet")))
+    pending: list[Label] = []
+    if spec.checkpoint is not None:
+        store, name = open_store(spec.cfg.output_dir), f"{FOLDER}/{spec.checkpoint}"
+        with tempfile.TemporaryDirectory() as scratch:
+            if (local := store.local_path(name)) is None:
+                store.download_dir(name, scratch)
+            folder = local or Path(scratch)
+            learner.load_checkpoint(str(folder))
+            pending = labels_from_table(pq.read_table(folder / _PENDING))
+    step = step_of(spec.checkpoint)
     if rank == 0:
         supply.restore(step, pending)
     if world > 1:  # a fetch before the restore would wait for labels that the restore forgets

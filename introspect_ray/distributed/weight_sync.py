@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from introspect_ray.engines.base import WeightUpdate, checksum
+from introspect_ray.errors import AlarmError
 from introspect_ray.loop import worst_gap
 from introspect_ray.records import Delivery
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class WeightSyncError(RuntimeError):
+class WeightSyncError(AlarmError):
     """An engine does not serve what the trainer sent. The run must stop: its labels would be of unknown weights."""
 
 

@@ -23,13 +23,15 @@ class Live:
     root: Path
     count: int = 0
 
-    def train(self, on_row: Callable[[dict], None] | None = None, **flat: Any) -> tuple[dict, list[dict], Path]:
+    def train(
+        self, on_row: Callable[[dict], None] | None = None, out: Path | None = None, **flat: Any
+    ) -> tuple[dict, list[dict], Path]:
         from introspect_ray.distributed.driver import train_once
         from introspect_ray.results import open_tracker
 
         self.count += 1
         name = f"run{self.count}"
-        out = self.root / name
+        out = out or self.root / name
         keys = {key.replace("__", "."): value for key, value in flat.items()}
         rows: list[dict] = []
 

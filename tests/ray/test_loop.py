@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 import torch
@@ -111,26 +108,3 @@ def test_two_workers_equal_one(live):
     a, b = weights(first), weights(second)
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
     assert one["behavior"] == two["behavior"]
-
-
-def test_a_killed_worker_resumes_to_the_same_bits(live):
-    """SIGKILL to the training worker after a checkpoint: Ray Train restarts it, the weights end up the same."""
-    settings = {"supervision__rule": "online", "supervision__agreement": 0.7, "steps": 30, "train__checkpoint_every": 5}
-    _, _, undisturbed = live.train(**settings)
-    killed: list[int] = []
-
-    def kill_once(row: dict) -> None:
-        if row["step"] >= 12 and not killed:
-            killed.append(_train_worker().pid)
-            os.kill(killed[0], signal.SIGKILL)
-
-    _, rows, disturbed = live.train(on_row=kill_once, train__max_failures=1, **settings)
-    assert killed and rows[-1]["step"] == 29
-    assert same_bits(weights(undisturbed), weights(disturbed))
-    assert list(read_labels(str(disturbed / "labels"))) == list(read_labels(str(undisturbed / "labels")))
-
-
-def _train_worker() -> psutil.Process:
-    mine = psutil.Process().children(recursive=True)
-    (worker,) = [child for child in mine if "RayTrainWorker" in " ".join(child.cmdline()) + child.name()]
-    return worker

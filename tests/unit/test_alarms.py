@@ -215,7 +215,12 @@ def test_the_relabeler_hands_the_agreement_alarm_to_who_fetches(tmp_path, monkey
     cfg = RunConfig.model_validate({"batch_size": 16, "steps": 1, "supervision": {"rule": "online", "agreement": 0.9}})
     true_rule = supervision.online_label
     monkeypatch.setattr(supervision, "online_label", lambda *a, **k: true_rule(*a, **{**k, "agreement": 0.0}))
-    maker = Relabeler(cfg, supervision.Sources(cases, "m", {}), str(tmp_path), 1)
+
+    async def collect(groups, *_):
+        return await asyncio.gather(*groups)
+
+    pool = SimpleNamespace(collect=collect)
+    maker = Relabeler(cfg, supervision.Sources(cases, "m", {}), str(tmp_path), 1, pool)
 
     async def step() -> StepLabels:
         async def group():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from helpers import LETTER_IDS, LETTERS, make_cases, make_config, make_labels, make_pairs, save_model
 
+from introspect_ray.engines.base import checksum
 from introspect_ray.errors import UserError
 from introspect_ray.learner import Learner
-from introspect_ray.policy import load_model
+from introspect_ray.policy import load_model, load_saved
 from introspect_ray.records import BehaviorPair, Explanation, Label
 from introspect_ray.reference import build_reference
 
@@ -142,6 +143,17 @@ def test_lora_trains_the_adapter_only_and_exports_it(policy, tmp_path):
     with torch.no_grad():
         logprobs = model(input_ids=torch.tensor([case.prompt])).logits[0, -1].log_softmax(-1)
     assert learner.probe(case)[:4] == pytest.approx([logprobs[i].item() for i in LETTER_IDS], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_was_exported_is_loaded_as_the_update_the_engines_had(policy, tmp_path, method):
+    """A late engine loads the export; its receipt must have the checksum of what the others were sent."""
+    learner = make_learner(policy, method=method, lora_rank=4)
+    learner.step(LABELS, M0)
+    learner.export(str(tmp_path))
+    tensors, config = load_saved(str(tmp_path), method)
+    assert checksum(tensors) == checksum(learner.weights())
+    assert (config or {}).get("r") == (4 if method == "lora" else None)
 
 
 def test_live_reference_equals_the_cached_one(policy):

@@ -1,0 +1,149 @@
+"""Parts of a running loop die by SIGKILL; the run goes on by itself and ends at the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from introspect_ray.distributed.rollout_worker import Exported, Request, Serving
+from introspect_ray.distributed.weight_sync import Expected
+from introspect_ray.engines.base import checksum
+from introspect_ray.errors import RepeatedFailure
+from introspect_ray.label_store import read_labels
+from introspect_ray.policy import load_saved
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+EVERY = 6
+STEPS = 36
+SETTINGS = {
+    "supervision__rule": "online",
+    "supervision__agreement": 0.7,
+    "lag": 1,
+    "steps": STEPS,
+    "train__checkpoint_every": EVERY,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(live) -> Path:
+    return live.train(**SETTINGS)[2]
+
+
+def result(out: Path) -> tuple[bytes, list]:
+    """Final weights and label table, to be equal bit for bit."""
+    return (out / "policy" / "model.safetensors").read_bytes(), list(read_labels(str(out / "labels")))
+
+
+def pids(title: str) -> list[int]:
+    """Ray worker processes of this run whose title has `title`."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child.pid] if title in " ".join(child.cmdline()) else []
+    return found
+
+
+TITLES = {"rollout actor": "ray::RolloutWorker", "relabeler": "ray::Relabeler", "training worker": "RayTrainWorker"}
+SAID = {"rollout actor": "asked again", "relabeler": "going on from step", "training worker": "going on from step"}
+
+
+@pytest.mark.parametrize("part", TITLES)
+def test_sigkill_of_any_part_changes_no_bit(live, undisturbed, part, capfd):
+    step = random.Random(f"kill {part}").randrange(2, STEPS // 2)
+    print(f"{part}: SIGKILL once step {step} is seen")
+    killed: list[int] = []
+
+    def kill_once(row: dict) -> None:
+        if row["step"] >= step and not killed:
+            killed.extend(pids(TITLES[part]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    _, rows, out = live.train(on_row=kill_once, **SETTINGS)
+    said = capfd.readouterr()
+    print(said.out, said.err)
+    assert len(killed) == 1 and [row["step"] for row in rows] == list(range(STEPS))
+    assert result(out) == result(undisturbed)
+    assert SAID[part] in said.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigkill_of_one_of_two_ranks_changes_no_bit(live, rank):
+    """Both ranks write every checkpoint; the one that lives waits in a collective for the one that died."""
+    settings = {**SETTINGS, "train__num_workers": 2, "batch_size": 25}
+    killed: list[int] = []
+
+    def kill_once(row: dict) -> None:
+        if row["step"] >= EVERY + 2 and not killed:
+            killed.extend(sorted(pids(TITLES["training worker"])))
+            os.kill(killed[rank], signal.SIGKILL)
+
+    undisturbed, disturbed = live.train(**settings)[2], live.train(on_row=kill_once, **settings)[2]
+    assert len(killed) == 2
+    assert result(disturbed) == result(undisturbed)
+
+
+def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(live):
+    """The workers and their weights are gone by then; the engine, back at M0, answers as the one that had them."""
+    out = live.train(supervision__rule="fixed", steps=2)[2]
+    pool, prepared = live.base.pool, live.base.prepared
+    ids, sent = [case.case_id for case in prepared.test[:24]], checksum(load_saved(str(out / "policy"))[0])
+    exported = Exported(str(out / "policy"), prepared.train[0])
+    request = Request("label", ids, Serving(2, Expected(2, sent, ())), home=0)  # to be had nowhere: it is served
+    before = ray.get(pool._ask(request).future)
+    os.kill(pids(TITLES["rollout actor"])[0], signal.SIGKILL)
+    again = pool.label_now(ids, Serving(2, Expected(2, sent, before.receipt.probe), exported))
+    assert again == before.answers
+    assert {pair.case_id: pair.cued_logprobs for pair in again} != {
+        pair.case_id: pair.cued_logprobs for pair in live.base.m0_test[:24]
+    }
+
+
+def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_used(live, undisturbed, capfd):
+    """A finished run without its results is one that died at its end; what `--resume` does from there."""
+    out = live.root / "truncated"
+    shutil.copytree(undisturbed, out)
+    shutil.rmtree(out / "policy")
+    folders = sorted(path.name for path in (out / "checkpoints").iterdir() if path.is_dir())
+    assert folders == [f"step-{step:08d}" for step in (STEPS - 2 * EVERY, STEPS - EVERY)]
+    shard = next((out / "checkpoints" / folders[-1]).glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    _, rows, _ = live.train(out=out, **SETTINGS)
+    said = capfd.readouterr().err
+    assert f"checkpoints/{folders[-1]} is not used: {shard.name} has " in said
+    assert rows[0]["step"] == STEPS - 2 * EVERY
+    assert result(out) == result(undisturbed)
+
+
+def test_failure_after_failure_stops_with_one_line(live, capfd):
+    """Two training workers in a row die before a first checkpoint."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_all() -> None:
+        while not over.wait(0.2):
+            for pid in set(pids(TITLES["training worker"])) - {*killed}:
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_all)
+    thread.start()
+    try:
+        with pytest.raises(
+            RepeatedFailure, match=r"training .* before its first step: 2 failure\(s\) in a row .* --resume"
+        ):
+            live.train(**{**SETTINGS, "train__checkpoint_every": 0, "train__max_failures": 2})
+    finally:
+        over.set()
+        thread.join()
+    assert len(killed) == 2
+    assert "going on from step 0 (1 of 2 failures in a row)" in capfd.readouterr().err

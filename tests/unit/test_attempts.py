@@ -1,0 +1,186 @@
+"""Go on or stop: decisions about failed attempts and failed groups, without any actor."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from introspect_ray.config import RunConfig
+from introspect_ray.distributed import rollout_pool
+from introspect_ray.distributed.attempts import decide, failed_part
+from introspect_ray.distributed.relabeler import Relabeler
+from introspect_ray.distributed.rollout_pool import RolloutPool, receipts
+from introspect_ray.distributed.rollout_worker import Request, RolloutResult, Serving
+from introspect_ray.distributed.weight_sync import Expected, WeightSyncError
+from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
+from introspect_ray.records import BehaviorPair, Delivery
+from introspect_ray.supervision import Sources
+
+
+def test_only_failures_without_a_later_checkpoint_add_up():
+    """Checkpoints left behind by failing attempts, limit 3: 4 (later), 4, 8 (later), 8, 4 (fallback)."""
+    failures, before, seen = 0, 0, []
+    for now in (4, 4, 8, 8, 4):
+        failures, again = decide(failures, before, now, limit=3)
+        seen.append((failures, again))
+        before = now
+    assert seen == [(1, True), (2, True), (1, True), (2, True), (3, False)]
+    assert decide(0, 0, 0, limit=1) == (1, False)  # 1: the first one stops
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    """As an actor's exception reaches its caller."""
+    return RayTaskError("method", "traceback", cause).as_instanceof_cause()
+
+
+@pytest.mark.parametrize("cause", [AlarmError("bound"), UserError("bad"), WeightSyncError("other bytes")])
+def test_what_would_fail_again_is_raised_as_itself(cause):
+    for failure in (cause, task_error(cause)):
+        with pytest.raises(type(cause)) as caught:
+            failed_part(WorkerGroupError("", {0: ValueError("beside it"), 1: failure}))
+        assert caught.value is cause
+
+
+def test_the_failed_part_is_named_in_one_line():
+    assert failed_part(WorkerGroupError("", {1: RuntimeError("CUDA out of memory\nmore")})) == (
+        "training worker 1 failed (RuntimeError: CUDA out of memory)"
+    )
+    assert failed_part(ControllerError(ValueError("no room"))) == "training failed (ValueError: no room)"
+    dead = WorkerHealthCheckFailedError("no answer", ActorDiedError())
+    assert failed_part(WorkerGroupError("", {0: RuntimeError("connection reset by peer"), 1: dead})) == (
+        "training worker 1 died"
+    )
+    assert failed_part(WorkerGroupError("", {0: RuntimeError("reset"), 1: ActorDiedError()})) == "the relabeler died"
+    assert failed_part(ActorDiedError()) == "Ray Train's controller died"
+
+
+GOOD = Delivery(3, "abc", (-0.1, -2.0), 0.1, 30)
+SERVING = Serving(3, Expected(3, "abc", (-0.1, -2.0)), [None])
+REQUEST = Request("label", ["c1", "c2"], SERVING, home=1)
+
+
+def pool(*answers: object) -> tuple[RolloutPool, list[str]]:
+    """Two engines that give these answers, in the order they are asked; the names of those asked."""
+    todo, asked = list(answers), []
+
+    def actor(name: str) -> SimpleNamespace:
+        async def answer(*_: object) -> RolloutResult:
+            asked.append(name)
+            given = todo.pop(0)
+            if isinstance(given, Exception):
+                raise given
+            return RolloutResult([name], given, 0.0, 0.0)
+
+        async def ping() -> int:
+            return 0
+
+        return SimpleNamespace(answer=SimpleNamespace(remote=answer), ping=SimpleNamespace(remote=ping))
+
+    made = RolloutPool.__new__(RolloutPool)
+    made.actors, made._limit, made._tolerance, made._cases = [actor("a"), actor("b")], 3, 0.002, []
+    return made, asked
+
+
+def collect(made: RolloutPool, notes: list[str]) -> list[RolloutResult]:
+    async def ask() -> list[RolloutResult]:
+        return await made.collect([made._ask(REQUEST)], "step 7", notes.append)
+
+    return asyncio.run(ask())
+
+
+GONE = ActorUnavailableError("killed", b"0" * 16)
+
+
+def test_a_group_goes_to_the_next_engine_until_one_answers():
+    made, asked = pool(GONE, task_error(RuntimeError("out of memory")), GOOD)
+    notes: list[str] = []
+    (answer,) = collect(made, notes)
+    assert (asked, answer.answers) == (["b", "a", "b"], ["b"])
+    assert [note.split(" (")[0] for note in notes] == [
+        "step 7: rollout actor 1 failed at: label 2 cases from 'c1' on version 3",
+        "step 7: rollout actor 0 failed at: label 2 cases from 'c1' on version 3",
+    ]
+    assert "(its process died)" in notes[0] and "(RuntimeError: out of memory)" in notes[1]
+
+
+def test_a_group_that_fails_three_times_stops_the_run():
+    made, asked = pool(GONE, ActorDiedError(), task_error(RuntimeError("out of memory")))
+    with pytest.raises(RepeatedFailure, match=r"^step 7: rollout actor 1 failed.*3 time.*RuntimeError: out of memory"):
+        collect(made, [])
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("bad"), ValueError("too long"), AlarmError("bound"), ObjectLostError("ab", None, "")]
+)
+def test_what_another_engine_cannot_mend_is_not_asked_again(error):
+    made, asked = pool(task_error(error))
+    with pytest.raises(type(error)):
+        collect(made, [])
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("receipt", [Delivery(3, "abd", GOOD.probe, 0, 0), Delivery(3, "abc", (-0.1, -2.1), 0, 0)])
+def test_an_answer_on_weights_that_are_not_verified_is_never_a_label(receipt):
+    made, _ = pool(receipt)
+    with pytest.raises(WeightSyncError):
+        collect(made, [])
+
+
+def test_an_engine_that_does_not_come_back_is_not_waited_for_without_end(monkeypatch):
+    made, _ = pool(GONE)
+
+    async def never() -> int:
+        raise GONE
+
+    made.actors[0].ping = SimpleNamespace(remote=never)
+    monkeypatch.setattr(rollout_pool, "RESTART_S", 0.0)
+    with pytest.raises(RepeatedFailure, match=r"step 7: a rollout actor died and was not back after 0 s"):
+        collect(made, [])
+
+
+def test_receipts_of_dead_engines_are_left_out_but_not_wrong_ones():
+    async def future(given):
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    async def got(*given):
+        return await receipts([future(one) for one in given])
+
+    assert asyncio.run(got(GONE, GOOD, task_error(RuntimeError("out of memory")))) == [GOOD]
+    with pytest.raises(ValueError, match="shape"):
+        asyncio.run(got(GOOD, task_error(ValueError("shape"))))
+
+
+@pytest.mark.parametrize("call", ["restore", "stop"])
+def test_what_was_asked_for_before_never_reaches_the_table(tmp_path, call):
+    """Pairs of a dead training worker's request come in after the run went on elsewhere."""
+    cfg = RunConfig.model_validate({"batch_size": 4, "steps": 1, "supervision": {"rule": "online"}})
+    names = {f"c{i}": ("A", "B") for i in range(4)}
+    made = [BehaviorPair(name, "A", "B", (), (), False, False, 0) for name in names]
+
+    async def run() -> tuple[list, list]:
+        came = asyncio.Event()
+
+        async def collect(*_: object) -> list:
+            await came.wait()
+            return [RolloutResult(made, None, 0.0, 0.0)]
+
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        late = asyncio.create_task(maker.relabel(0, 0, None, [], [None]))
+        await asyncio.sleep(0)
+        await (maker.restore(0, []) if call == "restore" else maker.stop())
+        came.set()
+        await late
+        maker._writer.flush()
+        return list(maker._steps), list(tmp_path.iterdir())
+
+    waiting, files = asyncio.run(run())
+    assert files == []
+    assert waiting == ([] if call == "restore" else [0])
