@@ -111,7 +111,9 @@ class EvalConfig(_Section):
     max_new_tokens: int | None = Field(None, ge=1)
     """Tokens of a generated explanation; None: the longest valid explanation."""
     policy: str | None = None
-    """jobs/evaluate.py: the trained policy (folder, or PEFT adapter of `policy`); None: M0 itself."""
+    """jobs/evaluate.py: the trained policy (folder or s3://, or a PEFT adapter of `policy`); None: M0 itself."""
+    against: tuple[str, ...] = ()
+    """jobs/evaluate.py: further policies B; the explanations are scored against E(B) as well (A→B, paper §2.3)."""
 
 
 class AlarmConfig(_Section):
@@ -215,17 +217,21 @@ def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
         "supervision.second_policy": cfg.supervision.second_policy,
         "eval.policy": cfg.eval.policy,
     }
+    against = [_absolute_policy(name) for name in cfg.eval.against]
     return override(
         cfg,
         {key: _absolute(value) for key, value in folders.items()}
-        | {key: str(Path(value).expanduser().absolute()) for key, value in policies.items() if _is_local(value)},
+        | {key: _absolute_policy(value) for key, value in policies.items()}
+        | {"eval.against": against},
     )
 
 
-def _is_local(policy: str | None) -> bool:
-    """Whether a policy's name is a path on this machine, and neither a bundled one nor a hub id."""
-    bundled = RunConfig.model_fields["policy"].default
-    return bool(policy) and policy.partition(":")[0] != bundled and Path(policy).expanduser().exists()
+def _absolute_policy(name: str | None) -> str | None:
+    """A path on this machine as an absolute one; bundled policies, hub ids and URIs as they are."""
+    if not name or name.partition(":")[0] == RunConfig.model_fields["policy"].default:
+        return name
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def _absolute(folder: str) -> str:

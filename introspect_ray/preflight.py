@@ -47,7 +47,7 @@ def prepare(cfg: RunConfig) -> Prepared:
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
     second = cfg.supervision.second_policy if cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
-    for name in filter(None, (cfg.policy, second, trained)):
+    for name in filter(None, (cfg.policy, second, trained, *cfg.eval.against)):
         check_policy(name)
     check_engine(cfg)
     if cluster_address(cfg) is None:
@@ -57,8 +57,8 @@ def prepare(cfg: RunConfig) -> Prepared:
     policy_path = local_policy(cfg.policy)
     second_path = local_policy(second) if second else None
     tokenizer = load_tokenizer(policy_path)
-    for other in filter(None, (second_path, local_policy(trained) if trained else None)):
-        _check_same_tokens(tokenizer, policy_path, other)
+    for other in filter(None, (second, trained, *cfg.eval.against)):
+        _check_same_tokens(tokenizer, policy_path, local_policy(other))
     tokenized_train = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in train]
     tokenized_test = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in test]
     cases = tokenized_train + tokenized_test

@@ -20,12 +20,12 @@ from introspect_ray.distributed.status import StatusBoardActor
 from introspect_ray.distributed.train_worker import WorkerSpec
 from introspect_ray.evaluation import details, evaluate
 from introspect_ray.label_store import label_set_key, load_pairs, save_pairs
-from introspect_ray.metrics import Finding, collapse
+from introspect_ray.metrics import Finding, collapse, explanation_scores
 from introspect_ray.policy import is_adapter, merge_adapter
 from introspect_ray.preflight import Prepared, local_policy, run_identity
 from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.results import numbers_of, run_summary, step_rows, track_results
-from introspect_ray.storage import is_remote, open_store
+from introspect_ray.storage import open_store
 from introspect_ray.supervision import Sources
 from introspect_ray.tokenization import decode_explanation
 from introspect_ray.tracking import Tracker
@@ -134,23 +134,32 @@ def train_once(
 
 
 def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
-    """Scores of eval.policy (or adapter) against M0 = cfg.policy on the held-out cases, an engine pool each."""
+    """Scores of eval.policy (or adapter) on the held-out cases, an engine pool a policy.
+
+    "explanation": {"orig": against M0 = cfg.policy, "self": against itself}; "against": the same by policy of
+    eval.against (A→B).
+    """
     ids = [case.case_id for case in prepared.test]
-    scored: list[tuple[list[BehaviorPair], list[Explanation | None]]] = []
+    pairs: dict[str, list[BehaviorPair]] = {}
+    predicted: list[Explanation | None] = []
     with tempfile.TemporaryDirectory() as scratch:
         trained = cfg.eval.policy or cfg.policy
-        if is_remote(trained):
-            open_store(trained).download_dir("", f"{scratch}/policy")
-            trained = f"{scratch}/policy"
         if is_adapter(trained):
             trained = merge_adapter(prepared.policy_path, trained, f"{scratch}/merged")
-        for path in dict.fromkeys([cfg.policy, trained]):
-            pool = _pool(override(cfg, _PLAIN), path, prepared, 1)
-            scored.append((pool.label_now(ids, Serving()), explain(pool, prepared, Serving())))
+        for policy in dict.fromkeys([cfg.policy, *cfg.eval.against, trained]):
+            pool = _pool(override(cfg, _PLAIN), policy, prepared, 1)
+            pairs[policy] = pool.label_now(ids, Serving())
+            if policy == trained:
+                predicted = explain(pool, prepared, Serving())
             pool.close()
-    (m0_pairs, _), (pairs, predicted) = scored[0], scored[-1]
-    scores = evaluate(pairs, m0_pairs, predicted)
-    return {"policy": cfg.eval.policy or cfg.policy, "base": cfg.policy, "cases": len(ids), **scores}
+    truths = {policy: [pair.explanation for pair in pairs[policy]] for policy in cfg.eval.against}
+    return {
+        "policy": cfg.eval.policy or cfg.policy,
+        "base": cfg.policy,
+        "cases": len(ids),
+        **evaluate(pairs[trained], pairs[cfg.policy], predicted),
+        "against": {policy: explanation_scores(predicted, truth) for policy, truth in truths.items()},
+    }
 
 
 def explain(pool: RolloutPool, prepared: Prepared, serving: Serving) -> list[Explanation | None]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from introspect_ray.checkpoints import list_names
 from introspect_ray.cli import Arguments
-from introspect_ray.config import RunConfig, file_sets, load_config
+from introspect_ray.config import RunConfig, file_sets, load_config, override
 from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.metrics import constant_explainer
 from introspect_ray.preflight import Prepared, check_resume, plan_text, prepare
 from introspect_ray.results import log_files, open_tracker
 from introspect_ray.search_space import split_overrides, trial_config
-from introspect_ray.storage import Store, check_output, open_store, prepare_output
+from introspect_ray.storage import Store, check_output, is_remote, open_store, prepare_output
 from introspect_ray.tracking import tracking_uri
 from introspect_ray.tracking_mlflow import check_server
 
@@ -86,14 +87,23 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
 def evaluate_job(args: Arguments) -> None:
     """Metrics of eval.policy (default: M0 itself) against M0 on the held-out cases, to evaluation.json."""
     cfg = load_config(args.config, {"output_dir": "runs/evaluate", **args.overrides})
-    prepared = prepare(cfg)
+    if not is_remote(cfg.eval.policy or ""):
+        return _evaluate(cfg, cfg, args)
+    with tempfile.TemporaryDirectory() as folder:  # on this node, where the engines must then be
+        if not open_store(cfg.eval.policy).download_dir("", folder):
+            raise UserError(f"eval.policy={cfg.eval.policy}: there is nothing; give the policy/ folder of a run")
+        _evaluate(cfg, override(cfg, {"eval.policy": folder}), args)
+
+
+def _evaluate(cfg: RunConfig, local: RunConfig, args: Arguments) -> None:
+    prepared = prepare(local)
     check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
         return print_plan([cfg], prepared)
     from introspect_ray.distributed.driver import evaluate_policies
 
     with claimed(cfg, args) as store:
-        result = evaluate_policies(cfg, prepared)
+        result = {**evaluate_policies(local, prepared), "policy": cfg.eval.policy or cfg.policy}
         store.write_json("evaluation.json", result)
     print(json.dumps(result, indent=2))
     print(f"written  {store.join('evaluation.json')}")

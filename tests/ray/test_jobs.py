@@ -63,11 +63,13 @@ def test_lora_alpha_train_and_evaluate_by_transformers_engine(tmp_path):
     assert (out / "policy" / "adapter_model.safetensors").is_file()
     evaluated = job(
         "evaluate", *SMALL, f"output_dir={tmp_path / 'eval'}", f"eval.policy={out / 'policy'}",
-        "rollout.engine=transformers",
+        "rollout.engine=transformers", "eval.against=[organism:second]",
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr
     scores = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
     assert scores["explanation"] == summary["explanation"] and scores["behavior"] == summary["behavior"]
+    (third,) = scores["against"].values()  # another model's behaviour is explained by other numbers
+    assert third.keys() == scores["explanation"]["self"].keys() and third != scores["explanation"]["orig"]
 
 
 def test_everything_on_s3(tmp_path, s3_env, monkeypatch):
@@ -86,6 +88,14 @@ def test_everything_on_s3(tmp_path, s3_env, monkeypatch):
     assert len(list(read_labels(f"{s3_env}/run/labels"))) == 4 * 16
     names = store.list()
     assert "policy/model.safetensors" in names and any(name.endswith(".distcp") for name in names)
+    evaluated = job(
+        "evaluate", *SMALL[1:], f"output_dir={s3_env}/eval", f"eval.policy={s3_env}/run/policy",
+        "rollout.engine=transformers",
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr
+    scores = open_store(f"{s3_env}/eval").read_json("evaluation.json")
+    assert scores["policy"] == f"{s3_env}/run/policy"
+    assert scores["explanation"] == store.read_json("summary.json")["explanation"]
 
 
 ONLINE = [
