@@ -10,7 +10,7 @@ Shape suffixes: B cases, K target tokens, N nodes, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -31,10 +31,12 @@ from introspect_ray.reference import Reference
 from introspect_ray.sharding import (
     adapter_config,
     build_module,
+    describe_state,
     full_state,
     full_value,
     load_checkpoint,
     save_checkpoint,
+    stream_state,
 )
 from introspect_ray.tree_model import TreeLogits
 
@@ -229,6 +231,14 @@ class Learner:
         adapter under the names PEFT saves.
         """
         return full_state(self.module, getattr(torch, self.cfg.train.dtype), keep=self.rank == 0)
+
+    def described(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, type and whole shape of every tensor that `stream` yields, in its order. Nothing is gathered."""
+        return describe_state(self.module, getattr(torch, self.cfg.train.dtype))
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole policy on this rank's device, one gathered tensor at a time. Collective, to its end."""
+        return stream_state(self.module, getattr(torch, self.cfg.train.dtype))
 
     def adapter_config(self) -> dict[str, object]:
         """adapter_config.json of the LoRA adapter as a dict of plain values."""

@@ -2,7 +2,7 @@
 
     step t                  consumes                     produces                unblocked by
     ------------------------------------------------------------------------------------------------
-    publish (rank 0)        weights of version t         delivery to engines     every rank's gather
+    publish (all ranks)     weights of version t         delivery to engines     every rank's gather
     request (rank 0)        step plan, version v         labels of its steps     (never waits)
       engines               prompts, version v           behaviour pairs         delivery of v
       relabeler             pairs, receipts              E_sup(u), buffered      all pairs of step u
@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from introspect_ray.alarms import check_step, stop_on
 from introspect_ray.config import RunConfig
-from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
 
 if TYPE_CHECKING:  # torch is the trainer's alone; the relabeler and the drivers start without it
@@ -62,8 +61,9 @@ class StepLabels:
 class Supply(Protocol):
     """Where labels come from: engines and relabeler behind one door."""
 
-    def publish(self, update: WeightUpdate, probe: tuple[float, ...]) -> None:
-        """Start delivering a version; labels of that version are refused unless every engine confirms it."""
+    def publish(self, learner: Learner, version: int, probe: TokenizedCase) -> None:
+        """Start delivering the learner's weights as `version`; its labels are refused unless every engine confirms
+        it, by the probe among others. Collective: every rank calls it."""
         ...
 
     def request(self, step: int, version: int) -> None:
@@ -111,7 +111,7 @@ def run(
     for step in range(start, cfg.steps):
         began = time.perf_counter()
         if online and step % cfg.rollout.sync_every == 0:
-            publish(cfg, learner, supply, probe, version=step, rank=rank)
+            supply.publish(learner, step, probe)
             if rank == 0:
                 for requested in steps_of_version(step, cfg):
                     if requested not in restored:
@@ -133,16 +133,6 @@ def run(
         if cfg.train.checkpoint_every and (step + 1) % cfg.train.checkpoint_every == 0 and step + 1 < cfg.steps:
             conductor.checkpoint(step + 1, learner, supply.pending() if rank == 0 else [])
     return seconds
-
-
-def publish(cfg: RunConfig, learner: Learner, supply: Supply, probe: TokenizedCase, *, version: int, rank: int) -> None:
-    """Gather the current weights on rank 0 (all ranks take part) and hand them to the engines as `version`."""
-    tensors = learner.weights()
-    expected = learner.probe(probe)
-    if rank == 0:
-        kind = "adapter" if cfg.method == "lora" else "full"
-        config = learner.adapter_config() if cfg.method == "lora" else None
-        supply.publish(WeightUpdate(version, kind, tensors, probe, config), expected)
 
 
 def worst_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -30,6 +30,7 @@ from introspect_ray.storage import is_remote, open_store
 from introspect_ray.supervision import Sources
 from introspect_ray.tokenization import decode_explanation
 from introspect_ray.tracking import Tracker
+from introspect_ray.transfer_choice import trainer_gpus, weight_transfer
 
 _PLAIN = {"method": "full", "train.reference": "cache"}  # engines that only ever serve a whole policy
 
@@ -168,6 +169,7 @@ def findings(base: Base) -> list[Finding]:
 
 
 def _pool(cfg: RunConfig, policy: str, prepared: Prepared, lora_rank: int) -> RolloutPool:
+    cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # the engines need to know "auto"
     spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
     return RolloutPool(cfg.rollout, spec)
 
@@ -231,7 +233,7 @@ def _fit(cfg: RunConfig, spec: WorkerSpec) -> ray.train.Result:
 
 
 def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
-    resources = {"CPU": cfg.train.num_cpus, **({"GPU": 1} if cfg.train.use_gpu else {})}
+    resources = {"CPU": cfg.train.num_cpus, **({"GPU": trainer_gpus(cfg)} if cfg.train.use_gpu else {})}
     return TorchTrainer(
         train_worker,
         train_loop_config={"spec": spec},

@@ -71,6 +71,12 @@ class RolloutWorker:
         self._free_since = time.perf_counter()
         return RolloutResult(pairs, self._free_since - began, idle)
 
+    def engine(self, method: str, *args: Any) -> Any:
+        """One call of the engine's own, for transfers that do not pass through here (weight_transfer.py)."""
+        answer = getattr(self._engine, method)(*args)
+        self._free_since = time.perf_counter()
+        return answer
+
     def explain(self, case_ids: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:
         """Greedy continuations of the meta-questions."""
         tokens = self._engine.generate([self._cases[case_id].question for case_id in case_ids], max_tokens)

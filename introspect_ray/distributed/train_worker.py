@@ -16,10 +16,10 @@ import ray.train
 
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_pool import RolloutPool
-from introspect_ray.distributed.weight_sync import expect, pack, verify
-from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.distributed.weight_sync import probe_case, verify
+from introspect_ray.distributed.weight_transfer import Sent, make_transfer
 from introspect_ray.label_store import labels_from_table, labels_to_table
-from introspect_ray.loop import StepLabels, publish, run
+from introspect_ray.loop import StepLabels, run
 from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
 from introspect_ray.storage import open_store
@@ -45,28 +45,28 @@ class WorkerSpec:
 
 
 class RaySupply:
-    """The loop's Supply over actors. Only rank 0 publishes and requests; every rank fetches."""
+    """The loop's Supply over actors. Only rank 0 requests; every rank publishes and fetches."""
 
     def __init__(self, spec: WorkerSpec, case_ids: Sequence[str], rank: int) -> None:
         self._spec, self._ids, self._rank = spec, case_ids, rank
-        self._sent: tuple[Any, list[Any]] = (None, [])  # what the latest version's receipts must say, and the receipts
+        self._transfer = make_transfer(spec.cfg, spec.pool, rank)
+        self._sent = Sent(None, [])  # of the latest version
 
-    def publish(self, update: WeightUpdate, probe: tuple[float, ...]) -> None:
-        self._sent = (expect(update, probe), self._spec.pool.load_weights(ray.put(pack(update))))
+    def publish(self, learner: Learner, version: int, probe: TokenizedCase) -> None:
+        self._sent = self._transfer.send(learner, version, probe)
 
     def deliveries(self) -> list[Any]:
         """Receipts of the latest version, after they are checked."""
-        expected, refs = self._sent
-        receipts = ray.get(refs)
-        verify(expected, receipts, self._spec.cfg.rollout.probe_tolerance)
+        receipts = ray.get(self._sent.receipts)
+        verify(self._sent.expected, receipts, self._spec.cfg.rollout.probe_tolerance)
         return receipts
 
     def request(self, step: int, version: int) -> None:
         online = self._spec.cfg.supervision.rule == "online"
-        expected, deliveries = self._sent if online else (None, [])
+        sent = self._sent if online else Sent(None, [])
         ids = plan_ids(self._spec.cfg, self._ids, step)
         groups = self._spec.pool.label(ids, version, first=step) if online else []
-        self._spec.relabeler.relabel.remote(step, version, expected, deliveries, groups)
+        self._spec.relabeler.relabel.remote(step, version, sent.expected, sent.receipts, groups)
 
     def fetch(self, step: int) -> StepLabels:
         return ray.get(self._spec.relabeler.fetch.remote(step, self._rank))
@@ -122,12 +122,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, float]:
     supply = RaySupply(spec, [case.case_id for case in train], rank)
     start, restored = _resume(learner, supply, rank, world)
     setup = time.perf_counter() - began
-    probe = train[0]
+    probe = probe_case(train[0])
     seconds = run(
         cfg, learner, supply, RayConductor(spec, rank), m0, probe, rank=rank, start=start, restored=frozenset(restored)
     )
     synced = time.perf_counter()
-    publish(cfg, learner, supply, probe, version=cfg.steps, rank=rank)
+    supply.publish(learner, cfg.steps, probe)
     if rank == 0:
         supply.deliveries()
     seconds["sync"] += time.perf_counter() - synced

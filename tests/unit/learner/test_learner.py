@@ -101,6 +101,16 @@ def test_probe_equals_a_plain_forward_and_the_exported_policy(policy, tmp_path):
     assert cued + ablated == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stream_is_the_weights_one_by_one_as_described(policy, dtype):
+    """What a GPU transfer sends, and announces beforehand, is what the object store would carry."""
+    learner = make_learner(policy, train={"dtype": dtype})
+    whole, streamed = learner.weights(), list(learner.stream())
+    assert [(name, t.dtype, tuple(t.shape)) for name, t in streamed] == learner.described()
+    assert [name for name, _ in streamed] == list(whole) and "lm_head.weight" in whole
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in streamed)
+
+
 def test_weights_are_a_copy_with_the_tied_head(policy):
     learner = make_learner(policy)
     before = learner.weights()
