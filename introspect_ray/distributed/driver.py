@@ -207,7 +207,7 @@ def _reference_task(cfg: RunConfig) -> Any:
         torch.set_num_threads(cfg.train.threads)
         return build_reference(local_policy(policy), cases, cache_uri, dtype, budget)
 
-    return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=1 if cfg.train.use_gpu else 0)(build)
+    return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=trainer_gpus(cfg))(build)
 
 
 def _relabeler(cfg: RunConfig, base: Base) -> Any:

@@ -11,6 +11,8 @@ from introspect_ray.engines import checks
 from introspect_ray.engines.common import BaseEngine
 from introspect_ray.records import Delivery, TokenizedCase
 
+_UNDER_WAY = "it is in the middle of a weight update"
+
 
 class DeviceUpdates(BaseEngine):
     """Adds to BaseEngine the calls of vLLM's weight-transfer API one by one, and the receipt at their end.
@@ -26,16 +28,21 @@ class DeviceUpdates(BaseEngine):
 
     def transfer(self, call: str, kwargs: Mapping[str, Any]) -> None:
         """One call of vLLM's weight-transfer API on all workers; whatever it raises makes the engine unusable."""
-        if call == "start_weight_update":
+        if self._unusable != _UNDER_WAY:
             self._require_usable()
+        if call == "start_weight_update":
             self._transfer_began = time.perf_counter()
-            self._unusable = "it is in the middle of a weight update"
+            self._unusable = _UNDER_WAY
         with self._unusable_on_error(f"{call} failed"):
             self._call_workers(call, dict(kwargs))
 
     def confirm(self, version: int, probe: TokenizedCase) -> Delivery:
         """Serve what was transferred as `version` from now on, with its receipt: fingerprints of the tensors as each
-        worker's device received them, and the probe on what is served. Raises RuntimeError where workers disagree."""
+        worker's device received them, and the probe on what is served. Raises RuntimeError where workers disagree, or
+        no update was under way."""
+        if self._unusable != _UNDER_WAY:
+            self._require_usable()
+            raise RuntimeError(f"asked to confirm weight version {version}, but no update was sent")
         with self._unusable_on_error(f"weight update to version {version} failed"):
             receipts = self._call_workers("take_receipt", {})
             received, size = receipts[0]

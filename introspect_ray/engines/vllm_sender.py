@@ -65,7 +65,10 @@ class Sender:
         there. `endpoint` is called for nccl only. Raises what the engines raise on names or shapes of another policy.
         """
         self._source = LearnerSource(learner, rank)
-        info = NCCLTrainerInitInfo(*endpoint(), rank=rank) if backend == "nccl" else IPCTrainerInitInfo(rank=rank)
+        if backend == "nccl":
+            info = NCCLTrainerInitInfo(*endpoint(), rank=rank)
+        else:  # packed: chunk by chunk, not a second copy of the policy on the GPU
+            info = IPCTrainerInitInfo(packed=True, rank=rank)
         self._engine = WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
 
     def send(self) -> dict[str, str]:
