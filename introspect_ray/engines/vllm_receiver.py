@@ -56,7 +56,6 @@ class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def start_weight_update(self) -> None:
         self._embeddings = _plain_embeddings(self.model) if self.device.type == "cpu" else []
-        self._loaded: set[int] = set()  # addresses
         initialize_layerwise_reload(self._layers())
 
     def _layers(self) -> Any:
@@ -72,12 +71,9 @@ class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.model.load_weights(self._needed(update_info.weights))
 
     def _needed(self, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        """All but a tied head whose tensor has been loaded as the embedding."""
+        """All but a tied head, which is the embedding: vLLM refuses it in a chunk without the embedding."""
         tied = _is_tied(getattr(self.model, "lm_head", None), self._embeddings)
-        for name, tensor in weights.items():
-            if not (tied and name == "lm_head.weight" and tensor.data_ptr() in self._loaded):
-                self._loaded.add(tensor.data_ptr())
-                yield name, tensor
+        return ((name, tensor) for name, tensor in weights.items() if not (tied and name == "lm_head.weight"))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self._layers(), self.model_config)
