@@ -10,12 +10,10 @@ Shape suffixes: B cases, K target tokens, N nodes, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -32,15 +30,16 @@ from introspect_ray.reference import Reference
 from introspect_ray.sharding import (
     adapter_config,
     build_module,
+    describe_state,
     full_state,
     full_value,
     load_checkpoint,
     save_checkpoint,
+    stream_state,
 )
-from introspect_ray.tree_model import TreeLogits
+from introspect_ray.tree_model import LogprobPair, TreeLogits, label_logprobs, pick
 
 TREE_CACHE = 50_000  # trees kept (a few KB each)
-LogprobPair = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass
@@ -164,7 +163,7 @@ class Learner:
     @torch.no_grad()
     def _read_off(self, batch: PackedBatch, logits: TreeLogits, m0: Mapping[str, BehaviorPair], sums: Sums) -> None:
         """The current policy's behaviour and explanations, from the training forward."""
-        walk_P = _pick(logits.walk, batch.walk_rows_P, batch.walk_tokens_P).tolist()
+        walk_P = pick(logits.walk, batch.walk_rows_P, batch.walk_tokens_P).tolist()
         said = walk_explanations([tree.branches for tree in batch.trees], walk_P)
         behaviours = label_logprobs(batch, logits.behaviour)
         for tree, (cued, ablated), explanation in zip(batch.trees, behaviours, said, strict=True):
@@ -253,6 +252,14 @@ class Learner:
         """
         return full_state(self.module, getattr(torch, self.cfg.train.dtype), keep=self.rank == 0)
 
+    def described(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, type and whole shape of every tensor that `stream` yields, in its order. Nothing is gathered."""
+        return describe_state(self.module, getattr(torch, self.cfg.train.dtype))
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole policy on this rank's device, one gathered tensor at a time. Collective, to its end."""
+        return stream_state(self.module, getattr(torch, self.cfg.train.dtype))
+
     def adapter_config(self) -> dict[str, object]:
         """adapter_config.json of the LoRA adapter as a dict of plain values."""
         return adapter_config(self.module)
@@ -276,20 +283,3 @@ class Learner:
             if config:
                 config["base_model_name_or_path"] = self.cfg.policy  # not the folder it lies in on this machine
             save_policy(tensors, self._source, folder, self.cfg.method, config)
-
-
-def label_logprobs(batch: PackedBatch, behaviour_logits: Tensor) -> list[LogprobPair]:
-    """Each tree's full-vocabulary log-softmax at its label tokens: (at x, at x∖C), in the order of `labels`.
-
-    behaviour_logits: [2B, V], x of all trees and then x∖C.
-    """
-    count = len(batch.trees)
-    normaliser = behaviour_logits.float().logsumexp(-1)[torch.from_numpy(batch.label_rows).to(behaviour_logits.device)]
-    flat = iter((_pick(behaviour_logits, batch.label_rows, batch.label_tokens).float() - normaliser).tolist())
-    sides = [tuple(islice(flat, len(tree.label_ids))) for tree in batch.trees * 2]
-    return list(zip(sides[:count], sides[count:], strict=True))
-
-
-def _pick(logits_NV: Tensor, rows: np.ndarray, tokens: np.ndarray) -> Tensor:
-    device = logits_NV.device
-    return logits_NV[torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)]

@@ -3,7 +3,7 @@
     step t                  consumes                     produces                unblocked by
     ------------------------------------------------------------------------------------------------
     where the engines label:
-    publish (rank 0)        weights of version t         delivery to engines     every rank's gather
+    publish (all ranks)     weights of version t         delivery to engines     every rank's gather
     request (rank 0)        step plan, version t         labels of its steps     (never waits)
       engines               prompts, version t           behaviour pairs         delivery of t
     where the learner labels (rollout.engine=learner):
@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from introspect_ray.alarms import check_step, stop_on
 from introspect_ray.config import RunConfig
-from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
 from introspect_ray.supervision import step_plan
 
@@ -86,8 +85,9 @@ class StepLabels:
 class Supply(Protocol):
     """Where labels come from: engines and relabeler behind one door."""
 
-    def publish(self, update: WeightUpdate, probe: tuple[float, ...]) -> None:
-        """Start delivering a version; labels of it are refused unless the engine that made them confirms it."""
+    def publish(self, learner: Learner, version: int, probe: TokenizedCase) -> None:
+        """Start delivering the learner's weights as `version`; labels of it are refused unless the engine that made
+        them confirms it, by the probe among others. Collective: every rank calls it."""
         ...
 
     def request(self, step: int, version: int) -> None:
@@ -177,20 +177,10 @@ def _start_labels(
             supply.offer(later, step, learner.label_pairs([train[i] for i in plan], step))
         return
     if online and step % cfg.rollout.sync_every == 0:
-        publish(cfg, learner, supply, train[0], version=step, rank=rank)
+        supply.publish(learner, step, train[0])
     if rank == 0:
         for later in due:
             supply.request(later, version=step if online else 0)
-
-
-def publish(cfg: RunConfig, learner: Learner, supply: Supply, probe: TokenizedCase, *, version: int, rank: int) -> None:
-    """Gather the current weights on rank 0 (all ranks take part) and hand them to the engines as `version`."""
-    tensors = learner.weights()
-    expected = learner.probe(probe)
-    if rank == 0:
-        kind = "adapter" if cfg.method == "lora" else "full"
-        config = learner.adapter_config() if cfg.method == "lora" else None
-        supply.publish(WeightUpdate(version, kind, tensors, probe, config), expected)
 
 
 def worst_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -21,6 +21,7 @@ from introspect_ray.storage import check_writable, open_store
 from introspect_ray.tasks import load_cases
 from introspect_ray.tokenization import longest_sequence, max_explanation_tokens, tokenize_case
 from introspect_ray.tracking import flatten
+from introspect_ray.transfer_choice import trainer_gpus, weight_transfer
 
 OVERSUBSCRIPTION = 2  # trainer and engine take turns at lag 0, so a core serves two logical CPUs
 MIN_CORES = 2  # the smallest machine the defaults are made for
@@ -50,6 +51,7 @@ def prepare(cfg: RunConfig) -> Prepared:
     for name in filter(None, (cfg.policy, second, trained, *cfg.eval.against)):
         check_policy(name)
     check_engine(cfg)
+    weight_transfer(cfg)
     if cluster_address(cfg) is None:
         check_local_room(cfg)
     train, test = load_cases(cfg.task)
@@ -87,6 +89,7 @@ _FREE = (
     "train.max_failures",
     "train.checkpoint_every",
     "alarms",
+    "rollout.weight_transfer",
 )
 
 
@@ -181,10 +184,9 @@ def _model_len(cfg: RunConfig, cases: list[TokenizedCase], new_tokens: int) -> i
 def resources(cfg: RunConfig) -> dict[str, float]:
     """Logical resources of a run at its widest: {"CPU", "GPU"}; a mixed run starts one more engine for a while."""
     engines = cfg.rollout.num_actors + (cfg.supervision.rule == "mixed")
-    gpu = float(cfg.train.num_workers) if cfg.train.use_gpu else 0.0
     return {
         "CPU": cfg.train.num_workers * cfg.train.num_cpus + engines * cfg.rollout.num_cpus,
-        "GPU": gpu + engines * cfg.rollout.num_gpus,
+        "GPU": cfg.train.num_workers * trainer_gpus(cfg) + engines * cfg.rollout.num_gpus,
     }
 
 

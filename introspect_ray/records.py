@@ -106,14 +106,15 @@ class Label:
 class Delivery:
     """An engine's receipt of one weight update: what it now serves.
 
-    checksum: hex digest over the received tensors' bytes, names sorted. probe: label logprobs of
-    the probe case on the weights now served, to be compared with the trainer's own forward.
+    fingerprints: hex digest of the received tensors by group (engines/fingerprint.py). probe: label logprobs of
+    the probe case on the weights now served, to be compared with the trainer's own forward. seconds: the engine's
+    time by part: "load", "probe", "fingerprint".
     """
 
     version: int
-    checksum: str
+    fingerprints: dict[str, str]
     probe: tuple[float, ...]
-    seconds: float
+    seconds: dict[str, float]
     bytes: int
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -74,11 +75,30 @@ def full_state(module: TreeModel, dtype: torch.dtype, *, keep: bool) -> dict[str
         key = id(value)
         if key not in gathered:
             full = full_value(value.detach())
-            wanted = full.to("cpu", dtype if full.is_floating_point() else full.dtype) if keep else full[:0]
+            wanted = full.to("cpu", _sent_as(full, dtype)) if keep else full[:0]
             # a copy: the next optimizer step writes into the module's own memory
             gathered[key] = wanted.clone() if wanted.data_ptr() == full.data_ptr() else wanted
         state[name] = gathered[key]
     return state if keep else None
+
+
+def describe_state(module: TreeModel, dtype: torch.dtype) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Name, type and whole shape of what `stream_state` yields, in its order; a DTensor knows its whole shape."""
+    return [(name, _sent_as(value, dtype), tuple(value.shape)) for name, value in _named_state(module.model).items()]
+
+
+@torch.no_grad()
+def stream_state(module: TreeModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The policy's state on this rank's device, gathered one at a time; tied tensors come under every name.
+
+    Collective: all ranks exhaust it.
+    """
+    for name, value in _named_state(module.model).items():
+        yield name, full_value(value.detach()).to(_sent_as(value, dtype))
+
+
+def _sent_as(value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if value.is_floating_point() else value.dtype
 
 
 def _named_state(model: nn.Module) -> dict[str, Tensor]:

@@ -9,8 +9,10 @@ D deciding nodes, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ from introspect_ray.prompt_tree import PackedBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LogprobPair = tuple[tuple[float, ...], tuple[float, ...]]  # natural label logprobs at x, at x∖C
 
 
 class TreeLogits(NamedTuple):
@@ -113,3 +117,21 @@ def check_window(config: Any, longest: int) -> None:
             f"the longest sequence has {longest} tokens, more than the policy's attention window of {window}: "
             "take shorter cases or a policy with full attention"
         )
+
+
+def label_logprobs(batch: PackedBatch, behaviour_logits: Tensor) -> list[LogprobPair]:
+    """Each tree's full-vocabulary log-softmax at its label tokens: (at x, at x∖C), in the order of `labels`.
+
+    behaviour_logits: [2B, V], x of all trees and then x∖C.
+    """
+    count = len(batch.trees)
+    normaliser = behaviour_logits.float().logsumexp(-1)[torch.from_numpy(batch.label_rows).to(behaviour_logits.device)]
+    flat = iter((pick(behaviour_logits, batch.label_rows, batch.label_tokens).float() - normaliser).tolist())
+    sides = [tuple(islice(flat, len(tree.label_ids))) for tree in batch.trees * 2]
+    return list(zip(sides[:count], sides[count:], strict=True))
+
+
+def pick(logits_NV: Tensor, rows: np.ndarray, tokens: np.ndarray) -> Tensor:
+    """logits_NV[rows, tokens], both int arrays of one length."""
+    device = logits_NV.device
+    return logits_NV[torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)]

@@ -26,6 +26,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.distributed.train_worker import Trained, WorkerSpec, train_worker
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.storage import open_store
+from introspect_ray.transfer_choice import trainer_gpus
 
 _STOP_S = 10.0  # for a relabeler to confirm that it writes nothing any more
 
@@ -124,7 +125,7 @@ def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
 
     Only the wait for room stays Ray's (a start that times out is a failure of its controller).
     """
-    resources = {"CPU": cfg.train.num_cpus, **({"GPU": 1} if cfg.train.use_gpu else {})}
+    resources = {"CPU": cfg.train.num_cpus, **({"GPU": trainer_gpus(cfg)} if cfg.train.use_gpu else {})}
     return TorchTrainer(
         train_worker,
         train_loop_config={"spec": spec},

@@ -18,6 +18,7 @@ from introspect_ray.distributed.rollout_pool import RolloutPool
 from introspect_ray.distributed.rollout_worker import EngineSpec, Exported, Serving
 from introspect_ray.distributed.status import StatusBoardActor
 from introspect_ray.distributed.train_worker import WorkerSpec
+from introspect_ray.distributed.weight_sync import probe_case
 from introspect_ray.evaluation import details, evaluate
 from introspect_ray.label_store import label_set_key, load_pairs, save_pairs
 from introspect_ray.metrics import Finding, collapse, explanation_scores
@@ -29,6 +30,7 @@ from introspect_ray.storage import open_store
 from introspect_ray.supervision import Sources
 from introspect_ray.tokenization import decode_explanation
 from introspect_ray.tracking import Tracker
+from introspect_ray.transfer_choice import trainer_gpus, weight_transfer
 
 _PLAIN = {"method": "full", "train.reference": "cache"}  # engines that only ever serve a whole policy
 
@@ -115,7 +117,7 @@ def train_once(
     totals = {**labelled, **done.seconds}
     trained = time.perf_counter()
     # An engine that dies from here on finds the trained policy where the workers left it.
-    exported = Exported(store.join("policy"), base.prepared.train[0])
+    exported = Exported(store.join("policy"), probe_case(base.prepared.train[0]))
     serving = Serving(cfg.steps, done.served, exported)
     pairs = base.pool.label_now([case.case_id for case in base.prepared.test], serving)
     predicted = explain(base.pool, base.prepared, serving)
@@ -182,6 +184,7 @@ def findings(base: Base) -> list[Finding]:
 
 
 def _pool(cfg: RunConfig, policy: str, prepared: Prepared, lora_rank: int) -> RolloutPool:
+    cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # the engines need to know "auto"
     spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
     return RolloutPool(cfg, spec, prepared.train + prepared.test)
 
@@ -218,7 +221,7 @@ def _reference_task(cfg: RunConfig) -> Any:
         torch.set_num_threads(cfg.train.threads)
         return build_reference(local_policy(policy), cases, cache_uri, dtype, budget)
 
-    return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=1 if cfg.train.use_gpu else 0)(build)
+    return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=trainer_gpus(cfg))(build)
 
 
 def _relabeler(cfg: RunConfig, base: Base) -> Any:

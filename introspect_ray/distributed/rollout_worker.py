@@ -116,6 +116,15 @@ class RolloutWorker:
         self._free_since = time.perf_counter()
         return receipt
 
+    def engine(self, method: str, *args: Any) -> Any:
+        """One call of the engine's own, for transfers that do not pass through here (weight_transfer.py)."""
+        with self._condemned_on_error():
+            answer = getattr(self._engine, method)(*args)
+        if isinstance(answer, Delivery):
+            self._receipt = answer
+        self._free_since = time.perf_counter()
+        return answer
+
     def answer(self, request: Request, all_cases: list[Any]) -> RolloutResult:
         """Answers of one group on the weights it names, loaded first where others are served.
 
@@ -124,8 +133,8 @@ class RolloutWorker:
         began = time.perf_counter()
         idle = began - self._free_since
         serving, served = request.serving, self._receipt
-        if (served and (served.version, served.checksum)) != (
-            serving.expected and (serving.expected.version, serving.expected.checksum)
+        if (served and (served.version, served.fingerprints)) != (
+            serving.expected and (serving.expected.version, serving.expected.fingerprints)
         ):
             self._load(self._fetch(serving))
         if not self._cases:
@@ -145,8 +154,11 @@ class RolloutWorker:
         return self._receipt
 
     def _fetch(self, serving: Serving) -> WeightUpdate:
-        if serving.weights is None:
-            raise ValueError(f"asked for weight version {serving.version} as started, the engine serves another one")
+        if serving.weights is None:  # the attempt fails, and the next one sends the weights again
+            raise ValueError(
+                f"asked for weight version {serving.version}, the engine serves another one and no copy was kept "
+                "(M0 as started, and versions that went from GPU to GPU)"
+            )
         if isinstance(serving.weights, list):
             return unpack(ray.get(serving.weights[0]))
         exported = serving.weights

@@ -18,10 +18,10 @@ from introspect_ray.checkpoints import FOLDER, CheckpointWriter, step_of
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Serving
-from introspect_ray.distributed.weight_sync import Expected, expect, pack, verify
-from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.distributed.weight_sync import Expected, probe_case, verify
+from introspect_ray.distributed.weight_transfer import make_transfer
 from introspect_ray.label_store import labels_from_table, labels_to_table
-from introspect_ray.loop import StepLabels, publish, run
+from introspect_ray.loop import StepLabels, run
 from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
 from introspect_ray.storage import open_store
@@ -59,17 +59,18 @@ class Trained:
 
 
 class RaySupply:
-    """The loop's Supply over actors. Only rank 0 publishes and requests; every rank offers and fetches."""
+    """The loop's Supply over actors. Only rank 0 requests; every rank publishes, offers and fetches."""
 
     def __init__(self, spec: WorkerSpec, case_ids: Sequence[str], rank: int) -> None:
         self._spec, self._ids, self._rank = spec, case_ids, rank
+        self._transfer = make_transfer(spec.cfg, spec.pool, rank)
         self._latest: Serving | None = None  # its weights live in the object store as long as a request names them
         self._receipts: list[Any] = []  # futures, one an engine
 
-    def publish(self, update: WeightUpdate, probe: tuple[float, ...]) -> None:
-        packed = ray.put(pack(update))
-        self._latest = Serving(update.version, expect(update, probe), [packed])
-        self._receipts = self._spec.pool.load_weights(packed)
+    def publish(self, learner: Learner, version: int, probe: TokenizedCase) -> None:
+        sent = self._transfer.send(learner, version, probe_case(probe))
+        self._latest = Serving(version, sent.expected, None if sent.stored is None else [sent.stored])
+        self._receipts = sent.receipts
 
     def delivered(self) -> Expected | None:
         """What the receipts of the latest version must say, once those that came are checked (see `receipts`)."""
@@ -157,7 +158,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
     seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=frozenset(restored))
     conductor.wait()
     synced = time.perf_counter()
-    publish(cfg, learner, supply, train[0], version=cfg.steps, rank=rank)
+    supply.publish(learner, cfg.steps, train[0])
     served = supply.delivered() if rank == 0 else None
     seconds["sync"] += time.perf_counter() - synced
     _export(cfg, learner, rank)

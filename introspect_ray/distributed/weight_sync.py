@@ -6,19 +6,23 @@ Tensors travel as NumPy views (bfloat16 as int16): Ray maps those into every rea
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from introspect_ray.engines.base import WeightUpdate, checksum
+from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import AlarmError
 from introspect_ray.loop import worst_gap
-from introspect_ray.records import Delivery
+from introspect_ray.records import Delivery, TokenizedCase
 
 if TYPE_CHECKING:
     import torch
+
+
+PROBE_TOKENS = 16  # of each prompt: all layers take part, at a tenth of the cost of a Hint-MMLU case
 
 
 class WeightSyncError(AlarmError):
@@ -27,39 +31,57 @@ class WeightSyncError(AlarmError):
 
 @dataclass(frozen=True)
 class Expected:
-    """What every engine's receipt must say: version, checksum of the tensors, the trainer's own probe logprobs."""
+    """What every engine's receipt must say: version, digests of the tensors by group, the trainer's probe logprobs."""
 
     version: int
-    checksum: str
+    fingerprints: Mapping[str, str]
     probe: tuple[float, ...]
 
 
+def probe_case(case: TokenizedCase) -> TokenizedCase:
+    """The ends of the case's prompts: enough to see that weights are served, cheap in engine and trainer alike."""
+    return replace(case, prompt=case.prompt[-PROBE_TOKENS:], ablated=case.ablated[-PROBE_TOKENS:])
+
+
 def pack(update: WeightUpdate) -> WeightUpdate:
-    """Tensors -> (dtype name, array) that the object store shares without a copy."""
-    return replace(update, tensors={name: _to_numpy(tensor) for name, tensor in update.tensors.items()})
+    """Tensors -> (dtype name, array) that the object store shares without a copy.
+
+    A tied tensor is one object under both names: it is stored, and on the other side read, once.
+    """
+    made: dict[tuple, tuple[str, np.ndarray]] = {}
+    packed = {}
+    for name, tensor in update.tensors.items():
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if key not in made:
+            made[key] = _to_numpy(tensor)
+        packed[name] = made[key]
+    return replace(update, tensors=packed)
 
 
 def unpack(update: WeightUpdate) -> WeightUpdate:
     """The inverse of `pack`; the tensors alias read-only shared memory, so engines copy, never write."""
-    return replace(update, tensors={name: _to_torch(*packed) for name, packed in update.tensors.items()})
+    made = {id(packed[1]): _to_torch(*packed) for packed in update.tensors.values()}
+    return replace(update, tensors={name: made[id(packed[1])] for name, packed in update.tensors.items()})
 
 
 def expect(update: WeightUpdate, probe: tuple[float, ...]) -> Expected:
-    return Expected(update.version, checksum(update.tensors), probe)
+    return Expected(update.version, fingerprints(update.tensors), probe)
 
 
 def verify(expected: Expected, deliveries: Sequence[Delivery], tolerance: float) -> None:
     """Raises WeightSyncError unless every receipt names the version, the same bytes and the same probe logprobs.
 
-    The checksum proves what arrived; the probe (label logprobs in nats on one case) proves what is served.
+    The fingerprints prove what arrived; the probe (label logprobs in nats on one case) proves what is served.
     """
     for engine, got in enumerate(deliveries):
         if got.version != expected.version:
             raise WeightSyncError(f"engine {engine} reports weight version {got.version}, expected {expected.version}")
-        if got.checksum != expected.checksum:
+        if differing := _differing(expected.fingerprints, got.fingerprints):
+            group = differing[0]
             raise WeightSyncError(
-                f"engine {engine} received other bytes for weight version {expected.version}: "
-                f"checksum {got.checksum}, sent {expected.checksum}"
+                f"engine {engine} received other bytes for weight version {expected.version} in {group} "
+                f"({len(differing)} of {len(expected.fingerprints)} groups differ): fingerprint "
+                f"{got.fingerprints.get(group, 'none')}, sent {expected.fingerprints.get(group, 'none')}"
             )
         gap = worst_gap(got.probe, expected.probe)
         if not gap <= tolerance:
@@ -67,6 +89,11 @@ def verify(expected: Expected, deliveries: Sequence[Delivery], tolerance: float)
                 f"engine {engine} does not serve weight version {expected.version}: its logprobs on the probe case "
                 f"are off by {gap:.2g} nats (rollout.probe_tolerance={tolerance:g}; bfloat16 engines need a larger one)"
             )
+
+
+def _differing(sent: Mapping[str, str], got: Mapping[str, str]) -> list[str]:
+    """Groups whose fingerprints differ, or that one side lacks, in the order sent."""
+    return [group for group in dict.fromkeys([*sent, *got]) if sent.get(group) != got.get(group)]
 
 
 def _to_numpy(tensor: torch.Tensor) -> tuple[str, np.ndarray]:

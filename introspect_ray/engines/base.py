@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -47,15 +46,3 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
         """Greedy continuations (token ids, without the end-of-turn token), free over the vocabulary."""
         ...
-
-
-def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex digest over names, dtypes, shapes and bytes, names sorted."""
-    import torch
-
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.view(torch.uint8).numpy()) if tensor.numel() else b"")
-    return digest.hexdigest()

@@ -119,7 +119,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], new_tokens: int, max_model_l
 
 def check_full(update: WeightUpdate, expected: Shapes) -> None:
     """Raises ValueError naming the first name or shape in which a full update differs from the policy."""
-    _compare({name: tuple(t.shape) for name, t in update.tensors.items()}, expected, update.version)
+    check_shapes({name: tuple(t.shape) for name, t in update.tensors.items()}, expected, _refused(update))
 
 
 def check_adapter(update: WeightUpdate, base: Shapes, max_rank: int) -> None:
@@ -138,7 +138,7 @@ def check_adapter(update: WeightUpdate, base: Shapes, max_rank: int) -> None:
             expected[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = (shape[0], rank)
     if not expected:
         raise ValueError(f"adapter target_modules {targets!r} match no linear layer of the policy")
-    _compare({name: tuple(t.shape) for name, t in update.tensors.items()}, expected, update.version)
+    check_shapes({name: tuple(t.shape) for name, t in update.tensors.items()}, expected, _refused(update))
 
 
 def _is_target(module: str, targets: object) -> bool:
@@ -149,8 +149,12 @@ def _is_target(module: str, targets: object) -> bool:
     return any(module == t or module.endswith(f".{t}") for t in targets)  # type: ignore[attr-defined]
 
 
-def _compare(got: Mapping[str, tuple[int, ...]], expected: Shapes, version: int) -> None:
-    head = f"weight update of version {version} refused, nothing changed:"
+def _refused(update: WeightUpdate) -> str:
+    return f"weight update of version {update.version} refused, nothing changed:"
+
+
+def check_shapes(got: Mapping[str, tuple[int, ...]], expected: Shapes, head: str) -> None:
+    """Raises ValueError, beginning with `head`, for the first name or shape of `got` that is not the expected one."""
     for name in sorted(expected):
         if name not in got:
             tied = " (a tied head is sent as well: use state_dict(), not named_parameters())" if name == _HEAD else ""

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 from introspect_ray.engines import checks
-from introspect_ray.engines.base import WeightUpdate, checksum
+from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
 
@@ -69,15 +70,17 @@ class BaseEngine(ABC):
         with self._unusable_on_error(f"weight update to version {update.version} failed"):
             self._apply(update)
             self._version = update.version
-            case = update.probe
-            cued, ablated = self._answers([case.prompt, case.ablated], [case.label_ids] * 2)
-        return Delivery(
-            version=update.version,
-            checksum=checksum(update.tensors),
-            probe=cued.logprobs + ablated.logprobs,
-            seconds=time.perf_counter() - start,
-            bytes=checks.nbytes(update.tensors),
-        )
+            loaded = time.perf_counter()
+            probe = self._probe(update.probe)
+        probed = time.perf_counter()
+        received = fingerprints(update.tensors)
+        seconds = {"load": loaded - start, "probe": probed - loaded, "fingerprint": time.perf_counter() - probed}
+        return Delivery(update.version, received, probe, seconds, checks.nbytes(update.tensors))
+
+    def _probe(self, case: TokenizedCase) -> tuple[float, ...]:
+        """Label logprobs of x, then of x∖C, on what is served."""
+        cued, ablated = self._answers([case.prompt, case.ablated], [case.label_ids] * 2)
+        return cued.logprobs + ablated.logprobs
 
     def close(self) -> None:
         """Free the engine; later calls raise RuntimeError. A second close does nothing."""

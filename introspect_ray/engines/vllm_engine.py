@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
 from introspect_ray.engines.base import WeightUpdate
-from introspect_ray.engines.common import BaseEngine
+from introspect_ray.engines.device_updates import DeviceUpdates
 from introspect_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def set_environment(threads: int) -> None:
         os.environ.setdefault(name, value)
 
 
-class VLLMEngine(BaseEngine):
+class VLLMEngine(DeviceUpdates):
     """The Engine protocol on vLLM.
 
     The prefix cache is emptied at the start of every call: no answer can come from older weights, and
@@ -72,7 +72,9 @@ class VLLMEngine(BaseEngine):
         import torch
 
         torch.set_num_threads(rollout.threads)  # vLLM forbids it from here on
-        self._engine = _start(self._engine_args(policy_path, rollout, seed), checks.architectures(policy_path))
+        self._engine = _start(
+            self._engine_args(policy_path, rollout, seed), checks.architectures(policy_path), rollout.weight_transfer
+        )
         self._engine.set_weight_version("0")
 
     def _engine_args(self, policy_path: str, rollout: RolloutConfig, seed: int) -> dict[str, Any]:
@@ -138,7 +140,14 @@ class VLLMEngine(BaseEngine):
             self._load_full(dict(update.tensors))
         else:
             self._load_adapter(update)
-        self._engine.set_weight_version(str(update.version))
+        self._serve(update.version)
+
+    def _serve(self, version: int) -> None:
+        self._version = version
+        self._engine.set_weight_version(str(version))
+
+    def _call_workers(self, call: str, kwargs: dict[str, Any]) -> list[Any]:
+        return self._engine.collective_rpc(call, kwargs=kwargs)
 
     def _load_full(self, tensors: dict[str, torch.Tensor]) -> None:
         self._engine.collective_rpc("start_weight_update")
@@ -225,8 +234,8 @@ class VLLMEngine(BaseEngine):
         return [outputs[i] for i in range(len(prompts))]
 
 
-def _start(args: dict[str, Any], architectures: Sequence[str]) -> Any:
-    """An LLMEngine with its core in this process, imports included."""
+def _start(args: dict[str, Any], architectures: Sequence[str], transfer: str) -> Any:
+    """An LLMEngine with its core in this process, imports included; ready for updates by `transfer`."""
     import torch
     from vllm import ModelRegistry
     from vllm.config import WeightTransferConfig
@@ -236,9 +245,10 @@ def _start(args: dict[str, Any], architectures: Sequence[str]) -> Any:
 
     from introspect_ray.engines import vllm_receiver
 
+    backend = vllm_receiver.DEVICE_BACKENDS.get(transfer, vllm_receiver.BACKEND)
     if "enable_lora" not in args:
         args |= {
-            "weight_transfer_config": WeightTransferConfig(backend=vllm_receiver.BACKEND),
+            "weight_transfer_config": WeightTransferConfig(backend=backend),
             "worker_extension_cls": f"{vllm_receiver.__name__}.{vllm_receiver.WorkerExtension.__name__}",
         }
     if current_platform.is_cpu():
@@ -251,7 +261,7 @@ def _start(args: dict[str, Any], architectures: Sequence[str]) -> Any:
             if name in ModelRegistry.models:
                 ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
     engine = LLMEngine.from_engine_args(EngineArgs(**args))
-    if "enable_lora" not in args:
+    if "enable_lora" not in args and backend == vllm_receiver.BACKEND:  # the others wait for the trainer
         engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     return engine
 

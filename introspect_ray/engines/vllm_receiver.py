@@ -1,4 +1,4 @@
-"""The worker's end of a full weight update: a backend of vLLM's weight-transfer API.
+"""The worker's end of a full weight update: backends of vLLM's weight-transfer API.
 
 Imported in every vLLM worker (through `worker_extension_cls`), and by vllm_engine.py before the engine
 starts; it imports vLLM at the top and nobody else may import it.
@@ -6,15 +6,26 @@ starts; it imports vLLM at the top and nobody else may import it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from introspect_ray.engines.fingerprint import grouped, tensor_digest
+
 BACKEND = "introspect_in_process"
+DEVICE_BACKENDS = {"nccl": "introspect_nccl", "ipc": "introspect_ipc"}  # rollout.weight_transfer -> registered name
 
 
 @dataclass
@@ -30,7 +41,12 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads the tensors it is handed, layer by layer, with vLLM's own weight loaders and post-processing."""
+    """Loads the tensors it is handed, layer by layer, with vLLM's own weight loaders and post-processing.
+
+    On a CPU embeddings and output heads are left out of vLLM's layerwise reload, which would load each into new
+    memory, pack each for matrix products (an embedding needs none) and copy it back: they are loaded in place, a
+    tied one once, and the packed copy of a head is made anew at the end.
+    """
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -39,7 +55,11 @@ class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         """No rendezvous."""
 
     def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+        self._embeddings = _plain_embeddings(self.model) if self.device.type == "cpu" else []
+        initialize_layerwise_reload(self._layers())
+
+    def _layers(self) -> Any:
+        return _Without(self.model, self._embeddings) if self._embeddings else self.model
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As the base class, which synchronizes an accelerator and so raises on a machine without one."""
@@ -48,17 +68,103 @@ class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        self.model.load_weights(iter(update_info.weights.items()))
+        self.model.load_weights(self._needed(update_info.weights))
+
+    def _needed(self, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """All but a tied head, which is the embedding: vLLM refuses it in a chunk without the embedding."""
+        tied = _is_tied(getattr(self.model, "lm_head", None), self._embeddings)
+        return ((name, tensor) for name, tensor in weights.items() if not (tied and name == "lm_head.weight"))
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
+        finalize_layerwise_reload(self._layers(), self.model_config)
+        for module in self._embeddings:
+            if isinstance(module, ParallelLMHead) or module is getattr(self.model, "lm_head", None):
+                module.quant_method.process_weights_after_loading(module)
+            else:  # no head: should it serve as one after all, then from the weight itself, never from an old copy
+                module.cpu_linear = torch.nn.functional.linear
 
     def shutdown(self) -> None:
         """Nothing is held."""
 
 
+class _Without:
+    """Stands for a model in vLLM's layerwise reload, without some of its modules."""
+
+    def __init__(self, model: torch.nn.Module, left_out: list[torch.nn.Module]) -> None:
+        self._model, self._left_out = model, set(left_out)
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        return (module for module in self._model.modules() if module not in self._left_out)
+
+
+def _plain_embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Embeddings and output heads whose weight lies there as it was loaded."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, VocabParallelEmbedding) and type(module.quant_method) is UnquantizedEmbeddingMethod
+    ]
+
+
+def _is_tied(head: torch.nn.Module | None, embeddings: list[torch.nn.Module]) -> bool:
+    """Whether the output head's weight is an embedding's; in some models the head is the embedding itself."""
+    if head not in embeddings or not isinstance(head, ParallelLMHead):
+        return head in embeddings
+    return any(other is not head and other.weight is head.weight for other in embeddings)
+
+
+class _Watched:
+    """Stands before a model while it is loaded, so that each tensor is digested as the transport left it."""
+
+    def __init__(self, model: torch.nn.Module, receiver: _Receipts) -> None:
+        self._model, self._receiver = model, receiver
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        return self._model.load_weights(self._noted(weights))
+
+    def _noted(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            self._receiver.digests[name] = tensor_digest(tensor)
+            self._receiver.size += tensor.numel() * tensor.element_size()
+            yield name, tensor
+
+
+class _Receipts:
+    """Mixed into vLLM's own receivers: what arrived since the last start_weight_update."""
+
+    digests: dict[str, bytes]
+    size: int
+
+    def start_weight_update(self) -> None:
+        self.digests, self.size = {}, 0
+        super().start_weight_update()
+
+    def receive_weights(self, update_info: Any) -> None:
+        model = self.model
+        self.model = _Watched(model, self)
+        try:
+            super().receive_weights(update_info)
+        finally:
+            self.model = model
+
+
+class NCCLReceiver(_Receipts, NCCLWeightTransferEngine):
+    """vLLM's NCCL broadcast, with receipts."""
+
+
+class IPCReceiver(_Receipts, IPCWeightTransferEngine):
+    """vLLM's CUDA IPC, with receipts."""
+
+
 class WorkerExtension:
-    """Empty: naming it in `worker_extension_cls` makes each worker import, and so register, this module."""
+    """Naming it in `worker_extension_cls` makes each worker import, and so register, this module."""
+
+    def take_receipt(self) -> tuple[dict[str, str], int]:
+        """Fingerprints by group, and bytes, of what this worker received in its latest update."""
+        receiver = self.weight_transfer_engine
+        return grouped(receiver.digests), receiver.size
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, InProcessReceiver)
+WeightTransferEngineFactory.register_engine(DEVICE_BACKENDS["nccl"], NCCLReceiver)
+WeightTransferEngineFactory.register_engine(DEVICE_BACKENDS["ipc"], IPCReceiver)

@@ -25,22 +25,12 @@ class _Clock:
 
 
 class _Learner:
-    """Takes the time of a gather and of an update; trains nothing."""
+    """Takes the time of an update; trains nothing."""
 
     last_logprobs: dict[str, Any] = {}  # noqa: RUF012 (never written)
 
     def __init__(self, clock: _Clock, times: Durations) -> None:
         self._clock, self._times = clock, times
-
-    def weights(self) -> dict[str, Any]:
-        self._clock.now += self._times.gather
-        return {}
-
-    def adapter_config(self) -> dict[str, object]:
-        return {}
-
-    def probe(self, case: Any) -> tuple[float, ...]:
-        return ()
 
     def step(self, labels: Sequence[Any], m0: Any) -> dict[str, float]:
         self._clock.now += self._times.update
@@ -64,7 +54,8 @@ class _Supply:
         self.busy += seconds
         return self._free[engine]
 
-    def publish(self, update: Any, probe: tuple[float, ...]) -> None:
+    def publish(self, learner: Any, version: int, probe: Any) -> None:
+        self._clock.now += self._times.gather
         self._delivered = max(self._work(engine, self._times.deliver) for engine in range(len(self._free)))
 
     def request(self, step: int, version: int) -> None:

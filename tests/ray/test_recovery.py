@@ -16,7 +16,7 @@ import ray
 
 from introspect_ray.distributed.rollout_worker import Exported, Request, Serving
 from introspect_ray.distributed.weight_sync import Expected
-from introspect_ray.engines.base import checksum
+from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import RepeatedFailure
 from introspect_ray.label_store import read_labels
 from introspect_ray.policy import load_saved
@@ -96,7 +96,7 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
     """The workers and their weights are gone by then; the engine, back at M0, answers as the one that had them."""
     out = live.train(supervision__rule="fixed", steps=2)[2]
     pool, prepared = live.base.pool, live.base.prepared
-    ids, sent = [case.case_id for case in prepared.test[:24]], checksum(load_saved(str(out / "policy"))[0])
+    ids, sent = [case.case_id for case in prepared.test[:24]], fingerprints(load_saved(str(out / "policy"))[0])
     exported = Exported(str(out / "policy"), prepared.train[0])
     request = Request("label", ids, Serving(2, Expected(2, sent, ())), home=0)  # to be had nowhere: it is served
     before = ray.get(pool._ask(request).future)

@@ -17,7 +17,9 @@ CHECKS = Path(__file__).with_name("vllm_engine_checks.py")
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(("scenario", "count"), [("TestTied", 12), ("TestOrganism", 4), ("TestLora", 5)])
+@pytest.mark.parametrize(
+    ("scenario", "count"), [("TestTied", 12), ("TestOrganism", 4), ("TestLora", 5), ("TestTransfer", 4)]
+)
 def test_vllm_engine(scenario, count, tmp_path):
     """All `count` tests of the class pass; the child's own report is shown where they do not."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "unit" / "engines")])

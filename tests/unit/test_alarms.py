@@ -141,18 +141,12 @@ class TinyLearner:
         shares = ("explanation_self", "explanation_orig", "behavior_em", "realised_at_consumption")
         return {"loss": 1.0, "cross_entropy": 1.0, "kl": 0.0, "grad_norm": 1.0, **dict.fromkeys(shares, 1.0)}
 
-    def weights(self):
-        return {}
-
-    def probe(self, case):
-        return ()
-
 
 class Supply:
     """One label a step, from the version that was asked for."""
 
-    def publish(self, update, probe):
-        self.version = update.version
+    def publish(self, learner, version, probe):
+        self.version = version
 
     def request(self, step, version):
         pass

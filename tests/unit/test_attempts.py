@@ -59,8 +59,8 @@ def test_the_failed_part_is_named_in_one_line():
     assert failed_part(ActorDiedError()) == "Ray Train's controller died"
 
 
-GOOD = Delivery(3, "abc", (-0.1, -2.0), 0.1, 30)
-SERVING = Serving(3, Expected(3, "abc", (-0.1, -2.0)), [None])
+GOOD = Delivery(3, {"model.layers.0": "abc"}, (-0.1, -2.0), {}, 30)
+SERVING = Serving(3, Expected(3, GOOD.fingerprints, (-0.1, -2.0)), [None])
 REQUEST = Request("label", ["c1", "c2"], SERVING, home=1)
 
 
@@ -125,7 +125,10 @@ def test_what_another_engine_cannot_mend_is_not_asked_again(error):
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("receipt", [Delivery(3, "abd", GOOD.probe, 0, 0), Delivery(3, "abc", (-0.1, -2.1), 0, 0)])
+@pytest.mark.parametrize(
+    "receipt",
+    [Delivery(3, {"model.layers.0": "abd"}, GOOD.probe, {}, 0), Delivery(3, GOOD.fingerprints, (-0.1, -2.1), {}, 0)],
+)
 def test_an_answer_on_weights_that_are_not_verified_is_never_a_label(receipt):
     made, _ = pool(receipt)
     with pytest.raises(WeightSyncError):

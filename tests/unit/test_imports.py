@@ -17,6 +17,7 @@ ALLOWED = {
     "vllm": (
         "introspect_ray/engines/vllm_engine.py",
         "introspect_ray/engines/vllm_receiver.py",
+        "introspect_ray/engines/vllm_sender.py",
     ),  # the receiver runs in vLLM
     "mlflow": ("introspect_ray/tracking_mlflow.py",),
     "boto3": ("introspect_ray/storage_s3.py",),

@@ -17,6 +17,7 @@ from introspect_ray.audit import audit
 from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig, load_config
 from introspect_ray.engines import make_engine
+from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.errors import UserError
 from introspect_ray.label_store import LabelWriter, label_set_key, read_labels, save_pairs
 from introspect_ray.learner import Learner
@@ -39,8 +40,8 @@ class InProcess:
         self.cases = {case.case_id: case for case in prepared.train}
         self.steps: dict[int, StepLabels] = {}
 
-    def publish(self, update, probe) -> None:
-        self.engine.load_weights(update)
+    def publish(self, learner, version, probe) -> None:
+        self.engine.load_weights(WeightUpdate(version, "full", learner.weights(), probe))
 
     def request(self, step: int, version: int) -> None:
         pairs = self.engine.label_pairs([self.cases[i] for i in plan_ids(self.cfg, list(self.cases), step)])

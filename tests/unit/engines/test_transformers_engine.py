@@ -10,7 +10,8 @@ from engine_tiny import make_cases, peft_adapter, reference_greedy, reference_lo
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
-from introspect_ray.engines.base import WeightUpdate, checksum
+from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.engines.fingerprint import fingerprints
 
 CASES = make_cases(9)
 ROLLOUT = RolloutConfig(engine="transformers")
@@ -48,7 +49,7 @@ def test_full_update_serves_the_new_weights_and_back(tmp_path, family, tied):
     delivery = engine.load_weights(WeightUpdate(1, "full", new, CASES[0]))
     after = assert_serves(engine, lambda prompts: reference_logprobs(policy, new, prompts))
     assert delivery.probe == pytest.approx(after[0].cued_logprobs + after[0].ablated_logprobs, abs=1e-4)
-    assert (delivery.version, delivery.checksum) == (1, checksum(new))
+    assert (delivery.version, delivery.fingerprints) == (1, fingerprints(new))
     assert delivery.bytes == sum(t.numel() * 4 for t in new.values())
     assert before[0].cued_logprobs[0] != pytest.approx(after[0].cued_logprobs[0], abs=0.05)
     engine.load_weights(WeightUpdate(2, "full", old, CASES[0]))

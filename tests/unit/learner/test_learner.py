@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import LETTER_IDS, LETTERS, make_cases, make_config, make_labels, make_pairs, save_model
 
-from introspect_ray.engines.base import checksum
+from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import UserError
 from introspect_ray.learner import Learner
 from introspect_ray.policy import load_model, load_saved
@@ -102,6 +102,16 @@ def test_probe_equals_a_plain_forward_and_the_exported_policy(policy, tmp_path):
     assert cued + ablated == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stream_is_the_weights_one_by_one_as_described(policy, dtype):
+    """What a GPU transfer sends, and announces beforehand, is what the object store would carry."""
+    learner = make_learner(policy, train={"dtype": dtype})
+    whole, streamed = learner.weights(), list(learner.stream())
+    assert [(name, t.dtype, tuple(t.shape)) for name, t in streamed] == learner.described()
+    assert [name for name, _ in streamed] == list(whole) and "lm_head.weight" in whole
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in streamed)
+
+
 def test_weights_are_a_copy_with_the_tied_head(policy):
     learner = make_learner(policy)
     before = learner.weights()
@@ -147,12 +157,12 @@ def test_lora_trains_the_adapter_only_and_exports_it(policy, tmp_path):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_was_exported_is_loaded_as_the_update_the_engines_had(policy, tmp_path, method):
-    """A late engine loads the export; its receipt must have the checksum of what the others were sent."""
+    """A late engine loads the export; its receipt must have the fingerprints of what the others were sent."""
     learner = make_learner(policy, method=method, lora_rank=4)
     learner.step(LABELS, M0)
     learner.export(str(tmp_path))
     tensors, config = load_saved(str(tmp_path), method)
-    assert checksum(tensors) == checksum(learner.weights())
+    assert fingerprints(tensors) == fingerprints(learner.weights())
     assert (config or {}).get("r") == (4 if method == "lora" else None)
 
 
