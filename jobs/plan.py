@@ -15,8 +15,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="NAME", help="a known model, a folder, a config.json or a hub id")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs to plan for (default 8)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer to count the tokens of task.path with")
-    parser.add_argument("--transfer", choices=("host", "device"), default="host",
-                        help="weights through host memory (what the system does) or from GPU to GPU")  # fmt: skip
+    parser.add_argument(
+        "--transfer",
+        choices=("host", "device"),
+        help="weights through host memory or from GPU to GPU (default: by rollout.weight_transfer)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON too")
 
 

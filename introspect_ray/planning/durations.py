@@ -85,10 +85,10 @@ def sync_seconds(
 ) -> tuple[float, float]:
     """(publish on the trainer, delivery on an engine).
 
-    host, what this system does: float32 gather, copy to rank 0's memory, checksum, Ray's object store; then the
-    store to the engine's node, the copy to its GPU, and the checksum again.
-    device, from GPU to GPU: gather in the compute type and broadcast over the slowest link on the way; the engine
-    writes what arrives, both sides hash at memory speed.
+    host (weight_transfer=object_store): float32 gather, copy to rank 0's memory, fingerprints, Ray's object store;
+    then the store to the engine's node, the copy to its GPU, and the fingerprints again.
+    device (nccl), from GPU to GPU: gather in the compute type and broadcast over the slowest link on the way; the
+    engine writes what arrives, both sides hash at memory speed.
     """
     size = sent_bytes(shape, cfg)
     lost = (workers - 1) / workers

@@ -22,6 +22,7 @@ from introspect_ray.preflight import load_tokenizer, plan_text
 from introspect_ray.search_space import Space, split_overrides, trial_config
 from introspect_ray.tasks import load_cases
 from introspect_ray.tokenization import tokenize_case
+from introspect_ray.transfer_choice import weight_transfer
 
 # What cluster/h100.yaml sets, on the paper's main task with labels of the current policy; a file or override wins.
 DEFAULTS = {
@@ -73,7 +74,8 @@ def make_plan(args: Arguments, space: Space) -> Plan:
     given = frozenset(key for key in _layout_keys(cfg) if key in rest or file_sets(args.config, key))
     shape = read_shape(cfg.policy)
     work = case_work(cfg, assumed, flags.get("tokenizer"))
-    setting = Setting(shape, work, assumed, flags["transfer"], flags["gpus"], len(values) * len(seeds))
+    transfer = flags.get("transfer") or ("host" if weight_transfer(cfg) == "object_store" else "device")
+    setting = Setting(shape, work, assumed, transfer, flags["gpus"], len(values) * len(seeds))
     trial = trial_config(cfg, space, values[0], seeds[0])
     found = layouts(setting, trial, given)
     try:
