@@ -111,10 +111,10 @@ def test_flops_of_a_step_by_hand():
 
 
 def test_sync_by_hand():
-    """16.38 GB by the host: one core's hash, the copies and the object store; from GPU to GPU over NVLink."""
+    """16.38 GB by the host: the fingerprints, the copies and the object store; from GPU to GPU over NVLink."""
     cfg, size = config(), 2 * P
     publish, deliver = sync_seconds(SHAPE, cfg, A, 4, 1, "host")
-    copies = size / 1e9 * (1 / 6 + 1 / 0.86 + 1 / 2)
+    copies = size / 1e9 * (1 / 6 + 1 / 6.6 + 1 / 2)
     assert publish == pytest.approx(2 * size * 3 / 4 / (0.75 * 450e9) + copies)
     assert deliver == pytest.approx(copies)
     publish, deliver = sync_seconds(SHAPE, cfg, A, 4, 1, "device")
