@@ -152,20 +152,23 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[str, Future] | None = None
 
-    def save(self, step: int, write: Callable[[str], None]) -> None:
-        """Let `write` (collective) fill a local folder, and start to store it. Returns before it is stored."""
+    def save(self, step: int, write: Callable[[str], Future | None]) -> None:
+        """Let `write` (with a barrier of all ranks) start to fill a local folder, and start to store it.
+
+        Returns before it is filled: the future that `write` returns says when it is (None: at once).
+        """
         self.wait()
         name = f"step-{step:08d}"
         if self._rank == 0:  # one that was refused; nobody writes before the collective
             self._store.delete_prefix(f"{FOLDER}/{name}")
         scratch = tempfile.TemporaryDirectory(prefix="introspect-ray-checkpoint-")
-        write(scratch.name)
+        filled = write(scratch.name)
         self.settle()  # all ranks are past their wait
         if self._rank == 0:
             manifest = {"format": _FORMAT, "step": step, "ranks": self._ranks, "run": dict(self._run)}
             Path(scratch.name, _MANIFEST).write_text(json.dumps(manifest, indent=2))
         self._kept.append(name)
-        self._writing = name, self._thread.submit(self._store_away, name, scratch)
+        self._writing = name, self._thread.submit(self._store_away, name, scratch, filled)
 
     def wait(self) -> None:
         """Until this rank's part of the last checkpoint is stored."""
@@ -189,8 +192,10 @@ class CheckpointWriter:
             if name in old or (_NAME.fullmatch(name) and step_of(name) < step_of(self._kept[0])):
                 self._store.delete_prefix(f"{FOLDER}/{name}")
 
-    def _store_away(self, name: str, scratch: tempfile.TemporaryDirectory[str]) -> None:
+    def _store_away(self, name: str, scratch: tempfile.TemporaryDirectory[str], filled: Future | None) -> None:
         with scratch as folder:
+            if filled is not None:
+                filled.result()
             entries = {}
             for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
                 size, digest = _fingerprint(path)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -87,6 +89,7 @@ class Learner:
         self._reference = None if cfg.train.reference == "live" else self._open_reference(reference_path)
         self._trees: dict[tuple[str, Explanation | None], PromptTree] = {}
         self.last_logprobs: dict[str, LogprobPair] = {}
+        self._writers: dist.ProcessGroup | None = None  # of checkpoints
 
     def _open_reference(self, path: str | None) -> Reference:
         if not path:
@@ -264,12 +267,15 @@ class Learner:
         """adapter_config.json of the LoRA adapter as a dict of plain values."""
         return adapter_config(self.module)
 
-    def save_checkpoint(self, folder: str) -> None:
+    def save_checkpoint(self, folder: str) -> Future[Any]:
         """This rank's part of model and optimizer, by torch.distributed.checkpoint. Collective.
 
-        Ranks may write to different folders; their union is the checkpoint.
+        Returns once the state is copied; the future ends when it is in `folder`. Ranks may write to different folders;
+        their union is the checkpoint.
         """
-        save_checkpoint(folder, self.module, self.optimizer)
+        if self.world_size > 1 and self._writers is None:
+            self._writers = dist.new_group(backend="gloo")
+        return save_checkpoint(folder, self.module, self.optimizer, self._writers)
 
     def load_checkpoint(self, folder: str) -> None:
         """Continue from a merged checkpoint; the number of ranks may differ. Collective."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -116,10 +117,19 @@ def adapter_config(module: TreeModel) -> dict[str, object]:
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
-def save_checkpoint(folder: str, module: TreeModel, optimizer: torch.optim.Optimizer) -> None:
-    """Model (trained weights) and optimizer state of this rank into `folder`. Collective."""
+def save_checkpoint(
+    folder: str, module: TreeModel, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None
+) -> Future[Any]:
+    """Model (trained weights) and optimizer state of this rank into `folder`. Collective.
+
+    Returns once the state is copied, so training may go on; the future ends when it is written. `group`: of all ranks
+    on gloo, for the writing's own collectives beside those of training; None for a single process.
+    """
     model_state, optimizer_state = get_state_dict(module, optimizer, options=CHECKPOINT)
-    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    written = dcp.async_save(state, checkpoint_id=folder, process_group=group, no_dist=group is None)
+    assert isinstance(written, Future)  # the default stager copies before it returns
+    return written
 
 
 def load_checkpoint(folder: str, module: TreeModel, optimizer: torch.optim.Optimizer) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ class RayConductor:
     """Metrics to the status board, checkpoints to the output folder."""
 
     def __init__(self, spec: WorkerSpec, rank: int, world: int) -> None:
-        self._spec, self._rank = spec, rank
+        self._spec, self._rank, self._world = spec, rank, world
         self._writer = CheckpointWriter(spec.cfg.output_dir, spec.identity, rank, world, spec.checkpoint)
 
     def report(self, metrics: StepMetrics) -> None:
@@ -112,11 +113,14 @@ class RayConductor:
 
     def checkpoint(self, step: int, learner: Learner, pending: Sequence[Label]) -> None:
         """Every rank saves its shard; rank 0 adds the labels that were made for later steps."""
+        import torch
 
-        def write(folder: str) -> None:
-            learner.save_checkpoint(folder)
+        def write(folder: str) -> Future[Any]:
+            if self._world > 1:
+                torch.distributed.barrier()  # all ranks' last checkpoint is stored, and a refused one deleted
             if self._rank == 0:
                 pq.write_table(labels_to_table(pending), Path(folder, _PENDING))
+            return learner.save_checkpoint(folder)
 
         self._writer.save(step, write)
 

@@ -186,7 +186,7 @@ def test_a_resumed_run_makes_the_labels_it_has_not_and_no_others(organism, tmp_p
     kept: list[tuple[int, list[Label]]] = []
 
     def checkpoint(step: int, learner: Learner, pending: list[Label]) -> None:
-        learner.save_checkpoint(str(tmp_path / "checkpoint"))
+        learner.save_checkpoint(str(tmp_path / "checkpoint")).result()
         kept.append((step, pending))
 
     conductor = SimpleNamespace(report=lambda row: None, checkpoint=checkpoint)

@@ -128,7 +128,7 @@ def test_checkpoint_continues_bit_for_bit(policy, tmp_path, method):
     straight = make_learner(policy, **changes)
     for _ in range(2):
         straight.step(LABELS, M0)
-    straight.save_checkpoint(str(tmp_path / "checkpoint"))
+    straight.save_checkpoint(str(tmp_path / "checkpoint")).result()
     expected = [straight.step(LABELS, M0) for _ in range(2)]
     resumed = make_learner(policy, **{**changes, "seed": 5})
     resumed.load_checkpoint(str(tmp_path / "checkpoint"))

@@ -40,7 +40,7 @@ def run_variant(changes, policy, reference, folder, rank, world):
         pairs.append(learner.label_pairs(CASES[shards[rank]] if world > 1 else CASES, version))
         metrics.append(learner.step(LABELS[shards[rank]] if world > 1 else LABELS, M0))
     probe = learner.probe(CASES[0])
-    learner.save_checkpoint(f"{folder}/checkpoint-{world}")
+    learner.save_checkpoint(f"{folder}/checkpoint-{world}").result()
     learner.export(f"{folder}/export-{world}")
     return metrics, probe, learner.weights(), pairs
 
