@@ -323,8 +323,22 @@ class TestTransfer(Served):
 
         from introspect_ray.engines import vllm_receiver
 
-        class Handed(vllm_receiver._Receipts, vllm_receiver.InProcessReceiver):
-            """NCCLReceiver with another transport."""
+        class Transport(vllm_receiver.NCCLWeightTransferEngine):
+            """vLLM's own, but that the tensors come with the call."""
+
+            init_info_cls, update_info_cls = vllm_receiver.InitInfo, vllm_receiver.UpdateInfo
+
+            def init_transfer_engine(self, init_info):
+                pass
+
+            def update_weights(self, update_info):
+                self.receive_weights(self.parse_update_info(update_info))  # no accelerator to wait for
+
+            def receive_weights(self, update_info):
+                self.model.load_weights(list(update_info.weights.items()))
+
+        class Handed(vllm_receiver._Receipts, Transport):
+            """NCCLReceiver with that transport."""
 
         WeightTransferEngineFactory.register_engine("handed", Handed)
         vllm_receiver.DEVICE_BACKENDS["nccl"] = "handed"
