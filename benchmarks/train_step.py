@@ -3,8 +3,9 @@
 The usual kind: transformers, a padded batch of 8, a live copy of M0, x, x∖C and q + e each in a forward of their own
 with logits everywhere, cross-entropy on the explanation, λ KL(M0 || M) where x and x∖C are answered, AdamW. Ours:
 Learner.step, with the reference computed beforehand (its seconds are reported, and the ratio with them). The cases come
-in the order of the step plan (seed 0), four steps of eight on each side in turn, after one with the longest case, not
-counted; both objectives must agree to 1e-4 at every step. How much padding the usual loop carries depends on the order.
+in the order of the step plan (seed 0), four steps of eight on each side in turn. The step with the longest case is made
+once before and not counted. Both objectives must agree to 1e-4 at every step. How much padding the usual loop carries
+depends on the order.
 """
 
 from __future__ import annotations
