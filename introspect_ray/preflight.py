@@ -13,6 +13,7 @@ import yaml
 
 from introspect_ray.config import RunConfig
 from introspect_ray.engines import check_installed
+from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
 from introspect_ray.loop import learner_labels
 from introspect_ray.policy import check_policy, is_adapter, policy_id, resolve_policy
@@ -64,6 +65,8 @@ def prepare(cfg: RunConfig) -> Prepared:
     tokenized_train = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in train]
     tokenized_test = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in test]
     cases = tokenized_train + tokenized_test
+    if cfg.rollout.served_by == "vllm":
+        check_vllm_limits((case.label_ids for case in cases), cfg.lora_rank if cfg.method == "lora" else 0)
     new_tokens = cfg.eval.max_new_tokens or max(map(max_explanation_tokens, cases))
     return Prepared(
         policy_path=policy_path,

@@ -58,7 +58,7 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
         raise UserError(f"{args.config} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
     cfg = load_config(args.config, {"output_dir": f"runs/sweep_{space.leaf}", **rest})
     trials = [trial_config(cfg, space, value, seed) for value in values for seed in seeds]
-    prepared = prepare(trials[0])
+    prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the one that may not fit
     tracking = reachable(cfg, args)
     if args.dry_run:
         return print_plan(trials, prepared)

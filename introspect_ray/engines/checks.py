@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[int, ...]]
 _PEFT_PREFIX = "base_model.model."
 _HEAD, _EMBEDDING_SUFFIX = "lm_head.weight", "embed_tokens.weight"
+VLLM_MAX_LABELS = 128  # vLLM's limit on logprob_token_ids
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts for max_lora_rank
 
 
 class Answer(NamedTuple):
@@ -68,6 +70,21 @@ def policy_shapes(policy_path: str) -> Shapes:
     if _HEAD not in shapes and len(embeddings) == 1:
         shapes[_HEAD] = shapes[embeddings[0]]
     return shapes
+
+
+def check_vllm_limits(label_ids: Iterable[Sequence[int]], lora_rank: int = 0) -> None:
+    """Raises UserError for more labels in a case, or a larger LoRA rank (0: none), than vLLM serves."""
+    most = max(map(len, label_ids), default=0)
+    if most > VLLM_MAX_LABELS:
+        raise UserError(
+            f"a case has {most} labels: vLLM returns logprobs of at most {VLLM_MAX_LABELS} given tokens; use fewer "
+            "labels, or rollout.engine=transformers"
+        )
+    if lora_rank > VLLM_LORA_RANKS[-1]:
+        raise UserError(
+            f"lora_rank={lora_rank}: vLLM serves at most {VLLM_LORA_RANKS[-1]}; lower it, or use "
+            "rollout.engine=transformers"
+        )
 
 
 def eos_token_ids(policy_path: str) -> tuple[int, ...]:

@@ -17,17 +17,14 @@ from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.engines.device_updates import DeviceUpdates
-from introspect_ray.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 _BLOCK = 32  # tokens a KV block: vLLM's CPU default of 128 never shares the prefix of a short prompt
-_MAX_LABELS = 128  # vLLM's limit on logprob_token_ids
 _MAX_BATCHED_TOKENS = 8192
 _MAX_SEQUENCES = 256
 _CHUNK_BYTES = 1 << 30  # of an update: a worker in another process gets each chunk as one message
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts for max_lora_rank
 
 
 def set_environment(threads: int) -> None:
@@ -100,9 +97,8 @@ class VLLMEngine(DeviceUpdates):
         else:
             args |= {"gpu_memory_utilization": rollout.gpu_memory_utilization}
         if self._method == "lora":
-            rank = next((r for r in _LORA_RANKS if r >= self._lora_rank), None)
-            if rank is None:
-                raise UserError(f"lora_rank={self._lora_rank}: vLLM serves at most {_LORA_RANKS[-1]}; lower lora_rank")
+            checks.check_vllm_limits((), self._lora_rank)
+            rank = min(r for r in checks.VLLM_LORA_RANKS if r >= self._lora_rank)
             args |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 2}
         return args
 
@@ -196,10 +192,7 @@ class VLLMEngine(DeviceUpdates):
             from vllm import SamplingParams
             from vllm.sampling_params import RequestOutputKind
 
-            if len(label_ids) > _MAX_LABELS:
-                raise ValueError(
-                    f"{len(label_ids)} labels: vLLM returns logprobs of at most {_MAX_LABELS} given tokens"
-                )
+            checks.check_vllm_limits([label_ids])
             self._params[label_ids] = SamplingParams(
                 max_tokens=1,
                 temperature=0.0,

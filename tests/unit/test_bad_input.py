@@ -64,6 +64,11 @@ def test_bad_keys_and_values(tmp_path, override, says):
     assert not out.exists()
 
 
+def test_a_rank_that_the_engine_cannot_serve(tmp_path):
+    said = refused(f"output_dir={tmp_path / 'out'}", "method=lora", "lora_rank=1024")
+    assert "lora_rank=1024" in said and "512" in said and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -122,3 +122,9 @@ def test_the_package_imports_no_engine():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_more_labels_than_vllm_returns_logprobs_for_are_refused():
+    checks.check_vllm_limits([range(128), range(2)])
+    with pytest.raises(UserError, match=r"129 labels.*at most 128"):
+        checks.check_vllm_limits([range(2), range(129)])
