@@ -1,10 +1,12 @@
 """The learner: steps, metrics, checkpoints, export; one process. Two ranks: test_two_ranks.py."""
 
 import math
+import threading
 
 import pytest
 import torch
 from helpers import LETTER_IDS, LETTERS, make_cases, make_config, make_labels, make_pairs, save_model
+from torch.distributed.checkpoint import FileSystemWriter
 
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import UserError
@@ -123,13 +125,20 @@ def test_weights_are_a_copy_with_the_tied_head(policy):
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_checkpoint_continues_bit_for_bit(policy, tmp_path, method):
+def test_checkpoint_continues_bit_for_bit(policy, tmp_path, monkeypatch, method):
+    """Nothing is written before two more steps are made: what is written is what was there when it was asked for."""
+    go = threading.Event()
+    write_data = FileSystemWriter.write_data
+    monkeypatch.setattr(FileSystemWriter, "write_data", lambda *args: go.wait(60) and write_data(*args))
     changes = {"method": method, "lora_rank": 4, "train": {"weight_decay": 0.1}}
     straight = make_learner(policy, **changes)
     for _ in range(2):
         straight.step(LABELS, M0)
-    straight.save_checkpoint(str(tmp_path / "checkpoint")).result()
+    written = straight.save_checkpoint(str(tmp_path / "checkpoint"))
     expected = [straight.step(LABELS, M0) for _ in range(2)]
+    assert not written.done()
+    go.set()
+    written.result()
     resumed = make_learner(policy, **{**changes, "seed": 5})
     resumed.load_checkpoint(str(tmp_path / "checkpoint"))
     assert [resumed.step(LABELS, M0) for _ in range(2)] == expected
