@@ -10,6 +10,7 @@ depends on the order.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -98,14 +99,18 @@ def profile(learner: Learner, labels: Sequence[Label], cases: Sequence[Tokenized
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
 
 
-def main() -> None:
+def flags() -> argparse.Namespace:
     arguments = parser(__doc__)
     arguments.add_argument("--threads", type=int, default=2, help="torch threads, the same for both (default 2)")
     arguments.add_argument("--token-budget", type=int, help="train.token_budget (default: the config's)")
     arguments.add_argument(
         "--profile", action="store_true", help="print where one of our steps spends its time, and stop"
     )
-    args = arguments.parse_args()
+    return arguments.parse_args()
+
+
+def main() -> None:
+    args = flags()
     torch.set_num_threads(args.threads)
     policy = policy_folder(args.small)
     cases = make_cases(policy, args.small, COUNT)
