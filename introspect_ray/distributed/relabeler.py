@@ -51,7 +51,6 @@ class Relabeler:
         self._steps: dict[int, _Buffered] = {}
         self._seen = Agreement()  # since the start or the last resume
         self._free_since = time.perf_counter()
-        self._epoch = 0  # counts restores; what was asked for before the last one is forgotten
         self._stopped = False
         self.notes: list[str] = []  # what went wrong and was made good
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
@@ -63,7 +62,7 @@ class Relabeler:
 
         An engine that died is asked again, never left out: a step has all its labels, of its version, or none.
         """
-        slot, epoch = self._slot(step), self._epoch
+        slot = self._slot(step)
         try:
             results: Sequence[Any] = []
             if serving and serving.expected:
@@ -72,7 +71,7 @@ class Relabeler:
                 results = await self._pool.collect(groups, f"step {step}", self.notes.append)
             pairs = [pair for result in results for pair in result.pairs]
             seconds, idle = sum(result.seconds for result in results), sum(result.idle_s for result in results)
-            self._require_running(epoch)
+            self._require_running()
             slot.ready.set_result(self._label(step, version, pairs, seconds, idle))
         except Exception as error:  # handed to every rank that fetches this step
             slot.fail(error)
@@ -84,7 +83,7 @@ class Relabeler:
         if len(slot.offered) < self._world:
             return
         try:
-            self._require_running(self._epoch)
+            self._require_running()
             slot.ready.set_result(self._label(step, version, unshard(slot.offered)))
         except Exception as error:  # as in `relabel`
             slot.fail(error)
@@ -108,9 +107,8 @@ class Relabeler:
 
     async def pending(self) -> list[Label]:
         """Labels made or being made and not consumed yet, of all steps; all that were made are on disk now."""
-        epoch = self._epoch
         made = [await asyncio.shield(slot.ready) for _, slot in sorted(self._steps.items())]
-        self._require_running(epoch)
+        self._require_running()
         self._writer.flush()
         return [label for step in made for label in step.labels]
 
@@ -119,8 +117,7 @@ class Relabeler:
 
         Whatever was made for later steps is forgotten, in the buffer and in the table: it is made again.
         """
-        self._require_running(self._epoch)
-        self._epoch += 1
+        self._require_running()
         self._steps.clear()
         self._writer.flush()
         truncate_labels(self._uri, step)
@@ -154,10 +151,10 @@ class Relabeler:
             **{f"{name}_s": value for name, value in self.seconds.items()},
         }
 
-    def _require_running(self, epoch: int) -> None:
+    def _require_running(self) -> None:
         """What a dead training worker still has on its way must not reach the table that another one goes on with."""
-        if self._stopped or epoch != self._epoch:
-            raise RuntimeError("this relabeler was stopped or restored: the run went on without what is asked here")
+        if self._stopped:
+            raise RuntimeError("this relabeler was stopped: the run went on without what is asked here")
 
     def _slot(self, step: int) -> _Buffered:
         if step not in self._steps:

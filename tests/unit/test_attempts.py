@@ -161,14 +161,13 @@ def test_receipts_of_dead_engines_are_left_out_but_not_wrong_ones():
         asyncio.run(got(GOOD, task_error(ValueError("shape"))))
 
 
-@pytest.mark.parametrize("call", ["restore", "stop"])
-def test_what_was_asked_for_before_never_reaches_the_table(tmp_path, call):
+def test_what_was_asked_for_before_never_reaches_the_table(tmp_path):
     """Pairs of a dead training worker's request come in after the run went on elsewhere."""
     cfg = RunConfig.model_validate({"batch_size": 4, "steps": 1, "supervision": {"rule": "online"}})
     names = {f"c{i}": ("A", "B") for i in range(4)}
     made = [BehaviorPair(name, "A", "B", (), (), False, False, 0) for name in names]
 
-    async def run() -> tuple[list, list]:
+    async def run() -> list:
         came = asyncio.Event()
 
         async def collect(*_: object) -> list:
@@ -178,12 +177,12 @@ def test_what_was_asked_for_before_never_reaches_the_table(tmp_path, call):
         maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
         late = asyncio.create_task(maker.relabel(0, 0, None, [], [None]))
         await asyncio.sleep(0)
-        await (maker.restore(0, []) if call == "restore" else maker.stop())
+        await maker.stop()
         came.set()
         await late
         maker._writer.flush()
-        return list(maker._steps), list(tmp_path.iterdir())
+        with pytest.raises(RuntimeError, match="stopped"):
+            await maker.fetch(0, 0)
+        return list(tmp_path.iterdir())
 
-    waiting, files = asyncio.run(run())
-    assert files == []
-    assert waiting == ([] if call == "restore" else [0])
+    assert asyncio.run(run()) == []
