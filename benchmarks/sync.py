@@ -28,7 +28,8 @@ import torch
 
 from introspect_ray.config import load_config
 from introspect_ray.distributed.cluster import connect
-from introspect_ray.distributed.rollout_pool import EngineSpec, RolloutPool
+from introspect_ray.distributed.rollout_pool import RolloutPool
+from introspect_ray.distributed.rollout_worker import EngineSpec
 from introspect_ray.distributed.weight_sync import expect, pack, probe_case, verify
 from introspect_ray.distributed.weight_transfer import ObjectStoreTransfer
 from introspect_ray.engines.base import WeightUpdate
@@ -127,7 +128,7 @@ def measure(folder: str, method: str, repeats: int) -> tuple[float, dict[str, fl
     """Fastest verified sync, one sync by part, and the trainer, on a fresh engine."""
     cfg = load_config(None, {"method": method, "lora_rank": RANK, "output_dir": folder})
     connect(cfg)
-    pool = RolloutPool(cfg.rollout, EngineSpec(folder, 256, method, RANK, 0))
+    pool = RolloutPool(cfg, EngineSpec(folder, 256, method, RANK, 0), [])
     trainer, probe = Trainer(folder, method), probe_case(CASE)
     transfer = ObjectStoreTransfer(method, pool, rank=0)
 
