@@ -68,9 +68,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def report(name: str, ratio: float, goal: str, **facts: Any) -> None:
-    """Print the last line. Floats are rounded to four digits."""
-    met = Goal.parse(goal).met(ratio)
+def report(name: str, ratio: float, goal: str | None, **facts: Any) -> None:
+    """Print the last line. Floats are rounded to four digits; without a goal none is met or missed."""
+    met = None if goal is None else Goal.parse(goal).met(ratio)
     print(json.dumps(_rounded({"name": name, "ratio": ratio, "goal": goal, "met": met, **facts})), flush=True)
 
 

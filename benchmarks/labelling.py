@@ -8,27 +8,25 @@ wait for the relabeler. Run as `python -m benchmarks.labelling [--small]`; the l
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import tempfile
 from typing import Any
 
+from benchmarks.common import parser, report, run_main
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.distributed.cluster import connect
 from introspect_ray.distributed.driver import Base, start_base, train_once
-from introspect_ray.errors import UserError
 from introspect_ray.label_store import read_labels
 from introspect_ray.preflight import prepare
 from introspect_ray.results import open_tracker
 
+NAME = "labelling"
 ENGINES = ("vllm", "learner")
 WARM = 3  # steps left out of the medians
 
 
-def main(small: bool) -> dict[str, Any]:
-    """Both runs on one set of engines; the JSON object of the last line."""
+def compare(small: bool) -> dict[str, Any]:
+    """Both runs on one set of engines."""
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
@@ -44,10 +42,7 @@ def main(small: bool) -> dict[str, Any]:
     pool, learner = (runs[engine] for engine in ENGINES)
     same = [a == b for a, b in zip(pool.pop("labels"), learner.pop("labels"), strict=True)]
     return {
-        "name": "labelling",
-        "ratio": round(learner["labelling_s"] / pool["labelling_s"], 4),
-        "goal": None,
-        "small": small,
+        "ratio": learner["labelling_s"] / pool["labelling_s"],
         "steps": cfg.steps,
         "batch_size": cfg.batch_size,
         "same_labels": sum(same) / len(same),
@@ -65,18 +60,17 @@ def measure(cfg: RunConfig, base: Base, engine: str) -> dict[str, Any]:
     steps = [row["step_s"] for row in rows]
     train = summary["timing_s"]["train"]
     return {
-        "labelling_s": round((sum(steps) - train) / len(steps), 5),
-        "training_s": round(train / len(steps), 5),
-        "rollout_s": round(summary["timing_s"]["rollout"] / len(steps), 5),
-        "median_step_s": round(statistics.median(steps[WARM:]), 5),
+        "labelling_s": (sum(steps) - train) / len(steps),
+        "training_s": train / len(steps),
+        "rollout_s": summary["timing_s"]["rollout"] / len(steps),
+        "median_step_s": statistics.median(steps[WARM:]),
         "labels": list(read_labels(f"{cfg.output_dir}/labels")),
     }
 
 
+def main() -> None:
+    report(NAME, goal=None, **compare(parser(__doc__).parse_args().small))
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="8 steps: a smoke test, its ratio is no result")
-    try:
-        print(json.dumps(main(parser.parse_args().small)))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

@@ -11,8 +11,6 @@ the trainer's own probe and fingerprint overlap with the engine's work. An adapt
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import tempfile
@@ -26,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import ray
 import torch
 
+from benchmarks.common import parser, report, run_main
 from introspect_ray.config import load_config
 from introspect_ray.distributed.cluster import connect
 from introspect_ray.distributed.rollout_pool import RolloutPool
@@ -37,7 +36,7 @@ from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.policy import add_lora
 from introspect_ray.records import TokenizedCase
 
-GOAL, RANK = 3.0, 32
+NAME, GOAL, RANK = "sync", "<= 3", 32
 ORGANISM = Path(__file__).parents[1] / "introspect_ray" / "organism" / "policy"
 LONG = tuple(range(200, 350))  # token ids of a prompt as long as a Hint-MMLU case; the probe takes its end
 CASE = TokenizedCase("probe", ("A", "B"), (330, 331), LONG, (*LONG[:-4], 7, 8, 9, 10), (5, 6), {})
@@ -162,30 +161,28 @@ def taken_apart(trainer: Trainer, pool: RolloutPool, version: int, probe: Tokeni
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="2 of the 30 layers; its ratio is no result")
-    parser.add_argument("--repeats", type=int, default=6)
-    args = parser.parse_args()
+    arguments = parser(__doc__)  # --small: 2 of the 30 layers
+    arguments.add_argument("--repeats", type=int, default=6)
+    args = arguments.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         make_policy(folder, 2 if args.small else 30)
         full_s, parts, trainer = measure(folder, "full", args.repeats)
         memcpy_s, size = memcpy_seconds(trainer.tensors, args.repeats)
         adapter_s, adapter_parts, adapter = measure(folder, "lora", args.repeats)
-    result = {
-        "name": "sync",
-        "ratio": full_s / memcpy_s,
-        "goal": GOAL,
-        "full_s": full_s,
-        "memcpy_s": memcpy_s,
-        "bytes": size,
-        "adapter_bytes": sum(t.numel() * t.element_size() for t in adapter.tensors.values()),
-        "adapter_s": adapter_s,
-        "parts": parts,
-        "adapter_parts": adapter_parts,
-    }
-    print(json.dumps(result, default=float))
+    report(
+        NAME,
+        full_s / memcpy_s,
+        GOAL,
+        full_s=full_s,
+        memcpy_s=memcpy_s,
+        bytes=size,
+        adapter_bytes=sum(t.numel() * t.element_size() for t in adapter.tensors.values()),
+        adapter_s=adapter_s,
+        parts=parts,
+        adapter_parts=adapter_parts,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -156,7 +156,6 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
             pool.close()
     truths = {policy: [pair.explanation for pair in pairs[policy]] for policy in cfg.eval.against}
     return {
-        "policy": cfg.eval.policy or cfg.policy,
         "base": cfg.policy,
         "cases": len(ids),
         **evaluate(pairs[trained], pairs[cfg.policy], predicted),

@@ -103,7 +103,7 @@ def _evaluate(cfg: RunConfig, local: RunConfig, args: Arguments) -> None:
     from introspect_ray.distributed.driver import evaluate_policies
 
     with claimed(cfg, args) as store:
-        result = {**evaluate_policies(local, prepared), "policy": cfg.eval.policy or cfg.policy}
+        result = {"policy": cfg.eval.policy or cfg.policy, **evaluate_policies(local, prepared)}
         store.write_json("evaluation.json", result)
     print(json.dumps(result, indent=2))
     print(f"written  {store.join('evaluation.json')}")

@@ -49,7 +49,7 @@ class Relabeler:
         self._ids = list(sources.labels)
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _Buffered] = {}
-        self._seen = Agreement()  # since the start or the last resume
+        self._seen = Agreement()  # since this attempt began
         self._free_since = time.perf_counter()
         self._stopped = False
         self.notes: list[str] = []  # what went wrong and was made good
@@ -115,14 +115,11 @@ class Relabeler:
     async def restore(self, step: int, labels: Sequence[Label]) -> list[int]:
         """Start or go on at `step` with the unconsumed labels of its checkpoint; returns the steps they belong to.
 
-        Whatever was made for later steps is forgotten, in the buffer and in the table: it is made again.
+        Rank 0's first call. What earlier attempts wrote for later steps is taken out of the table: it is made again.
         """
         self._require_running()
-        self._steps.clear()
-        self._writer.flush()
         truncate_labels(self._uri, step)
         self._writer.append(labels)
-        self._seen = Agreement()
         self._seen.add(labels)
         by_step: dict[int, list[Label]] = {}
         for label in labels:

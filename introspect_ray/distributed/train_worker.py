@@ -157,7 +157,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
     )
     supply = RaySupply(spec, [case.case_id for case in train], rank)
     conductor = RayConductor(spec, rank, world)
-    start, restored = _resume(spec, learner, supply, rank, world)
+    start, restored = _resume(spec, learner, supply, rank)
     setup = time.perf_counter() - began
     seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=frozenset(restored))
     conductor.wait()
@@ -170,10 +170,8 @@ def train_worker(config: dict[str, Any]) -> Trained:
     return Trained({**seconds, "setup": setup}, served)
 
 
-def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int, world: int) -> tuple[int, list[int]]:
+def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[int]]:
     """Where to go on: (first step, later steps whose labels the checkpoint kept); (0, []) without a checkpoint."""
-    import torch
-
     pending: list[Label] = []
     if spec.checkpoint is not None:
         store, name = open_store(spec.cfg.output_dir), f"{FOLDER}/{spec.checkpoint}"
@@ -186,8 +184,6 @@ def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int, wo
     step = step_of(spec.checkpoint)
     if rank == 0:
         supply.restore(step, pending)
-    if world > 1:  # a fetch before the restore would wait for labels that the restore forgets
-        torch.distributed.barrier()
     return step, sorted({label.provenance.step for label in pending})
 
 

@@ -146,10 +146,10 @@ class VLLMEngine(DeviceUpdates):
         return self._engine.collective_rpc(call, kwargs=kwargs)
 
     def _load_full(self, tensors: dict[str, torch.Tensor]) -> None:
-        self._engine.collective_rpc("start_weight_update")
+        self._call_workers("start_weight_update", {})
         for chunk in _chunks(tensors):
-            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"weights": chunk}})
-        self._engine.collective_rpc("finish_weight_update")
+            self._call_workers("update_weights", {"update_info": {"weights": chunk}})
+        self._call_workers("finish_weight_update", {})
 
     def _load_adapter(self, update: WeightUpdate) -> None:
         """vLLM reads adapters from a folder only; it may read it again, so it lives until the next one."""
