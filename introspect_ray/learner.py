@@ -4,7 +4,7 @@ Every public method that touches weights is a collective: with several ranks all
 same order. One tree a case and one forward give the loss, the current behaviour and the current greedy
 explanation, so Self, Orig and the realised agreement are those of the weights *before* the update.
 
-Shape suffixes: B cases, K target tokens, N nodes, V vocabulary.
+Shape suffixes: B cases, K target tokens.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from introspect_ray.chunked_loss import Objective, ReferenceRows, TreeOutput
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.checks import Answer, make_pair
 from introspect_ray.errors import UserError
 from introspect_ray.label_trie import walk_explanations
-from introspect_ray.objective import combine, explanation_loss, kl_to_reference
+from introspect_ray.objective import Scales, loss_scales
 from introspect_ray.policy import save_policy
 from introspect_ray.prompt_tree import PackedBatch, PromptTree, build_tree, pack, placeholder
 from introspect_ray.records import BehaviorPair, Explanation, Label, TokenizedCase
@@ -39,9 +40,9 @@ from introspect_ray.sharding import (
     save_checkpoint,
     stream_state,
 )
-from introspect_ray.tree_model import LogprobPair, TreeLogits, label_logprobs, pick
+from introspect_ray.tree_model import LogprobPair, label_logprobs
 
-TREE_CACHE = 50_000  # trees kept (a few KB each)
+TREE_CACHE = 2_000_000  # tokens of the trees kept, 32 bytes each
 
 
 @dataclass
@@ -88,15 +89,15 @@ class Learner:
         )
         self._reference = None if cfg.train.reference == "live" else self._open_reference(reference_path)
         self._trees: dict[tuple[str, Explanation | None], PromptTree] = {}
+        self._tree_tokens = 0
+        self._gradients: Tensor | None = None  # of all trained weights
         self.last_logprobs: dict[str, LogprobPair] = {}
         self._writers: dist.ProcessGroup | None = None  # of checkpoints
 
     def _open_reference(self, path: str | None) -> Reference:
-        if not path:
-            raise UserError(
-                "train.reference=cache needs a reference: run build_reference, or use lora with reference=live"
-            )
-        return Reference.open(path, self._device)
+        if path:
+            return Reference.open(path, self._device)
+        raise UserError("train.reference=cache needs a reference: run build_reference, or use lora with reference=live")
 
     def step(self, labels: Sequence[Label], m0: Mapping[str, BehaviorPair]) -> dict[str, float]:
         """One optimizer step on this rank's labels (possibly none) of the global batch.
@@ -112,10 +113,11 @@ class Learner:
         tokens, cases, rounds = self._agree(sum(len(tree.targets) for tree in trees), len(trees), len(batches))
         if not cases:
             raise UserError("a training step without any label: check the task's cases and the batch size")
+        scales = loss_scales(tokens, 2 * cases, self.cfg.kl_weight, self.world_size)
         sums, self.last_logprobs = Sums(), {}
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         for batch in [*batches, *[placeholder()] * (rounds - len(batches))]:
-            self._accumulate(batch, tokens, cases, m0, sums)
+            self._accumulate(batch, scales, m0, sums)
         norm = full_value(nn.utils.clip_grad_norm_(self._trained, self.cfg.train.max_grad_norm)).item()
         metrics = self._metrics(self._total(sums), norm)
         if not math.isfinite(norm) or not math.isfinite(metrics["loss"]):
@@ -126,49 +128,54 @@ class Learner:
         self.optimizer.step()
         return metrics
 
+    def _clear_gradients(self) -> None:
+        """Zeros in one block that stays, where nobody shards: gradients made between activations would leave holes."""
+        if self._sharded:
+            return self.optimizer.zero_grad(set_to_none=True)
+        if self._gradients is None:  # not before: an optimizer that sees gradients does not load a state
+            self._gradients = torch.empty(sum(p.numel() for p in self._trained), device=self._device)
+            for p, part in zip(self._trained, self._gradients.split([p.numel() for p in self._trained]), strict=True):
+                p.grad = part.view_as(p)
+        self._gradients.zero_()
+
     def _tree(self, case_id: str, label: Explanation | None) -> PromptTree:
         tree = self._trees.get((case_id, label))
         if tree is None:
-            if len(self._trees) >= TREE_CACHE:
+            tree = build_tree(self._cases[case_id], label)
+            if self._tree_tokens + len(tree) > TREE_CACHE:
                 self._trees.clear()
-            tree = self._trees[case_id, label] = build_tree(self._cases[case_id], label)
+                self._tree_tokens = 0
+            self._trees[case_id, label] = tree
+            self._tree_tokens += len(tree)
         return tree
 
-    def _accumulate(
-        self, batch: PackedBatch, tokens: int, cases: int, m0: Mapping[str, BehaviorPair], sums: Sums
-    ) -> None:
-        """Forward and backward of one micro-batch; adds to the gradients, `sums` and `last_logprobs`."""
-        reference = self._reference_logprobs(batch)
+    def _accumulate(self, batch: PackedBatch, scales: Scales, m0: Mapping[str, BehaviorPair], sums: Sums) -> None:
+        """Forward and backward of one micro-batch; adds to the gradients, `sums` and `last_logprobs`.
+
+        A rank that is done has batches without cases, since the others still run collectives.
+        """
         with self._precision():
-            logits = self.module(batch)
-        if not batch.trees:
-            # This rank is done, but the others still run collectives.
-            (logits.behaviour.sum() * 0.0 + logits.predictors.sum() * 0.0).backward()
-            return
-        ce = explanation_loss(logits.predictors, torch.from_numpy(batch.targets_K).to(self._device))
-        with nullcontext() if self.cfg.kl_weight else torch.no_grad():
-            kl = kl_to_reference(reference, logits.behaviour)
-        combine(ce, tokens, kl, 2 * cases, self.cfg.kl_weight, self.world_size).backward()
-        sums.cross_entropy += ce.item()
-        sums.kl += kl.item()
+            reference = self._reference_rows(batch)
+            out = self.module(batch, Objective(reference, scales))
+        out.loss.backward()
+        sums.cross_entropy += out.cross_entropy.item()
+        sums.kl += out.kl.item()
         sums.target_tokens += len(batch.targets_K)
         sums.cases += len(batch.trees)
-        self._read_off(batch, logits, m0, sums)
+        self._read_off(batch, out, m0, sums)
 
-    def _reference_logprobs(self, batch: PackedBatch) -> Tensor:
-        """M0's logprobs [2B, V] at the behaviour nodes of `batch`; collective when the reference is live."""
+    def _reference_rows(self, batch: PackedBatch) -> ReferenceRows:
+        """M0 at the behaviour nodes of `batch`; collective when the reference is live."""
         if self._reference is not None:
-            return self._reference.stacked([tree.case_id for tree in batch.trees])
-        with torch.no_grad(), self._precision(), self.module.model.disable_adapter():
-            logits = self.module(batch)
-        return torch.log_softmax(logits.behaviour.float(), dim=-1)
+            return self._reference.rows([tree.case_id for tree in batch.trees])
+        with self.module.model.disable_adapter():
+            return self.module.reference_rows(batch)
 
     @torch.no_grad()
-    def _read_off(self, batch: PackedBatch, logits: TreeLogits, m0: Mapping[str, BehaviorPair], sums: Sums) -> None:
+    def _read_off(self, batch: PackedBatch, out: TreeOutput, m0: Mapping[str, BehaviorPair], sums: Sums) -> None:
         """The current policy's behaviour and explanations, from the training forward."""
-        walk_P = pick(logits.walk, batch.walk_rows_P, batch.walk_tokens_P).tolist()
-        said = walk_explanations([tree.branches for tree in batch.trees], walk_P)
-        behaviours = label_logprobs(batch, logits.behaviour)
+        said = walk_explanations([tree.branches for tree in batch.trees], out.walk_P.tolist())
+        behaviours = label_logprobs(batch, out.label_logprobs_P)
         for tree, (cued, ablated), explanation in zip(batch.trees, behaviours, said, strict=True):
             names, origin = self._cases[tree.case_id].labels, m0[tree.case_id]
             pair = names[cued.index(max(cued))], names[ablated.index(max(ablated))]
@@ -219,10 +226,10 @@ class Learner:
         """Natural label logprobs of x, then of x∖C, on the current weights. Collective."""
         (batch,) = pack([build_tree(case, None)], self.cfg.train.token_budget)
         with self._precision():
-            logits = self.module(batch)
+            out = self.module(batch)
         if self._sharded:
             self.module.reshard()  # the root stays gathered after a forward without backward
-        ((cued, ablated),) = label_logprobs(batch, logits.behaviour)
+        ((cued, ablated),) = label_logprobs(batch, out.label_logprobs_P)
         return cued + ablated
 
     @torch.no_grad()
@@ -238,8 +245,8 @@ class Learner:
         made: dict[str, BehaviorPair] = {}
         for batch in [*batches, *[placeholder()] * (rounds - len(batches))]:
             with self._precision():
-                behaviour = self.module(batch).behaviour
-            logprobs, free_2B = label_logprobs(batch, behaviour), behaviour.argmax(-1).tolist()
+                out = self.module(batch)
+            logprobs, free_2B = label_logprobs(batch, out.label_logprobs_P), out.free_2B.tolist()
             for i, (tree, (cued, ablated)) in enumerate(zip(batch.trees, logprobs, strict=True)):
                 x, without = Answer(cued, free_2B[i]), Answer(ablated, free_2B[len(batch.trees) + i])
                 made[tree.case_id] = make_pair(by_id[tree.case_id], x, without, version)

@@ -5,8 +5,17 @@ Shape suffixes: N positions, B behaviour positions, V vocabulary. Everything is 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Scales(NamedTuple):
+    """What one nat of each sum counts in the loss of a micro-batch."""
+
+    cross_entropy: float
+    kl: float
 
 
 def explanation_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -23,21 +32,17 @@ def kl_to_reference(ref_logprobs_BV: Tensor, logits_BV: Tensor) -> Tensor:
     return F.kl_div(logprobs_BV, ref_logprobs_BV.float(), reduction="sum", log_target=True)
 
 
-def combine(
-    ce_sum: Tensor,
-    ce_count_global: int,
-    kl_sum: Tensor,
-    kl_count_global: int,
-    kl_weight: float,
-    world_size: int,
-) -> Tensor:
-    """This micro-batch's part of the global-batch loss, to call backward on.
+def loss_scales(ce_count_global: int, kl_count_global: int, kl_weight: float, world_size: int) -> Scales:
+    """Scales that make the micro-batches of all ranks add up to the loss of the global batch.
 
     Means are over the valid tokens (behaviour positions: x and x∖C, so 2 a case) of the *global* batch,
     so that accumulating micro-batches gives the gradient of one big batch. FSDP averages gradients over
     ranks, hence the factor world_size.
     """
-    ce = ce_sum / max(ce_count_global, 1)
-    kl = kl_sum / max(kl_count_global, 1)
-    loss = ce + kl_weight * kl if kl_weight else ce  # 0 * inf would be NaN
-    return world_size * loss
+    return Scales(world_size / max(ce_count_global, 1), world_size * kl_weight / max(kl_count_global, 1))
+
+
+def combine(ce_sum: Tensor, kl_sum: Tensor, scales: Scales) -> Tensor:
+    """This micro-batch's part (or a chunk's part of it) of the global-batch loss, to call backward on."""
+    loss = scales.cross_entropy * ce_sum
+    return loss + scales.kl * kl_sum if scales.kl else loss  # 0 * inf would be NaN

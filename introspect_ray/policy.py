@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -105,7 +106,8 @@ def load_model(path: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     dtype "auto" keeps that of the file. Train mode equals eval mode, but allows activation checkpointing.
     Raises UserError if the folder cannot be loaded.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with _not_imported("sklearn"):
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin  # noqa: F401
 
     try:
         config = AutoConfig.from_pretrained(path)
@@ -117,6 +119,23 @@ def load_model(path: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"policy {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return model.train()
+
+
+@contextmanager
+def _not_imported(package: str) -> Iterator[None]:
+    """Let imports in the body find no `package`, unless it is loaded already.
+
+    For what a library imports wherever it is installed: transformers' assisted decoding, which nothing here uses,
+    takes scikit-learn, scipy and pandas along, 130 MB and some seconds a process.
+    """
+    absent = package not in sys.modules
+    if absent:
+        sys.modules[package] = None  # type: ignore[assignment]  # Python's own mark for it
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[package]
 
 
 def add_lora(model: PreTrainedModel, rank: int, seed: int = 0) -> PeftModel:

@@ -3,8 +3,6 @@
 B(M0) never changes, so the last hidden state (after the final norm, the output head's input) at the last
 tokens of x and x∖C, together with M0's output head, gives the exact full-vocabulary distribution with one
 matrix product, and no second model is held in memory.
-
-Shape suffixes: B cases, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,21 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
+from introspect_ray.chunked_loss import ReferenceRows
 from introspect_ray.errors import UserError
+from introspect_ray.output_head import MappedWeight, OutputHead
 from introspect_ray.policy import load_model, new_folder, policy_id
 from introspect_ray.prompt_tree import build_tree, pack
 from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import is_remote, open_store
-from introspect_ray.tree_model import TreeModel, check_window, scale_logits
+from introspect_ray.tree_model import TreeModel, check_window
 
 INDEX, TENSORS = "index.json", "tensors.safetensors"
 SIDES = ("cued", "ablated")
-CHUNK_ROWS = 256  # rows of float32 logits made at once
 
 
 def reference_key(policy: str, cases: Sequence[TokenizedCase], dtype: str) -> str:
@@ -95,18 +92,20 @@ def _download_cache(uri: str) -> Path:
 
 
 class Reference:
-    """A reference read back: hidden states stay memory-mapped on the CPU, the head on `device`."""
+    """A reference read back: hidden states stay mapped from their file on the CPU; on a CPU so does the head, which
+    otherwise lies on `device`."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         index = json.loads((folder / INDEX).read_text())
         self._row = {case_id: i for i, case_id in enumerate(index["case_ids"])}
-        self._scaling: dict[str, float] = index["scaling"]
         self.policy: str = index["policy"]
-        with safe_open(folder / "tensors" / TENSORS, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        self._hidden = tuple(tensors[side] for side in SIDES)
-        self._head, self._bias = tensors["head"].to(device), tensors.get("bias")
-        self._bias = None if self._bias is None else self._bias.to(device)
+        file = folder / "tensors" / TENSORS
+        mapped = MappedWeight(file, "head") if torch.device(device).type == "cpu" else None
+        with safe_open(file, "pt") as tensors:
+            self._hidden = tuple(tensors.get_tensor(side) for side in SIDES)
+            weight = mapped.weight_VH if mapped else tensors.get_tensor("head").to(device)
+            bias = tensors.get_tensor("bias").to(device) if "bias" in tensors.keys() else None  # noqa: SIM118
+        self.head = OutputHead(weight, bias, index["scaling"], mapped)
 
     @classmethod
     def open(cls, path: str, device: torch.device | str = "cpu") -> Reference:
@@ -124,21 +123,11 @@ class Reference:
     def __contains__(self, case_id: str) -> bool:
         return case_id in self._row
 
-    def stacked(self, case_ids: Sequence[str]) -> Tensor:
-        """Natural logprobs [2B, V], float32: x of all cases, then x∖C of all. Raises UserError for unknown cases."""
+    def rows(self, case_ids: Sequence[str]) -> ReferenceRows:
+        """M0 at x of all cases, then at x∖C of all. Raises UserError for unknown cases."""
         unknown = [case_id for case_id in case_ids if case_id not in self._row]
         if unknown:
             raise UserError(f"the reference lacks {len(unknown)} of {len(case_ids)} cases, e.g. {unknown[0]!r}")
         rows = torch.tensor([self._row[case_id] for case_id in case_ids], dtype=torch.int64)
-        hidden = torch.cat([side.index_select(0, rows) for side in self._hidden]).to(self._head.device)
-        out = torch.empty(len(hidden), len(self._head), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
-            logits = scale_logits(F.linear(hidden[part], self._head, self._bias), self._scaling)
-            out[part] = F.log_softmax(logits.float(), dim=-1)
-        return out
-
-    def logprobs(self, case_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Natural logprobs (of x [B, V], of x∖C [B, V]), float32."""
-        cued, ablated = self.stacked(case_ids).chunk(2) if case_ids else (self.stacked([]),) * 2
-        return cued, ablated
+        hidden = torch.cat([side.index_select(0, rows) for side in self._hidden])
+        return ReferenceRows(hidden.to(self.head.weight_VH.device), self.head)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from introspect_ray.config import RunConfig
@@ -48,7 +48,17 @@ def build_module(
         module.to(device)
     if cfg.method == "full":
         module.float()  # PEFT makes adapters float32 by itself
+        if not sharded:
+            _spare_head_gradients(module)
     return module, sharded
+
+
+def _spare_head_gradients(module: TreeModel) -> None:
+    """Keep one gradient of the head's size, where autograd would make up to three at a time."""
+    module.head_gradient_in_place = True
+    embeddings = module.causal_lm.get_input_embeddings()
+    if embeddings.weight is module.output_head.weight_VH:
+        embeddings.sparse = True  # its rows are added to the head's gradient, which is there first
 
 
 def _shard(module: TreeModel, device: torch.device, world_size: int, compute: torch.dtype) -> None:
@@ -58,6 +68,7 @@ def _shard(module: TreeModel, device: torch.device, world_size: int, compute: to
     for layer in module.causal_lm.get_decoder().layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(module, "reference_rows")
 
 
 def full_value(value: Tensor) -> Tensor:

@@ -3,34 +3,26 @@
 One nn.Module whose forward does all three, so that FSDP's hooks around it see every use of the weights
 and logits exist only where they are read. Works on a Hugging Face model, plain or wrapped by PEFT.
 
-Shape suffixes: R rows, T tokens a row, N output nodes, B cases, K target tokens,
-D deciding nodes, H hidden size, V vocabulary.
+Shape suffixes: R rows, T tokens a row, N output nodes, B cases, P (row, token) pairs, H hidden size.
 """
 
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from introspect_ray.chunked_loss import Objective, ReferenceRows, TreeOutput, evaluate
 from introspect_ray.errors import UserError
+from introspect_ray.output_head import OutputHead, logit_scaling
 from introspect_ray.prompt_tree import PackedBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LogprobPair = tuple[tuple[float, ...], tuple[float, ...]]  # natural label logprobs at x, at x∖C
-
-
-class TreeLogits(NamedTuple):
-    """What a forward returns: x then x∖C of all trees [2B, V], target predictors [K, V], deciding nodes [D, V]."""
-
-    behaviour: Tensor
-    predictors: Tensor
-    walk: Tensor
 
 
 class TreeModel(nn.Module):
@@ -42,20 +34,26 @@ class TreeModel(nn.Module):
         self.model = model
         self.scaling = logit_scaling(self.causal_lm.config)
         self.compute = compute
+        self.head_gradient_in_place = False  # see chunked_loss.evaluate
 
     @property
     def causal_lm(self) -> PreTrainedModel:
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
-    def forward(self, batch: PackedBatch) -> TreeLogits:
-        """Logits at batch.outputs_N, each part apart; the walk's without gradient."""
-        count, targets, walk = batch.sections
-        trained, read_off = self.hidden(batch).split([count + targets, walk])
+    @property
+    def output_head(self) -> OutputHead:
+        head = self.causal_lm.get_output_embeddings()
+        return OutputHead(head.weight, head.bias, self.scaling)
+
+    def forward(self, batch: PackedBatch, objective: Objective | None = None) -> TreeOutput:
+        """Everything wanted of batch.outputs_N; with an objective the loss to call backward on."""
+        hidden_NH = self.hidden(batch).to(self.compute)
+        return evaluate(hidden_NH, self.output_head, batch, objective, in_place=self.head_gradient_in_place)
+
+    def reference_rows(self, batch: PackedBatch) -> ReferenceRows:
+        """This model as the reference at the behaviour rows of `batch`, without gradient."""
         with torch.no_grad():
-            walk_DV = self.output_head(read_off)
-        # One product for both: each one's gradient is a matrix of the head's size.
-        behaviour_2BV, predictors_KV = self.output_head(trained).split([count, targets])
-        return TreeLogits(behaviour_2BV, predictors_KV, walk_DV)
+            return ReferenceRows(self.hidden(batch)[: batch.sections[0]].to(self.compute), None)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """hidden_NH at batch.outputs_N after the final norm, the output head's input."""
@@ -69,9 +67,6 @@ class TreeModel(nn.Module):
         states = body(input_ids=tokens_RT, attention_mask=mask, position_ids=positions_RT, use_cache=False)
         return states.last_hidden_state.flatten(0, 1).index_select(0, outputs_N)
 
-    def output_head(self, hidden_NH: Tensor) -> Tensor:
-        return scale_logits(self.causal_lm.get_output_embeddings()(hidden_NH), self.scaling)
-
 
 def tree_mask(end_RT: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive mask [R, 1, T, T]: 0 where a token (row) attends to a token (column): itself and its ancestors;
@@ -80,28 +75,6 @@ def tree_mask(end_RT: Tensor, dtype: torch.dtype) -> Tensor:
     seen = (index_T[:, None] < end_RT[:, None, :]) & (index_T[:, None] >= index_T[None, :])
     mask = torch.zeros(seen.shape, dtype=dtype, device=end_RT.device)
     return mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)
-
-
-def logit_scaling(config: Any) -> dict[str, float]:
-    """What this architecture does to the output head's product: {"divide", "multiply", "softcap"}, if anything."""
-    config = config.get_text_config()
-    found = {
-        "divide": getattr(config, "logits_scaling", None),  # Granite
-        "multiply": getattr(config, "logit_scale", None),  # Cohere
-        "softcap": getattr(config, "final_logit_softcapping", None),  # Gemma 2
-    }
-    return {name: float(value) for name, value in found.items() if value}
-
-
-def scale_logits(logits: Tensor, scaling: dict[str, float]) -> Tensor:
-    """Apply `logit_scaling`; the shape is kept."""
-    if "divide" in scaling:
-        logits = logits / scaling["divide"]
-    if "multiply" in scaling:
-        logits = logits * scaling["multiply"]
-    if "softcap" in scaling:
-        logits = torch.tanh(logits / scaling["softcap"]) * scaling["softcap"]
-    return logits
 
 
 def check_window(config: Any, longest: int) -> None:
@@ -119,19 +92,8 @@ def check_window(config: Any, longest: int) -> None:
         )
 
 
-def label_logprobs(batch: PackedBatch, behaviour_logits: Tensor) -> list[LogprobPair]:
-    """Each tree's full-vocabulary log-softmax at its label tokens: (at x, at x∖C), in the order of `labels`.
-
-    behaviour_logits: [2B, V], x of all trees and then x∖C.
-    """
-    count = len(batch.trees)
-    normaliser = behaviour_logits.float().logsumexp(-1)[torch.from_numpy(batch.label_rows).to(behaviour_logits.device)]
-    flat = iter((pick(behaviour_logits, batch.label_rows, batch.label_tokens).float() - normaliser).tolist())
+def label_logprobs(batch: PackedBatch, flat_P: Tensor) -> list[LogprobPair]:
+    """TreeOutput.label_logprobs_P by tree: (at x, at x∖C), in the order of `labels`."""
+    count, flat = len(batch.trees), iter(flat_P.tolist())
     sides = [tuple(islice(flat, len(tree.label_ids))) for tree in batch.trees * 2]
     return list(zip(sides[:count], sides[count:], strict=True))
-
-
-def pick(logits_NV: Tensor, rows: np.ndarray, tokens: np.ndarray) -> Tensor:
-    """logits_NV[rows, tokens], both int arrays of one length."""
-    device = logits_NV.device
-    return logits_NV[torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)]

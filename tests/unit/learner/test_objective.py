@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from introspect_ray.objective import combine, explanation_loss, kl_to_reference
+from introspect_ray.objective import combine, explanation_loss, kl_to_reference, loss_scales
 
 
 def test_kl_is_zero_when_the_policy_is_the_reference():
@@ -39,9 +39,12 @@ def test_combine_is_the_mean_over_the_global_batch():
     (3 + 1/3)/2 + 3 * (2 + 0)/2 = 4.67. FSDP averages ranks, so the parts must average to 3.
     """
     ranks = ((6.0, 4.0), (2.0, 0.0))
-    parts = [combine(torch.tensor(ce), 8, torch.tensor(kl), 6, kl_weight=3.0, world_size=2) for ce, kl in ranks]
+    scales = loss_scales(8, 6, kl_weight=3.0, world_size=2)
+    assert scales == (2 / 8, 2 * 3 / 6)
+    parts = [combine(torch.tensor(ce), torch.tensor(kl), scales) for ce, kl in ranks]
     assert sum(part.item() for part in parts) / 2 == pytest.approx(3.0)
 
 
 def test_weight_zero_ignores_an_infinite_kl():
-    assert combine(torch.tensor(4.0), 2, torch.tensor(math.inf), 2, kl_weight=0.0, world_size=1).item() == 2.0
+    scales = loss_scales(2, 2, kl_weight=0.0, world_size=1)
+    assert combine(torch.tensor(4.0), torch.tensor(math.inf), scales).item() == 2.0

@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers import END, LETTER_IDS, LETTERS, explanations, make_cases, make_model
 
+from introspect_ray.chunked_loss import Objective, ReferenceRows
 from introspect_ray.label_trie import label_branches, walk_explanations
+from introspect_ray.objective import loss_scales
 from introspect_ray.prompt_tree import build_tree, pack, placeholder
 from introspect_ray.records import Explanation, TokenizedCase
 from introspect_ray.tree_model import TreeModel, tree_mask
@@ -108,7 +110,7 @@ def test_walk_equals_greedy_search_over_the_label_trie():
     found, expected = {}, {}
     with torch.no_grad():
         for batch in pack(trees, 300):
-            walk = module(batch).walk[batch.walk_rows_P, batch.walk_tokens_P].tolist()
+            walk = module(batch).walk_P.tolist()
             said = walk_explanations([tree.branches for tree in batch.trees], walk)
             found |= dict(zip([tree.case_id for tree in batch.trees], said, strict=True))
         for case in cases:
@@ -136,7 +138,13 @@ def test_an_explanation_that_is_a_prefix_of_another_is_refused():
         label_branches(((Explanation(False, "A"), (20, 9)), (Explanation(False, "B"), (20, 9, END))))
 
 
-def test_placeholder_runs():
-    logits = TreeModel(make_model())(placeholder())
-    assert logits.behaviour.shape[0] == logits.predictors.shape[0] == 0
-    (logits.behaviour.sum() * 0 + logits.predictors.sum() * 0).backward()
+@pytest.mark.parametrize("tied", [False, True])
+def test_placeholder_gives_every_weight_a_gradient_of_zero(tied):
+    """A weight without one would not be reduced on this rank, and the others would wait."""
+    module = TreeModel(make_model(tied=tied))
+    none = ReferenceRows(torch.zeros(0, 32), module.output_head)
+    out = module(placeholder(), Objective(none, loss_scales(5, 4, 1.0, 2)))
+    out.loss.backward()
+    assert out.loss.item() == 0
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and (parameter.grad == 0).all(), name

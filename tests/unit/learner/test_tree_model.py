@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from helpers import make_cases, make_labels, make_model, save_model
 
+from introspect_ray.chunked_loss import Objective, ReferenceRows
 from introspect_ray.errors import UserError
-from introspect_ray.objective import combine, explanation_loss, kl_to_reference
+from introspect_ray.objective import loss_scales
+from introspect_ray.output_head import OutputHead
 from introspect_ray.policy import add_lora, load_model
 from introspect_ray.prompt_tree import build_tree, pack
 from introspect_ray.reference import Reference, build_reference
@@ -34,15 +36,14 @@ def plain_loss(model):
 def tree_loss(model, budget):
     """Micro-batches of `budget` tokens; calls backward on each."""
     module, total = TreeModel(model), 0.0
+    head = OutputHead(torch.eye(61), None, {})  # the reference's logprobs stand in for its hidden states
     trees = [build_tree(c, label.explanation) for c, label in zip(CASES, LABELS, strict=True)]
     row = {case.case_id: i for i, case in enumerate(CASES)}
     tokens = sum(len(t.targets) for t in trees)
     for batch in pack(trees, budget):
-        logits = module(batch)
         rows = [row[tree.case_id] for tree in batch.trees]
-        ce = explanation_loss(logits.predictors, torch.from_numpy(batch.targets_K))
-        kl = kl_to_reference(REFERENCE[:, rows].flatten(0, 1), logits.behaviour)
-        loss = combine(ce, tokens, kl, 2 * len(trees), 0.5, 1)
+        reference = ReferenceRows(REFERENCE[:, rows].flatten(0, 1), head)
+        loss = module(batch, Objective(reference, loss_scales(tokens, 2 * len(trees), 0.5, 1))).loss
         loss.backward()
         total += loss.item()
     return total
@@ -108,7 +109,8 @@ def test_reference_equals_a_live_forward(tmp_path, tied):
     model = load_model(path, torch.float32)
     reference = Reference.open(where)
     ids = [CASES[i].case_id for i in (4, 0, 6)]
-    cued, ablated = reference.logprobs(ids)
+    rows = reference.rows(ids)
+    cued, ablated = rows.head.logits(rows.hidden_2BH).log_softmax(-1).chunk(2)
     with torch.no_grad():
         for side, sequence_of in ((cued, lambda c: c.prompt), (ablated, lambda c: c.ablated)):
             for row, i in enumerate((4, 0, 6)):
@@ -149,4 +151,6 @@ def test_logit_softcap_is_applied():
     (batch,) = pack([build_tree(CASES[0], None)], 1000)
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([CASES[0].prompt])).logits[0, -1]
-        torch.testing.assert_close(TreeModel(model)(batch).behaviour[0], expected, rtol=1e-4, atol=1e-4)
+        module = TreeModel(model)
+        found = module.output_head.logits(module.hidden(batch))[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
