@@ -99,11 +99,11 @@ def policy_id(path: str) -> str:
     return digest.hexdigest()
 
 
-def load_model(path: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+def load_model(path: str, dtype: torch.dtype | str = "auto", attention: str = "sdpa") -> PreTrainedModel:
     """The causal language model of a folder in train mode with all dropout off, on the CPU.
 
-    dtype "auto" keeps that of the file. Train mode equals eval mode, but allows activation checkpointing.
-    Raises UserError if the folder cannot be loaded.
+    dtype "auto" keeps that of the file; attention is transformers' attn_implementation. Train mode equals eval mode,
+    but allows activation checkpointing. Raises UserError if the folder cannot be loaded.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -113,9 +113,10 @@ def load_model(path: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
             for key, value in vars(part).items():
                 if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
                     setattr(part, key, 0.0)
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"policy {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        remedy = "" if attention == "sdpa" else f" (loaded with {attention}; train.attention=sdpa does without)"
+        raise UserError(f"policy {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}{remedy}") from error
     return model.train()
 
 

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from introspect_ray.config import RunConfig
 from introspect_ray.policy import add_lora, load_model
+from introspect_ray.tree_attention import choose_attention
 from introspect_ray.tree_model import TreeModel, check_window
 
 # A frozen LoRA base is neither saved nor loaded: it is the policy folder.
@@ -32,7 +33,8 @@ def build_module(
     """
     compute = getattr(torch, cfg.train.dtype)
     # Loaded in its type, not cast to it: model.to(bfloat16) would round the rotary frequencies as well.
-    model = load_model(path, compute if cfg.method == "lora" else "auto")
+    attention = choose_attention(cfg.train.attention, device)
+    model = load_model(path, compute if cfg.method == "lora" else "auto", attention)
     check_window(model.config, longest)
     if cfg.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

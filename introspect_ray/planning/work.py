@@ -19,7 +19,7 @@ class CaseWork:
 
     source: str
     tree: float  # nodes of the packed tree: what a training forward computes
-    tree_pairs: float  # squared nodes: the tree mask is dense, so attention computes every pair of a row
+    tree_pairs: float  # squared nodes: every pair of a tree, as SDPA computes; FlexAttention leaves blocks out
     prompt: float
     ablated: float
     question: float

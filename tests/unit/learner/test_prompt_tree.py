@@ -10,7 +10,8 @@ from helpers import END, LETTER_IDS, LETTERS, explanations, make_cases, make_mod
 from introspect_ray.label_trie import label_branches, walk_explanations
 from introspect_ray.prompt_tree import build_tree, pack, placeholder
 from introspect_ray.records import Explanation, TokenizedCase
-from introspect_ray.tree_model import TreeModel, tree_mask
+from introspect_ray.tree_attention import tree_mask
+from introspect_ray.tree_model import TreeModel
 
 
 def path_of(tree, node):
