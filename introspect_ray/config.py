@@ -103,8 +103,9 @@ class TrainConfig(_Section):
     """Compute type; master weights and optimizer state stay float32."""
     activation_checkpointing: bool = False
     attention: Literal["auto", "sdpa", "flex"] = "auto"
-    """How packed trees attend: SDPA with a dense mask, or FlexAttention with a block mask, which skips what no token
-    of a block sees (it is compiled, and has no backward on a CPU). auto: flex on a GPU, sdpa on a CPU."""
+    """Dense mask (sdpa) or FlexAttention with a block mask (compiled; GPU only). auto: flex on a GPU, else sdpa."""
+    offload: bool = False
+    """GPU: weights, gradients and AdamW state in host memory between uses (16 bytes a parameter), update on the CPU."""
     reference: Literal["cache", "live"] = "cache"
     """M0's distribution: cached hidden states, or a live forward with adapters off (lora only)."""
     checkpoint_every: int = Field(0, ge=0)
@@ -191,11 +192,10 @@ class RunConfig(_Section):
             )
         if self.train.reference == "live" and self.method != "lora":
             raise ValueError("train.reference=live needs method=lora (the reference is the policy with adapters off)")
-        if self.train.attention == "flex" and not self.train.use_gpu:
-            raise ValueError(
-                "train.attention=flex needs train.use_gpu=true (FlexAttention has no backward on a CPU): set it, or "
-                "train.attention=auto"
-            )
+        gpu_only = {"train.attention=flex": self.train.attention == "flex", "train.offload=true": self.train.offload}
+        for setting, asked in gpu_only.items():
+            if asked and not self.train.use_gpu:
+                raise ValueError(f"{setting} is for a GPU: set train.use_gpu=true, or leave {setting} out")
         if self.batch_size < self.train.num_workers:
             raise ValueError(
                 f"batch_size={self.batch_size} leaves some of the workers (train.num_workers={self.train.num_workers}) "

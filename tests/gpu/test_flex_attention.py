@@ -7,17 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from introspect_ray.config import RunConfig, TaskConfig
+from introspect_ray.config import RunConfig
 from introspect_ray.learner import Learner
 from introspect_ray.policy import BUNDLED
-from introspect_ray.preflight import load_tokenizer
 from introspect_ray.records import BehaviorPair, Label, Provenance, TokenizedCase
 from introspect_ray.reference import build_reference
-from introspect_ray.tasks import load_cases
-from introspect_ray.tokenization import tokenize_case
 
 pytestmark = pytest.mark.gpu
-COUNT = 48
 HOW = Provenance("fixed", "organism", 0, 0, 0, -1, False, float("nan"))
 VARIANTS = {
     "full": {},
@@ -25,12 +21,6 @@ VARIANTS = {
     "checkpointing": {"train": {"activation_checkpointing": True}},
     "lora": {"method": "lora", "lora_rank": 4},
 }
-
-
-@pytest.fixture(scope="module")
-def cases() -> list[TokenizedCase]:
-    tokenizer = load_tokenizer(str(BUNDLED["organism"]))
-    return [tokenize_case(case, tokenizer, "") for case in load_cases(TaskConfig())[0][:COUNT]]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +48,12 @@ def two_steps(
     none and the policy may be M0)."""
     changes = VARIANTS[variant]
     train = {"token_budget": 1024, "max_grad_norm": 1e9, "use_gpu": True, "attention": attention}
-    config = {"learning_rate": 1e-4, "batch_size": COUNT, **changes, "train": {**train, **changes.get("train", {})}}
+    config = {
+        "learning_rate": 1e-4,
+        "batch_size": len(cases),
+        **changes,
+        "train": {**train, **changes.get("train", {})},
+    }
     learner = Learner(
         RunConfig.model_validate(config), policy, reference, {case.case_id: case for case in cases}, device="cuda"
     )

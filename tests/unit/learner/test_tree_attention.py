@@ -124,6 +124,8 @@ def test_a_policy_without_flex_attention_is_refused(tmp_path):
         load_model(str(tmp_path), attention="flex_attention")
 
 
-def test_flex_on_a_cpu_is_refused():
-    with pytest.raises(UserError, match=r"train\.attention=flex needs train\.use_gpu=true"):
-        load_config(None, {"train.attention": "flex"})
+def test_what_needs_a_gpu_is_refused_on_a_cpu():
+    for key, value in (("train.attention", "flex"), ("train.offload", True)):
+        with pytest.raises(UserError, match=rf"{key}=\w+ is for a GPU: set train\.use_gpu=true"):
+            load_config(None, {key: value})
+        load_config(None, {key: value, "train.use_gpu": True})
