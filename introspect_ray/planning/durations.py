@@ -11,7 +11,7 @@ from typing import Literal
 
 from introspect_ray.config import RunConfig
 from introspect_ray.planning.hardware import Assumptions
-from introspect_ray.planning.memory import WIDTH
+from introspect_ray.planning.memory import WIDTH, kept_bytes
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.work import CaseWork, mean_micro_batches, pair_flops, step_flops
 
@@ -47,7 +47,8 @@ def update_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumpt
     """One optimizer step: the micro-batches of the busiest rank, then clipping and Adam on its shard.
 
     In each micro-batch FSDP2 gathers the weights for the forward and again for the backward and reduces float32
-    gradients; it prefetches, so links and arithmetic overlap.
+    gradients; it prefetches, so links and arithmetic overlap. Under train.offload its shards come from host memory
+    for both gathers and the gradients go there, clipping and Adam too.
     """
     share = -(-cfg.batch_size // workers)
     rounds = mean_micro_batches(work, share, cfg.train.token_budget)
@@ -60,8 +61,12 @@ def update_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumpt
     launches = rounds * (passes - 1) * shape.layers * a.host_s_per_layer  # backward is one pass of launches
     moved = (2 * width * shape.parameters + 4 * trained) * (workers - 1) / workers
     links = rounds * moved / a.link(workers)
-    adam = _ADAM_BYTES * trained / workers / (1e12 * a.hbm_tb_s)
-    return max(arithmetic, traffic, launches, links) + adam
+    copied, memory = 0.0, 1e12 * a.hbm_tb_s
+    if cfg.train.offload:
+        masters, gradients, _ = kept_bytes(shape, cfg, workers)
+        copied = rounds * (2 * masters + gradients) / (1e9 * a.pinned_copy_gb_s)
+        memory = 1e9 * a.host_memory_gb_s
+    return max(arithmetic, traffic, launches, links, copied) + _ADAM_BYTES * trained / workers / memory
 
 
 def label_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions, tp: int) -> tuple[float, float]:

@@ -148,7 +148,7 @@ def choose(setting: Setting, found: list[Layout]) -> Layout:
         raise UserError(
             f"{setting.shape.name} does not train on {last.trainers} GPU(s) of {setting.assumed.memory_gb:g} GB: "
             f"{last.memory.total / 1e9:.1f} GB each: give more --gpus, a batch_size of at least as many cases, "
-            "train.activation_checkpointing=true, a smaller train.token_budget or method=lora"
+            "train.activation_checkpointing=true, train.offload=true, a smaller train.token_budget or method=lora"
         )
     return best(fitting)
 

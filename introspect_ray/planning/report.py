@@ -9,7 +9,7 @@ from typing import Any
 from introspect_ray.config import RunConfig, override
 from introspect_ray.planning.durations import durations, sent_bytes, sync_seconds
 from introspect_ray.planning.layout import TENSOR_PARALLEL, Layout, Setting, balanced_engines
-from introspect_ray.planning.memory import engine_fits, engine_memory, trainer_fits, trainer_memory
+from introspect_ray.planning.memory import engine_fits, engine_memory, kept_bytes, trainer_fits, trainer_memory
 from introspect_ray.planning.scaling import Scaled
 from introspect_ray.planning.schedule import predict
 from introspect_ray.planning.simulation import Simulated, simulate
@@ -83,6 +83,9 @@ def memory_text(setting: Setting, cfg: RunConfig) -> str:
     head = ["GPUs", "masters", "gradients", "Adam", "gathered", "M0 head", "activations", "logits", "total"]
     how = "with" if cfg.train.activation_checkpointing else "without"
     title = f"GB per training GPU (FSDP2 full shard, {cfg.train.dtype} copies, {how} activation checkpointing)"
+    if cfg.train.offload:
+        host = sum(kept_bytes(shape, cfg, cfg.train.num_workers)) / GB
+        title += f"; weights, gradients and Adam in host memory, {host:.1f} GB each of {cfg.train.num_workers}"
     engines = []
     for tp in TENSOR_PARALLEL:
         memory_tp = engine_memory(shape, work, cfg, a, tp)

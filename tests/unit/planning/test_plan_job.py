@@ -16,8 +16,9 @@ from introspect_ray.errors import UserError
 from introspect_ray.planning.durations import sent_bytes, sync_seconds, update_seconds
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.job import DEFAULTS, make_plan
-from introspect_ray.planning.memory import engine_memory, trainer_memory
+from introspect_ray.planning.memory import engine_memory, kept_bytes, trainer_memory
 from introspect_ray.planning.model_shape import read_shape
+from introspect_ray.planning.report import memory_text
 from introspect_ray.planning.work import assumed_work, common_prefix, pair_flops, step_flops
 from jobs.plan import flags
 from tune_spaces.kl_weight import SPACE
@@ -79,6 +80,31 @@ def test_trainer_memory_by_hand():
     assert memory.activations == 732 * (36 * 2 * 4096 + inside)
     # a row of 16 bytes, 24 where there is a KL (x and x∖C), 2 for the three deciding rows
     assert memory.logits == pytest.approx(2 * 151_936 * (2 * 24 + 9 * 16 + 3 * 2))
+
+
+def test_offloading_by_hand():
+    """16 bytes a parameter leave the GPUs, the rest stays. A micro-batch copies 4 bytes in for each of two gathers and
+    4 out; at one case a GPU that takes longest. AdamW's 40 bytes a parameter then go through host memory."""
+    kept, offloaded = (trainer_memory(SHAPE, WORK, config(train__offload=x), 8) for x in (False, True))
+    assert offloaded.masters == offloaded.gradients == offloaded.adam == 0
+    assert kept.total - offloaded.total == pytest.approx(16 * P / 8)
+    assert sum(kept_bytes(SHAPE, config(train__offload=True), 8)) == 16 * P / 8
+    seconds = 12 * P / 8 / 40e9 + 40 * P / 8 / 20e9
+    assert update_seconds(SHAPE, WORK, config(train__offload=True), A, 8) == pytest.approx(seconds)
+    # LoRA: the frozen base, 2 bytes a parameter, is copied too
+    masters, gradients, adam = kept_bytes(SHAPE, config(method="lora", train__offload=True), 1)
+    adapter = SHAPE.lora_parameters(32)
+    assert (masters, gradients, adam) == (2 * P + 4 * adapter, 4 * adapter, 8 * adapter)
+
+
+def test_a_policy_that_fits_by_offloading_alone():
+    """16 x 8.19e9 bytes are 131 GB; on one GPU of 80 the rest fits."""
+    given = ("--policy", "Qwen/Qwen3-8B", "--gpus", "2", "train.num_workers=1")
+    with pytest.raises(UserError, match=r"train\.offload=true"):
+        plan(*given)
+    chosen = plan(*given, "train.offload=true")
+    assert chosen.chosen.trainers == 1 and chosen.chosen.memory.adam == 0
+    assert "131.1 GB each of 1" in memory_text(chosen.setting, chosen.chosen.cfg)
 
 
 def test_lora_trains_in_a_fraction():
