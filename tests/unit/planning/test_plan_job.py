@@ -13,12 +13,12 @@ import yaml
 from introspect_ray.cli import parse
 from introspect_ray.config import load_config
 from introspect_ray.errors import UserError
-from introspect_ray.planning.durations import sent_bytes, sync_seconds, update_seconds
+from introspect_ray.planning.durations import durations, label_own_seconds, sent_bytes, sync_seconds, update_seconds
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.job import DEFAULTS, make_plan
 from introspect_ray.planning.memory import engine_memory, kept_bytes, trainer_memory
 from introspect_ray.planning.model_shape import read_shape
-from introspect_ray.planning.report import memory_text
+from introspect_ray.planning.report import as_text, memory_text
 from introspect_ray.planning.work import assumed_work, common_prefix, pair_flops, step_flops
 from jobs.plan import flags
 from tune_spaces.kl_weight import SPACE
@@ -158,6 +158,34 @@ def test_update_is_bound_by_links_at_the_papers_batch_and_by_arithmetic_at_a_lar
     large = config(batch_size=656)
     arithmetic = step_flops(SHAPE, WORK, large).train / 8 / (0.4 * 989e12)
     assert update_seconds(SHAPE, WORK, large, A, 8) == pytest.approx(arithmetic + adam)
+
+
+def test_labelling_by_the_learner_by_hand():
+    """x and x∖C share 151.7 tokens: a tree of 168.7, against 176.4 that an engine computes. 8 GPUs, a case each: one
+    gather of 2 bytes a parameter takes longer than 36 layers' launches. On one GPU 8 cases are bound by arithmetic."""
+    cfg = config(rollout__engine="learner")
+    case = 2 * 36 * SHAPE.layer_matrices * 168.7 + 4 * 36 * 4096 * 168.7**2 + 2 * 2 * HEAD
+    assert step_flops(SHAPE, WORK, cfg).rollout == pytest.approx(8 * case)
+    links = 2 * P * 7 / 8 / (0.75 * 450e9)
+    assert links > 36 * 8e-4
+    assert label_own_seconds(SHAPE, WORK, cfg, A, 8) == pytest.approx(links)
+    assert label_own_seconds(SHAPE, WORK, cfg, A, 1) == pytest.approx(8 * case / (0.4 * 989e12))
+    offloaded = config(rollout__engine="learner", train__offload=True)  # 4 bytes a parameter of its shard from the host
+    assert label_own_seconds(SHAPE, WORK, offloaded, A, 8) == pytest.approx(4 * P / 8 / 40e9)
+    times = durations(SHAPE, WORK, cfg, A, 8, 1, "device")
+    assert times.label_own == label_own_seconds(SHAPE, WORK, cfg, A, 8)
+    assert durations(SHAPE, WORK, config(), A, 8, 1, "device").label_own == 0
+
+
+def test_a_plan_where_the_learner_labels():
+    """Its step is labelling and update; the engines stand by for M0's labels and the evaluation."""
+    made = plan("--policy", "Qwen/Qwen3-8B", "--gpus", "16", "rollout.engine=learner")
+    times, pace = made.chosen.times, made.chosen.pace
+    assert pace.step == times.label_own + times.update and pace.engine_idle == 1
+    assert made.simulated.pace.step == pytest.approx(pace.step)
+    assert "trees of x and x∖C, by the trainers" in as_text(made)
+    counted = plan("--policy", "organism", "task.name=organism", "rollout.engine=learner").setting.work
+    assert counted.both < counted.prompt + counted.ablated and counted.both < counted.tree
 
 
 def test_common_prefix_by_hand():
