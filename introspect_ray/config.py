@@ -102,6 +102,10 @@ class TrainConfig(_Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; master weights and optimizer state stay float32."""
     activation_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """Dense mask (sdpa) or FlexAttention with a block mask (compiled; GPU only). auto: flex on a GPU, else sdpa."""
+    offload: bool = False
+    """GPU: weights, gradients and AdamW state in host memory between uses (16 bytes a parameter), update on the CPU."""
     reference: Literal["cache", "live"] = "cache"
     """M0's distribution: cached hidden states, or a live forward with adapters off (lora only)."""
     checkpoint_every: int = Field(0, ge=0)
@@ -188,6 +192,10 @@ class RunConfig(_Section):
             )
         if self.train.reference == "live" and self.method != "lora":
             raise ValueError("train.reference=live needs method=lora (the reference is the policy with adapters off)")
+        gpu_only = {"train.attention=flex": self.train.attention == "flex", "train.offload=true": self.train.offload}
+        for setting, asked in gpu_only.items():
+            if asked and not self.train.use_gpu:
+                raise ValueError(f"{setting} is for a GPU: set train.use_gpu=true, or leave {setting} out")
         if self.batch_size < self.train.num_workers:
             raise ValueError(
                 f"batch_size={self.batch_size} leaves some of the workers (train.num_workers={self.train.num_workers}) "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from introspect_ray.errors import UserError
+from introspect_ray.lean_imports import absent
 
 if TYPE_CHECKING:
     import torch
@@ -100,13 +100,13 @@ def policy_id(path: str) -> str:
     return digest.hexdigest()
 
 
-def load_model(path: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+def load_model(path: str, dtype: torch.dtype | str = "auto", attention: str = "sdpa") -> PreTrainedModel:
     """The causal language model of a folder in train mode with all dropout off, on the CPU.
 
-    dtype "auto" keeps that of the file. Train mode equals eval mode, but allows activation checkpointing.
-    Raises UserError if the folder cannot be loaded.
+    dtype "auto" keeps that of the file; attention is transformers' attn_implementation. Train mode equals eval mode,
+    but allows activation checkpointing. Raises UserError if the folder cannot be loaded.
     """
-    with _not_imported("sklearn"):
+    with absent("sklearn"):  # its own imports are made on first use, hence the mixin
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin  # noqa: F401
 
     try:
@@ -115,27 +115,11 @@ def load_model(path: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
             for key, value in vars(part).items():
                 if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
                     setattr(part, key, 0.0)
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"policy {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        remedy = "" if attention == "sdpa" else f" (loaded with {attention}; train.attention=sdpa does without)"
+        raise UserError(f"policy {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}{remedy}") from error
     return model.train()
-
-
-@contextmanager
-def _not_imported(package: str) -> Iterator[None]:
-    """Let imports in the body find no `package`, unless it is loaded already.
-
-    For what a library imports wherever it is installed: transformers' assisted decoding, which nothing here uses,
-    takes scikit-learn, scipy and pandas along, 130 MB and some seconds a process.
-    """
-    absent = package not in sys.modules
-    if absent:
-        sys.modules[package] = None  # type: ignore[assignment]  # Python's own mark for it
-    try:
-        yield
-    finally:
-        if absent:
-            del sys.modules[package]
 
 
 def add_lora(model: PreTrainedModel, rank: int, seed: int = 0) -> PeftModel:

@@ -11,11 +11,19 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from introspect_ray.config import RunConfig
+from introspect_ray.errors import UserError
 from introspect_ray.policy import add_lora, load_model
+from introspect_ray.tree_attention import choose_attention
 from introspect_ray.tree_model import TreeModel, check_window
 
 # A frozen LoRA base is neither saved nor loaded: it is the policy folder.
@@ -29,10 +37,12 @@ def build_module(
 
     Trained weights are float32 masters; a frozen LoRA base keeps the compute type. Weights are cast after
     sharding, so the float32 copy of a large model never exists in one place. `longest`: tokens, see check_window.
+    Raises UserError for train.offload in a single process without torch.distributed.
     """
     compute = getattr(torch, cfg.train.dtype)
     # Loaded in its type, not cast to it: model.to(bfloat16) would round the rotary frequencies as well.
-    model = load_model(path, compute if cfg.method == "lora" else "auto")
+    attention = choose_attention(cfg.train.attention, device)
+    model = load_model(path, compute if cfg.method == "lora" else "auto", attention)
     check_window(model.config, longest)
     if cfg.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -43,7 +53,11 @@ def build_module(
     module = TreeModel(model, compute)
     sharded = dist.is_initialized() and (world_size > 1 or device.type == "cuda")
     if sharded:
-        _shard(module, device, world_size, compute)
+        _shard(module, device, world_size, compute, cfg.train.offload)
+    elif cfg.train.offload:
+        raise UserError(
+            "train.offload=true is FSDP2's: call torch.distributed.init_process_group first, or leave it out"
+        )
     else:
         module.to(device)
     if cfg.method == "full":
@@ -61,19 +75,21 @@ def _spare_head_gradients(module: TreeModel) -> None:
         embeddings.sparse = True  # its rows are added to the head's gradient, which is there first
 
 
-def _shard(module: TreeModel, device: torch.device, world_size: int, compute: torch.dtype) -> None:
+def _shard(module: TreeModel, device: torch.device, world_size: int, compute: torch.dtype, offload: bool) -> None:
     """fully_shard each decoder layer, then the root with the embeddings, final norm and output head."""
     mesh = dist.init_device_mesh(device.type, (world_size,))
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    where = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     for layer in module.causal_lm.get_decoder().layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=where)
+    fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=where)
     register_fsdp_forward_method(module, "reference_rows")
 
 
 def full_value(value: Tensor) -> Tensor:
-    """A DTensor gathered from all ranks (collective); any other tensor as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """A DTensor gathered from all ranks (collective), on its mesh's device though its shards may be offloaded; any
+    other tensor as it is."""
+    return value.to(value.device_mesh.device_type).full_tensor() if isinstance(value, DTensor) else value
 
 
 def full_state(module: TreeModel, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor] | None:

@@ -18,6 +18,7 @@ from introspect_ray.chunked_loss import Objective, ReferenceRows, TreeOutput, ev
 from introspect_ray.errors import UserError
 from introspect_ray.output_head import OutputHead, logit_scaling
 from introspect_ray.prompt_tree import PackedBatch
+from introspect_ray.tree_attention import attention_mask, attention_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,23 +59,15 @@ class TreeModel(nn.Module):
     def hidden(self, batch: PackedBatch) -> Tensor:
         """hidden_NH at batch.outputs_N after the final norm, the output head's input."""
         device = next(self.model.parameters()).device
-        tokens_RT, positions_RT, end_RT, outputs_N = (
-            torch.from_numpy(array).to(device)
-            for array in (batch.tokens_RT, batch.positions_RT, batch.end_RT, batch.outputs_N)
-        )
-        mask = tree_mask(end_RT, self.compute)
         body = self.causal_lm.get_decoder()
+        attention = body.config._attn_implementation
+        tokens_RT, positions_RT, end_RT, outputs_N = (
+            torch.from_numpy(array).to(device) for array in (*attention_rows(batch, attention), batch.outputs_N)
+        )
+        mask = attention_mask(end_RT, attention, self.compute)
         states = body(input_ids=tokens_RT, attention_mask=mask, position_ids=positions_RT, use_cache=False)
-        return states.last_hidden_state.flatten(0, 1).index_select(0, outputs_N)
-
-
-def tree_mask(end_RT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [R, 1, T, T]: 0 where a token (row) attends to a token (column): itself and its ancestors;
-    -inf elsewhere. Additive since SDPA would convert a boolean one in every layer."""
-    index_T = torch.arange(end_RT.shape[1], device=end_RT.device)
-    seen = (index_T[:, None] < end_RT[:, None, :]) & (index_T[:, None] >= index_T[None, :])
-    mask = torch.zeros(seen.shape, dtype=dtype, device=end_RT.device)
-    return mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)
+        hidden_RTH = states.last_hidden_state[:, : batch.tokens_RT.shape[1]]
+        return hidden_RTH.flatten(0, 1).index_select(0, outputs_N)
 
 
 def check_window(config: Any, longest: int) -> None:

@@ -19,7 +19,7 @@ import ray
 import ray.train
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from introspect_ray.checkpoints import FOLDER, newest_usable, step_of
 from introspect_ray.config import RunConfig
@@ -120,6 +120,12 @@ def _retire(relabeler: Any) -> None:
     ray.kill(relabeler)
 
 
+def process_groups(cfg: RunConfig) -> TorchConfig:
+    """The backend of the workers' collectives: NCCL on GPUs, gloo on CPUs, and both where the shards are offloaded:
+    the gradient norm is then summed over ranks on the CPU."""
+    return TorchConfig(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
+
+
 def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
     """Attempts and checkpoints are ours: Ray's own restarts would keep the old relabeler.
 
@@ -129,6 +135,7 @@ def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config={"spec": spec},
+        torch_config=process_groups(cfg),
         scaling_config=ScalingConfig(
             num_workers=cfg.train.num_workers, use_gpu=cfg.train.use_gpu, resources_per_worker=resources
         ),

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from introspect_ray.config import RunConfig
+from introspect_ray.loop import learner_labels
 from introspect_ray.planning.hardware import Assumptions
-from introspect_ray.planning.memory import WIDTH
+from introspect_ray.planning.memory import WIDTH, kept_bytes
 from introspect_ray.planning.model_shape import ModelShape
-from introspect_ray.planning.work import CaseWork, mean_micro_batches, pair_flops, step_flops
+from introspect_ray.planning.work import CaseWork, label_flops, mean_micro_batches, pair_flops, step_flops
 
 Transfer = Literal["host", "device"]
 _ADAM_BYTES = 40  # a trained parameter and step: clipping reads and writes the gradient, Adam reads 16 and writes 12
@@ -28,6 +29,7 @@ class Durations:
     label_fixed: float  # a group, whatever its size
     label_case: float  # one case
     update: float
+    label_own: float = 0.0  # rollout.engine=learner: the trainers labelling one step's cases
 
     def label(self, cases: float) -> float:
         """One group of `cases` cases on one engine."""
@@ -40,17 +42,19 @@ def durations(
     """All durations of a layout."""
     gather, deliver = sync_seconds(shape, cfg, a, workers, tp, transfer)
     fixed, case = label_seconds(shape, work, cfg, a, tp)
-    return Durations(gather, deliver, fixed, case, update_seconds(shape, work, cfg, a, workers))
+    own = label_own_seconds(shape, work, cfg, a, workers) if learner_labels(cfg) else 0.0
+    return Durations(gather, deliver, fixed, case, update_seconds(shape, work, cfg, a, workers), own)
 
 
 def update_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions, workers: int) -> float:
     """One optimizer step: the micro-batches of the busiest rank, then clipping and Adam on its shard.
 
     In each micro-batch FSDP2 gathers the weights for the forward and again for the backward and reduces float32
-    gradients; it prefetches, so links and arithmetic overlap.
+    gradients; it prefetches, so links and arithmetic overlap. Under train.offload its shards come from host memory
+    for both gathers and the gradients go there, clipping and Adam too.
     """
     share = -(-cfg.batch_size // workers)
-    rounds = mean_micro_batches(work, share, cfg.train.token_budget)
+    rounds = mean_micro_batches(work.tree, share, cfg.train.token_budget)
     width = WIDTH[cfg.train.dtype]
     full = cfg.method == "full"
     trained = shape.parameters if full else shape.lora_parameters(cfg.lora_rank)
@@ -60,8 +64,25 @@ def update_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumpt
     launches = rounds * (passes - 1) * shape.layers * a.host_s_per_layer  # backward is one pass of launches
     moved = (2 * width * shape.parameters + 4 * trained) * (workers - 1) / workers
     links = rounds * moved / a.link(workers)
-    adam = _ADAM_BYTES * trained / workers / (1e12 * a.hbm_tb_s)
-    return max(arithmetic, traffic, launches, links) + adam
+    copied, memory = 0.0, 1e12 * a.hbm_tb_s
+    if cfg.train.offload:
+        masters, gradients, _ = kept_bytes(shape, cfg, workers)
+        copied = rounds * (2 * masters + gradients) / (1e9 * a.pinned_copy_gb_s)
+        memory = 1e9 * a.host_memory_gb_s
+    return max(arithmetic, traffic, launches, links, copied) + _ADAM_BYTES * trained / workers / memory
+
+
+def label_own_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions, workers: int) -> float:
+    """The trainers' labelling of one step's cases: forwards over trees of x and x∖C, with one gather of the weights
+    each; bound by what bounds a micro-batch of the update."""
+    share = -(-cfg.batch_size // workers)
+    rounds = mean_micro_batches(work.both, share, cfg.train.token_budget)
+    size = WIDTH[cfg.train.dtype] * shape.parameters
+    arithmetic = label_flops(shape, work, cfg) * share / (a.peak(cfg.train.dtype) * a.mfu_train)
+    traffic, launches = size / (1e12 * a.hbm_tb_s), shape.layers * a.host_s_per_layer
+    links = size * (workers - 1) / workers / a.link(workers)
+    copied = kept_bytes(shape, cfg, workers)[0] / (1e9 * a.pinned_copy_gb_s) if cfg.train.offload else 0.0
+    return max(arithmetic, rounds * max(traffic, launches, links, copied))
 
 
 def label_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions, tp: int) -> tuple[float, float]:

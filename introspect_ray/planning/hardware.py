@@ -44,6 +44,10 @@ class Assumptions:
         5e-4, "s a prompt", "LOG: vLLM does 128 pairs of the organism in 126-140 ms (CPU, model included)"
     )
     host_copy_gb_s: float = _is(6, "GB/s", "assumed: GPU to and from pageable host memory, PCIe 5")
+    pinned_copy_gb_s: float = _is(40, "GB/s", "assumed: GPU to and from pinned host memory, PCIe 5 (64 GB/s one way)")
+    host_memory_gb_s: float = _is(
+        20, "GB/s a worker", "assumed: clipping and AdamW on a CPU (26 measured with one thread on 20 M parameters)"
+    )
     store_gb_s: float = _is(2, "GB/s", "assumed: into Ray's object store and to another node over TCP")
     hash_gb_s: float = _is(6.6, "GB/s", "measured: fingerprints of 538 MB in 0.08 s, one core (benchmarks/sync.py)")
     prefix_block: int = _is(16, "tokens", "vLLM's default KV block on CUDA: only whole blocks are shared")

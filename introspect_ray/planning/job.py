@@ -9,7 +9,6 @@ from typing import Any
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets, load_config
 from introspect_ray.errors import UserError
-from introspect_ray.loop import learner_labels
 from introspect_ray.planning.hardware import Assumptions, split_assumptions
 from introspect_ray.planning.layout import Setting, choose, layouts
 from introspect_ray.planning.model_shape import read_shape
@@ -69,8 +68,6 @@ def make_plan(args: Arguments, space: Space) -> Plan:
         raise UserError(f"--gpus {flags['gpus']}: expected at least 1")
     defaults = {key: value for key, value in DEFAULTS.items() if not file_sets(args.config, key)}
     cfg = load_config(args.config, {**defaults, **rest})
-    if learner_labels(cfg):
-        raise UserError("rollout.engine=learner cannot be planned yet: a plan is of the rollout pool, leave it out")
     given = frozenset(key for key in _layout_keys(cfg) if key in rest or file_sets(args.config, key))
     shape = read_shape(cfg.policy)
     work = case_work(cfg, assumed, flags.get("tokenizer"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
+from introspect_ray.loop import learner_labels
 from introspect_ray.planning.durations import Durations, Transfer, durations, label_seconds
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.memory import (
@@ -94,7 +95,8 @@ def make_layout(setting: Setting, cfg: RunConfig, trainers: int, engines: int, t
     shape, work, assumed = setting.shape, setting.work, setting.assumed
     times = durations(shape, work, cfg, assumed, trainers, tp, setting.transfer)
     pace = predict(cfg, times)
-    run = cfg.steps * pace.step + fixed_seconds(setting, cfg, trainers, engines, tp)
+    delivered = times.gather + times.deliver  # of the last version, for the evaluation
+    run = cfg.steps * pace.step + delivered + fixed_seconds(setting, cfg, trainers, engines, tp)
     at_once = max(1, min(setting.trials, setting.gpus // (trainers + engines * tp)))
     return Layout(
         cfg=cfg,
@@ -148,7 +150,7 @@ def choose(setting: Setting, found: list[Layout]) -> Layout:
         raise UserError(
             f"{setting.shape.name} does not train on {last.trainers} GPU(s) of {setting.assumed.memory_gb:g} GB: "
             f"{last.memory.total / 1e9:.1f} GB each: give more --gpus, a batch_size of at least as many cases, "
-            "train.activation_checkpointing=true, a smaller train.token_budget or method=lora"
+            "train.activation_checkpointing=true, train.offload=true, a smaller train.token_budget or method=lora"
         )
     return best(fitting)
 
@@ -177,8 +179,10 @@ def fixed_seconds(setting: Setting, cfg: RunConfig, trainers: int, engines: int,
 
 def balanced_engines(layout: Layout) -> float | None:
     """Engines at which labelling and delivering take as long as the trainer's own step (lag >= 1); None where a
-    delivery alone takes longer."""
+    delivery alone takes longer, or the trainers label."""
     times, cfg = layout.times, layout.cfg
+    if learner_labels(cfg):
+        return None
     n = cfg.rollout.sync_every
     room = times.gather + n * times.update - times.deliver
     return n * cfg.batch_size * times.label_case / room if room > 0 else None

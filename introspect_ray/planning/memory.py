@@ -18,7 +18,8 @@ WIDTH = {"bfloat16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class TrainerMemory:
-    """Bytes of one training GPU by kind. The peak is in the first backward after the forward."""
+    """Bytes of one training GPU by kind. The peak is in the first backward after the forward. Under train.offload
+    masters, gradients and Adam are 0 here and in the worker's host memory instead (see kept_bytes)."""
 
     masters: float  # float32 weights, sharded; a frozen LoRA base in the compute type
     gradients: float  # float32, sharded
@@ -33,21 +34,28 @@ class TrainerMemory:
         return sum(vars(self).values())
 
 
+def kept_bytes(shape: ModelShape, cfg: RunConfig, workers: int) -> tuple[float, float, float]:
+    """(masters, gradients, Adam's moments) of one of `workers` training workers, on its GPU or its host."""
+    full = cfg.method == "full"
+    trained = shape.parameters if full else shape.lora_parameters(cfg.lora_rank)
+    base = 0 if full else WIDTH[cfg.train.dtype] * shape.parameters
+    return (4 * trained + base) / workers, 4 * trained / workers, 8 * trained / workers
+
+
 def trainer_memory(shape: ModelShape, work: CaseWork, cfg: RunConfig, workers: int) -> TrainerMemory:
     """Memory of one of `workers` training GPUs."""
     width = WIDTH[cfg.train.dtype]
     full = cfg.method == "full"
-    trained = shape.parameters if full else shape.lora_parameters(cfg.lora_rank)
-    base = 0 if full else width * shape.parameters
+    masters, gradients, adam = (0.0, 0.0, 0.0) if cfg.train.offload else kept_bytes(shape, cfg, workers)
     share = -(-cfg.batch_size // workers)
     trees = min(share, max(1, int(cfg.train.token_budget // work.tree)))
     tokens = max(trees * work.tree, min(work.longest, cfg.train.token_budget))
     copies = width * (shape.root + 2 * shape.layer)
     root_gradient = (width + 4) * shape.root if full else 0
     return TrainerMemory(
-        masters=(4 * trained + base) / workers,
-        gradients=4 * trained / workers,
-        adam=8 * trained / workers,
+        masters=masters,
+        gradients=gradients,
+        adam=adam,
         gathered=copies + root_gradient,
         reference=WIDTH[cfg.train.dtype] * shape.head if cfg.train.reference == "cache" else 0,
         activations=activation_bytes(shape, tokens, width, cfg.train.activation_checkpointing),

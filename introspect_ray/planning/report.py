@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from introspect_ray.config import RunConfig, override
+from introspect_ray.loop import learner_labels
 from introspect_ray.planning.durations import durations, sent_bytes, sync_seconds
 from introspect_ray.planning.layout import TENSOR_PARALLEL, Layout, Setting, balanced_engines
-from introspect_ray.planning.memory import engine_fits, engine_memory, trainer_fits, trainer_memory
+from introspect_ray.planning.memory import engine_fits, engine_memory, kept_bytes, trainer_fits, trainer_memory
 from introspect_ray.planning.scaling import Scaled
 from introspect_ray.planning.schedule import predict
 from introspect_ray.planning.simulation import Simulated, simulate
-from introspect_ray.planning.work import StepFlops, step_flops
+from introspect_ray.planning.work import StepFlops, label_tokens, step_flops
 
 GB = 1e9
 Row = Sequence[str]
@@ -83,6 +84,9 @@ def memory_text(setting: Setting, cfg: RunConfig) -> str:
     head = ["GPUs", "masters", "gradients", "Adam", "gathered", "M0 head", "activations", "logits", "total"]
     how = "with" if cfg.train.activation_checkpointing else "without"
     title = f"GB per training GPU (FSDP2 full shard, {cfg.train.dtype} copies, {how} activation checkpointing)"
+    if cfg.train.offload:
+        host = sum(kept_bytes(shape, cfg, cfg.train.num_workers)) / GB
+        title += f"; weights, gradients and Adam in host memory, {host:.1f} GB each of {cfg.train.num_workers}"
     engines = []
     for tp in TENSOR_PARALLEL:
         memory_tp = engine_memory(shape, work, cfg, a, tp)
@@ -105,12 +109,13 @@ def memory_counts(setting: Setting, cfg: RunConfig) -> list[int]:
 
 def work_text(plan: Plan) -> str:
     work, flops, cases = plan.setting.work, plan.flops, plan.chosen.cfg.batch_size
+    how = "trees of x and x∖C, by the trainers" if learner_labels(plan.cfg) else "x and x∖C, prefix shared"
     rows = [
         ["training: forward", f"{work.tree * cases:,.0f}", f"{flops.forward / 1e12:.1f}"],
         ["training: backward", "", f"{flops.backward / 1e12:.1f}"],
         ["training: recomputed activations", "", f"{flops.recompute / 1e12:.1f}"],
         ["training: M0's output head", "", f"{flops.reference / 1e12:.2f}"],
-        ["rollout: x and x∖C, prefix shared", f"{work.rollout_tokens * cases:,.0f}", f"{flops.rollout / 1e12:.1f}"],
+        [f"labelling: {how}", f"{label_tokens(work, plan.cfg) * cases:,.0f}", f"{flops.rollout / 1e12:.1f}"],
     ]
     return table(f"a step of {cases} cases (tokens: {work.source})", ["", "tokens", "TFLOP"], rows)
 
@@ -143,7 +148,7 @@ def split_text(plan: Plan) -> str:
         fits = trainer_fits(layout.memory, plan.setting.assumed)
         rows.append([
             str(layout.trainers), str(layout.engines), f"{times.update:.3f}",
-            f"{times.label(cfg.rollout.group_size):.3f}",
+            f"{label_time(layout):.3f}",
             *(f"{step:.3f}" for step in steps), f"{layout.pace.trainer_idle:.0%}", f"{layout.pace.engine_idle:.0%}",
             "-" if balance is None else f"{balance:.2f}", str(layout.gpus), str(layout.at_once),
             f"{layout.sweep_seconds / 3600:.2f}", f"{sweep_cost(plan, layout):,.0f}",
@@ -152,6 +157,12 @@ def split_text(plan: Plan) -> str:
     head = ["train", "engines", "update s", "label s", "step s, lag 0", "lag 1", "trainer idle", "engines idle",
             "engines in balance", "GPUs a run", "runs at once", "sweep h", "USD", ""]  # fmt: skip
     return table(f"splits of {plan.setting.gpus} GPUs (idle and sweep at lag {plan.cfg.lag})", head, rows)
+
+
+def label_time(layout: Layout) -> float:
+    """Seconds of one group on an engine, or of one step's cases on the trainers, whoever labels."""
+    own = learner_labels(layout.cfg)
+    return layout.times.label_own if own else layout.times.label(layout.cfg.rollout.group_size)
 
 
 def sweep_cost(plan: Plan, layout: Layout) -> float:
@@ -176,7 +187,7 @@ def chosen_text(plan: Plan) -> str:
     title = (
         f"chosen: {c.trainers} GPUs train, {c.engines} engine(s) of {c.cfg.rollout.tensor_parallel_size} sample; "
         f"publish {times.gather:.3f} s, deliver {times.deliver:.3f} s, "
-        f"label {times.label(c.cfg.rollout.group_size):.3f} s, update {times.update:.3f} s; "
+        f"label {label_time(c):.3f} s, update {times.update:.3f} s; "
         f"the simulation runs the loop for {plan.cfg.steps} steps"
     )
     run = c.run_seconds / 3600

@@ -11,6 +11,9 @@ with u the update, b a cycle's labelling on one engine, r_j the time from a deli
 step (j = 0 ... n - 1), after which the updates up to the next publication follow, w_j cycles after v. At lag 0
 and n = 1 this is g + d + r + u: everything in turn. At lag 1 it is max(g + u, d + b, (g + d + r + u) / 2),
 so max(g + u, d + b) where all engines share a step (r = b).
+
+Where the learner labels (rollout.engine=learner) nothing is published and no engine works: every step takes its
+labelling and its update, whatever the lag.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from introspect_ray.config import RunConfig
-from introspect_ray.loop import deal
+from introspect_ray.loop import deal, learner_labels
 from introspect_ray.planning.durations import Durations
 
 
@@ -36,6 +39,8 @@ def predict(cfg: RunConfig, times: Durations) -> Pace:
     n, lag = cfg.rollout.sync_every, cfg.lag
     if cfg.supervision.rule != "online":
         return Pace(times.update, 0.0, 1.0)
+    if learner_labels(cfg):
+        return Pace(times.label_own + times.update, 0.0, 1.0)
     labelling = label_load(cfg, times)
     cycle = max(times.gather + n * times.update, times.deliver + labelling)
     for j, ready in enumerate(labels_ready(cfg, times)):

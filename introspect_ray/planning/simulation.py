@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from introspect_ray.config import RunConfig, override
-from introspect_ray.loop import StepLabels, deal, run
+from introspect_ray.loop import StepLabels, deal, learner_labels, run
 from introspect_ray.planning.durations import Durations
 from introspect_ray.planning.schedule import Pace
 
@@ -25,7 +25,7 @@ class _Clock:
 
 
 class _Learner:
-    """Takes the time of an update; trains nothing."""
+    """Takes the time of an update or of a labelling; trains nothing."""
 
     last_logprobs: dict[str, Any] = {}  # noqa: RUF012 (never written)
 
@@ -35,6 +35,10 @@ class _Learner:
     def step(self, labels: Sequence[Any], m0: Any) -> dict[str, float]:
         self._clock.now += self._times.update
         return {**dict.fromkeys(_METRICS, 0.0), "realised_at_consumption": 1.0}
+
+    def label_pairs(self, cases: Sequence[Any], version: int) -> list[Any]:
+        self._clock.now += self._times.label_own
+        return []
 
 
 class _Supply:
@@ -66,6 +70,10 @@ class _Supply:
         dealt = deal(range(self._cfg.batch_size), self._cfg.rollout.group_size, len(self._free), step)
         done = [self._work(engine, self._times.label(len(group))) for engine, group in dealt]
         self._ready[step] = max(self._delivered, *done)
+
+    def offer(self, step: int, version: int, pairs: Sequence[Any]) -> None:
+        self.requests.append((step, version))
+        self._ready[step] = self._clock.now
 
     def fetch(self, step: int) -> StepLabels:
         ready = self._ready.pop(step)
@@ -102,7 +110,10 @@ class Simulated:
 
 def simulate(cfg: RunConfig, times: Durations, steps: int | None = None) -> Simulated:
     """Run the loop for `steps` (default cfg.steps) steps on virtual time."""
-    cfg = override(cfg, {"steps": steps or cfg.steps})
+    changes = {"steps": steps or cfg.steps}
+    if learner_labels(cfg):  # its loop draws each step's cases: one will do, the durations are of all
+        changes |= {"batch_size": 1, "train.num_workers": 1}
+    cfg = override(cfg, changes)
     clock = _Clock()
     supply, conductor = _Supply(cfg, clock, times), _Conductor(clock)
     run(cfg, _Learner(clock, times), supply, conductor, {}, [None])  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from introspect_ray.config import RunConfig
+from introspect_ray.loop import learner_labels
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.prompt_tree import build_tree
@@ -19,11 +20,12 @@ class CaseWork:
 
     source: str
     tree: float  # nodes of the packed tree: what a training forward computes
-    tree_pairs: float  # squared nodes: the tree mask is dense, so attention computes every pair of a row
+    tree_pairs: float  # squared nodes: every pair of a tree, as SDPA computes; FlexAttention leaves blocks out
     prompt: float
     ablated: float
     question: float
     reused: float  # tokens of x∖C that the engine's prefix cache has from x: whole blocks
+    both: float  # nodes of the tree of x and x∖C alone: what a trainer's labelling forward computes
     targets: float  # tokens of e
     branches: float  # deciding nodes of the label trie, rows of logits without gradient
     longest: int
@@ -51,6 +53,7 @@ def assumed_work(a: Assumptions) -> CaseWork:
         ablated=a.ablated_tokens,
         question=a.question_tokens,
         reused=whole_blocks(a.shared_tokens, a.prefix_block),
+        both=a.prompt_tokens + a.ablated_tokens - a.shared_tokens,
         targets=a.target_tokens,
         branches=a.branch_rows,
         longest=a.longest_tokens,
@@ -75,6 +78,7 @@ def measured_work(source: str, train: Sequence[TokenizedCase], test_cases: int, 
         ablated=mean([len(case.ablated) for case in train]),
         question=mean([len(case.question) for case in train]),
         reused=mean(shared),
+        both=mean([len(build_tree(case, None)) for case in train]),
         targets=mean([len(tree.targets) for tree in trees]),
         branches=mean([len(tree.branches) for tree in trees]),
         longest=longest_sequence(train),
@@ -101,7 +105,7 @@ class StepFlops:
     backward: float
     recompute: float  # the body again under activation checkpointing
     reference: float  # M0's output head at the behaviour positions
-    rollout: float
+    rollout: float  # labelling, by the engines or by the trainers (rollout.engine=learner)
 
     @property
     def train(self) -> float:
@@ -124,7 +128,7 @@ def step_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> StepFlops:
         backward=(2 if full else 1) * (body + rows),
         recompute=body if cfg.train.activation_checkpointing else 0.0,
         reference=shape.head_flops(2 * cases),
-        rollout=pair_flops(shape, work) * cases if online else 0.0,
+        rollout=label_flops(shape, work, cfg) * cases if online else 0.0,
     )
 
 
@@ -134,7 +138,19 @@ def pair_flops(shape: ModelShape, work: CaseWork) -> float:
     return body + shape.head_flops(2)
 
 
-def mean_micro_batches(work: CaseWork, cases: int, token_budget: int) -> int:
-    """Forwards that `cases` mean trees take under a token budget; a longer tree gets one of its own."""
-    per_batch = max(1, int(token_budget // work.tree))
+def label_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> float:
+    """FLOPs of labelling one case: an engine's pair, or a trainer's forward over the tree of x and x∖C."""
+    if not learner_labels(cfg):
+        return pair_flops(shape, work)
+    return shape.body_flops(work.both) + shape.attention_flops(work.both**2) + shape.head_flops(2)
+
+
+def label_tokens(work: CaseWork, cfg: RunConfig) -> float:
+    """Tokens computed to label one case."""
+    return work.both if learner_labels(cfg) else work.rollout_tokens
+
+
+def mean_micro_batches(tree: float, cases: int, token_budget: int) -> int:
+    """Forwards that `cases` trees of `tree` tokens take under a token budget; a longer tree gets one of its own."""
+    per_batch = max(1, int(token_budget // tree))
     return -(-cases // per_batch) if cases else 0

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.torch.config import _is_backend_nccl
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed import rollout_pool
-from introspect_ray.distributed.attempts import decide, failed_part
+from introspect_ray.distributed.attempts import decide, failed_part, process_groups
 from introspect_ray.distributed.relabeler import Relabeler
 from introspect_ray.distributed.rollout_pool import RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Request, RolloutResult, Serving
@@ -31,6 +32,13 @@ def test_only_failures_without_a_later_checkpoint_add_up():
         before = now
     assert seen == [(1, True), (2, True), (1, True), (2, True), (3, False)]
     assert decide(0, 0, 0, limit=1) == (1, False)  # 1: the first one stops
+
+
+def test_offloaded_shards_are_reduced_on_the_cpu():
+    """Ray sets NCCL's variables for the pair of backends as for NCCL alone; none: Ray takes gloo without GPUs."""
+    cfg = RunConfig.model_validate({"train": {"use_gpu": True, "offload": True}})
+    assert process_groups(cfg).backend == "cpu:gloo,cuda:nccl" and _is_backend_nccl("cpu:gloo,cuda:nccl")
+    assert process_groups(RunConfig()).backend is None
 
 
 def task_error(cause: Exception) -> RayTaskError:

@@ -12,7 +12,8 @@ from introspect_ray.label_trie import label_branches, walk_explanations
 from introspect_ray.objective import loss_scales
 from introspect_ray.prompt_tree import build_tree, pack, placeholder
 from introspect_ray.records import Explanation, TokenizedCase
-from introspect_ray.tree_model import TreeModel, tree_mask
+from introspect_ray.tree_attention import tree_mask
+from introspect_ray.tree_model import TreeModel
 
 
 def path_of(tree, node):

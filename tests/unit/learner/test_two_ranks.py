@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from helpers import make_cases, make_config, make_labels, make_pairs, save_model
 
+from introspect_ray.errors import UserError
 from introspect_ray.learner import Learner
 from introspect_ray.reference import build_reference
 
@@ -19,10 +20,12 @@ TOKENIZED = {case.case_id: case for case in CASES}
 LABELS = make_labels(CASES)
 M0 = make_pairs(CASES)
 SHARDS = ((slice(0, 4), slice(4, 8)), (slice(0, 7), slice(7, 8)), (slice(0, 8), slice(8, 8)))  # even, uneven, empty
+ONE_PROCESS = {"offload": {"train": {"token_budget": 60}}}  # where a single process trains otherwise
 VARIANTS = {
     "full": {},
     "lora": {"method": "lora", "lora_rank": 4},
     "checkpointing": {"train": {"activation_checkpointing": True, "token_budget": 60}},
+    "offload": {"train": {"use_gpu": True, "offload": True, "token_budget": 60}},
     "lora-bfloat16-live": {"method": "lora", "lora_rank": 4, "train": {"dtype": "bfloat16", "reference": "live"}},
 }
 
@@ -33,7 +36,7 @@ def config(changes):
 
 
 def run_variant(changes, policy, reference, folder, rank, world):
-    learner = Learner(config(changes), policy, reference, TOKENIZED, rank=rank, world_size=world)
+    learner = Learner(config(changes), policy, reference, TOKENIZED, rank=rank, world_size=world, device="cpu")
     metrics, pairs = [], []
     for version, shards in enumerate(SHARDS):
         learner.probe(CASES[0])  # a forward without backward must not leave stale weights behind
@@ -43,6 +46,16 @@ def run_variant(changes, policy, reference, folder, rank, world):
     learner.save_checkpoint(f"{folder}/checkpoint-{world}").result()
     learner.export(f"{folder}/export-{world}")
     return metrics, probe, learner.weights(), pairs
+
+
+def load_offloaded(policy, reference, folder, rank):
+    """The weights of the checkpoint, and those after one more step."""
+    changes = {**VARIANTS["offload"], "seed": 9}
+    learner = Learner(config(changes), policy, reference, TOKENIZED, rank=rank, world_size=2, device="cpu")
+    learner.load_checkpoint(f"{folder}/checkpoint-2")
+    loaded = learner.weights()
+    learner.step(LABELS[SHARDS[0][rank]], M0)
+    return loaded, learner.weights()
 
 
 def rank_main(rank, port, policy, reference, folder):
@@ -55,6 +68,7 @@ def rank_main(rank, port, policy, reference, folder):
             path = reference["bfloat16" if "bfloat16" in name else "float32"]
             os.makedirs(f"{folder}/{name}", exist_ok=True)
             results[name] = run_variant(changes, policy, path, f"{folder}/{name}", rank, 2)
+        results["offload, loaded"] = load_offloaded(policy, reference["float32"], f"{folder}/offload", rank)
         torch.save(results, f"{folder}/rank{rank}.pt")
         dist.destroy_process_group()
     except Exception:
@@ -93,7 +107,9 @@ def test_two_ranks_equal_one_process(runs, name, tmp_path):
     _, policy, reference, ranks = runs
     half = "bfloat16" in name
     path = reference["bfloat16" if half else "float32"]
-    metrics, probe, weights, pairs = run_variant(VARIANTS[name], policy, path, str(tmp_path), 0, 1)
+    metrics, probe, weights, pairs = run_variant(
+        ONE_PROCESS.get(name, VARIANTS[name]), policy, path, str(tmp_path), 0, 1
+    )
     (metrics_0, probe_0, weights_0, pairs_0), (metrics_1, probe_1, weights_1, pairs_1) = (rank[name] for rank in ranks)
     assert metrics_0 == metrics_1, "ranks report different global metrics"
     assert probe_0 == probe_1 and weights_1 is None
@@ -112,10 +128,32 @@ def test_two_ranks_equal_one_process(runs, name, tmp_path):
         assert probe == pytest.approx(probe_0, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["full", "lora"])
+def test_offloaded_checkpoint_goes_on(runs):
+    """The optimizer's state included: one more step from it equals one in a single process without offloading."""
+    folder, policy, reference, ranks = runs
+    loaded, after = ranks[0]["offload, loaded"]
+    learner = Learner(config(ONE_PROCESS["offload"]), policy, reference["float32"], TOKENIZED)
+    learner.load_checkpoint(str(folder / "offload" / "checkpoint-2"))
+    learner.step(LABELS, M0)
+    expected = learner.weights()
+    for key, tensor in ranks[0]["offload"][2].items():
+        assert torch.equal(loaded[key], tensor), key
+        torch.testing.assert_close(after[key], expected[key], rtol=0, atol=1e-5, msg=key)
+    assert max((after[key] - loaded[key]).abs().max().item() for key in loaded) > 1e-4
+
+
+def test_offload_without_sharding_is_refused(runs):
+    _, policy, reference, _ = runs
+    with pytest.raises(UserError, match="init_process_group"):
+        Learner(config(VARIANTS["offload"]), policy, reference["float32"], TOKENIZED, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "offload"])
 def test_checkpoint_of_two_ranks_loads_in_one(runs, name):
     folder, policy, reference, ranks = runs
-    learner = Learner(config({**VARIANTS[name], "seed": 9}), policy, reference["float32"], TOKENIZED)
+    learner = Learner(
+        config({**ONE_PROCESS.get(name, VARIANTS[name]), "seed": 9}), policy, reference["float32"], TOKENIZED
+    )
     learner.load_checkpoint(str(folder / name / "checkpoint-2"))
     for key, tensor in learner.weights().items():
         assert torch.equal(tensor, ranks[0][name][2][key]), key

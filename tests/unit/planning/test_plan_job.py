@@ -13,11 +13,12 @@ import yaml
 from introspect_ray.cli import parse
 from introspect_ray.config import load_config
 from introspect_ray.errors import UserError
-from introspect_ray.planning.durations import sent_bytes, sync_seconds, update_seconds
+from introspect_ray.planning.durations import durations, label_own_seconds, sent_bytes, sync_seconds, update_seconds
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.job import DEFAULTS, make_plan
-from introspect_ray.planning.memory import engine_memory, trainer_memory
+from introspect_ray.planning.memory import engine_memory, kept_bytes, trainer_memory
 from introspect_ray.planning.model_shape import read_shape
+from introspect_ray.planning.report import as_text, memory_text
 from introspect_ray.planning.work import assumed_work, common_prefix, pair_flops, step_flops
 from jobs.plan import flags
 from tune_spaces.kl_weight import SPACE
@@ -81,6 +82,31 @@ def test_trainer_memory_by_hand():
     assert memory.logits == pytest.approx(2 * 151_936 * (2 * 24 + 9 * 16 + 3 * 2))
 
 
+def test_offloading_by_hand():
+    """16 bytes a parameter leave the GPUs, the rest stays. A micro-batch copies 4 bytes in for each of two gathers and
+    4 out; at one case a GPU that takes longest. AdamW's 40 bytes a parameter then go through host memory."""
+    kept, offloaded = (trainer_memory(SHAPE, WORK, config(train__offload=x), 8) for x in (False, True))
+    assert offloaded.masters == offloaded.gradients == offloaded.adam == 0
+    assert kept.total - offloaded.total == pytest.approx(16 * P / 8)
+    assert sum(kept_bytes(SHAPE, config(train__offload=True), 8)) == 16 * P / 8
+    seconds = 12 * P / 8 / 40e9 + 40 * P / 8 / 20e9
+    assert update_seconds(SHAPE, WORK, config(train__offload=True), A, 8) == pytest.approx(seconds)
+    # LoRA: the frozen base, 2 bytes a parameter, is copied too
+    masters, gradients, adam = kept_bytes(SHAPE, config(method="lora", train__offload=True), 1)
+    adapter = SHAPE.lora_parameters(32)
+    assert (masters, gradients, adam) == (2 * P + 4 * adapter, 4 * adapter, 8 * adapter)
+
+
+def test_a_policy_that_fits_by_offloading_alone():
+    """16 x 8.19e9 bytes are 131 GB; on one GPU of 80 the rest fits."""
+    given = ("--policy", "Qwen/Qwen3-8B", "--gpus", "2", "train.num_workers=1")
+    with pytest.raises(UserError, match=r"train\.offload=true"):
+        plan(*given)
+    chosen = plan(*given, "train.offload=true")
+    assert chosen.chosen.trainers == 1 and chosen.chosen.memory.adam == 0
+    assert "131.1 GB each of 1" in memory_text(chosen.setting, chosen.chosen.cfg)
+
+
 def test_lora_trains_in_a_fraction():
     memory = trainer_memory(SHAPE, WORK, config(method="lora"), 1)
     adapter = 36 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288))
@@ -132,6 +158,34 @@ def test_update_is_bound_by_links_at_the_papers_batch_and_by_arithmetic_at_a_lar
     large = config(batch_size=656)
     arithmetic = step_flops(SHAPE, WORK, large).train / 8 / (0.4 * 989e12)
     assert update_seconds(SHAPE, WORK, large, A, 8) == pytest.approx(arithmetic + adam)
+
+
+def test_labelling_by_the_learner_by_hand():
+    """x and x∖C share 151.7 tokens: a tree of 168.7, against 176.4 that an engine computes. 8 GPUs, a case each: one
+    gather of 2 bytes a parameter takes longer than 36 layers' launches. On one GPU 8 cases are bound by arithmetic."""
+    cfg = config(rollout__engine="learner")
+    case = 2 * 36 * SHAPE.layer_matrices * 168.7 + 4 * 36 * 4096 * 168.7**2 + 2 * 2 * HEAD
+    assert step_flops(SHAPE, WORK, cfg).rollout == pytest.approx(8 * case)
+    links = 2 * P * 7 / 8 / (0.75 * 450e9)
+    assert links > 36 * 8e-4
+    assert label_own_seconds(SHAPE, WORK, cfg, A, 8) == pytest.approx(links)
+    assert label_own_seconds(SHAPE, WORK, cfg, A, 1) == pytest.approx(8 * case / (0.4 * 989e12))
+    offloaded = config(rollout__engine="learner", train__offload=True)  # 4 bytes a parameter of its shard from the host
+    assert label_own_seconds(SHAPE, WORK, offloaded, A, 8) == pytest.approx(4 * P / 8 / 40e9)
+    times = durations(SHAPE, WORK, cfg, A, 8, 1, "device")
+    assert times.label_own == label_own_seconds(SHAPE, WORK, cfg, A, 8)
+    assert durations(SHAPE, WORK, config(), A, 8, 1, "device").label_own == 0
+
+
+def test_a_plan_where_the_learner_labels():
+    """Its step is labelling and update; the engines stand by for M0's labels and the evaluation."""
+    made = plan("--policy", "Qwen/Qwen3-8B", "--gpus", "16", "rollout.engine=learner")
+    times, pace = made.chosen.times, made.chosen.pace
+    assert pace.step == times.label_own + times.update and pace.engine_idle == 1
+    assert made.simulated.pace.step == pytest.approx(pace.step)
+    assert "trees of x and x∖C, by the trainers" in as_text(made)
+    counted = plan("--policy", "organism", "task.name=organism", "rollout.engine=learner").setting.work
+    assert counted.both < counted.prompt + counted.ablated and counted.both < counted.tree
 
 
 def test_common_prefix_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -83,6 +84,21 @@ def test_fixed_labels_need_no_engine():
     cfg = config(supervision__rule="fixed")
     assert predict(cfg, TIMES).step == simulate(cfg, TIMES).pace.step == 7.0
     assert simulate(cfg, TIMES).pace.engine_idle == 1.0
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize("sync_every", [1, 2, 3])
+def test_where_the_learner_labels_each_step_takes_its_labels_and_its_update(lag, sync_every):
+    """0.5 + 7 s whatever the lag; nothing is published, no engine works, and the trainer waits for nobody. The loop
+    offers each step once, with the version the lag asks for; those of version 0 come first, one by one."""
+    cfg = config(lag=lag, rollout__sync_every=sync_every, rollout__engine="learner")
+    times = replace(TIMES, label_own=0.5)
+    run = simulate(cfg, times, steps=12)
+    assert run.seconds == 12 * 7.5
+    assert run.ends[0] == min(12, lag + sync_every) * 0.5 + 7
+    assert sorted(run.requests) == [(step, label_version(step, lag, sync_every)) for step in range(12)]
+    for pace in (predict(cfg, times), run.pace):
+        assert (pace.step, pace.trainer_idle, pace.engine_idle) == (7.5, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])

@@ -1,0 +1,18 @@
+"""The organism's cases, as the GPU tests train on them."""
+
+from __future__ import annotations
+
+import pytest
+
+from introspect_ray.config import TaskConfig
+from introspect_ray.policy import BUNDLED
+from introspect_ray.preflight import load_tokenizer
+from introspect_ray.records import TokenizedCase
+from introspect_ray.tasks import load_cases
+from introspect_ray.tokenization import tokenize_case
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[TokenizedCase]:
+    tokenizer = load_tokenizer(str(BUNDLED["organism"]))
+    return [tokenize_case(case, tokenizer, "") for case in load_cases(TaskConfig())[0][:48]]

@@ -1,0 +1,99 @@
+"""FlexAttention on a CUDA device trains as SDPA does: logits, loss and every gradient. Never run without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from introspect_ray.config import RunConfig
+from introspect_ray.learner import Learner
+from introspect_ray.policy import BUNDLED
+from introspect_ray.records import BehaviorPair, Label, Provenance, TokenizedCase
+from introspect_ray.reference import build_reference
+
+pytestmark = pytest.mark.gpu
+HOW = Provenance("fixed", "organism", 0, 0, 0, -1, False, float("nan"))
+VARIANTS = {
+    "full": {},
+    "one long row": {"train": {"token_budget": 8192}},
+    "checkpointing": {"train": {"activation_checkpointing": True}},
+    "lora": {"method": "lora", "lora_rank": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The organism, and small random policies with grouped queries; Triton needs heads of at least 16."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("policies")
+    common = {
+        "vocab_size": 456, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+        "tie_word_embeddings": True, "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(Qwen3Config(**common)).save_pretrained(folder / "qwen3")
+    LlamaForCausalLM(LlamaConfig(**common)).save_pretrained(folder / "llama")
+    paths = {kind: str(folder / kind) for kind in ("qwen3", "llama")}
+    return {**paths, "organism": str(BUNDLED["organism"])}
+
+
+def two_steps(
+    attention: str, variant: str, policy: str, reference: str, cases: list[TokenizedCase]
+) -> tuple[list[dict[str, float]], list[tuple[float, ...]], dict[str, torch.Tensor]]:
+    """Metrics of two steps, label logprobs before the second, gradients of the second (in the first, LoRA's A has
+    none and the policy may be M0)."""
+    changes = VARIANTS[variant]
+    train = {"token_budget": 1024, "max_grad_norm": 1e9, "use_gpu": True, "attention": attention}
+    config = {
+        "learning_rate": 1e-4,
+        "batch_size": len(cases),
+        **changes,
+        "train": {**train, **changes.get("train", {})},
+    }
+    learner = Learner(
+        RunConfig.model_validate(config), policy, reference, {case.case_id: case for case in cases}, device="cuda"
+    )
+    found = {}
+
+    def keep(optimizer: object, args: object, kwargs: object) -> None:
+        named = learner.module.model.named_parameters()
+        found.update({name: p.grad.detach().clone() for name, p in named if p.grad is not None})
+
+    learner.optimizer.register_step_pre_hook(keep)
+    labels = [Label(case.case_id, list(case.explanations)[i % 3], None, HOW) for i, case in enumerate(cases)]
+    zeros = (0.0,) * len(cases[0].labels)
+    m0 = {c.case_id: BehaviorPair(c.case_id, *c.labels[:2], zeros, zeros, False, False, 0) for c in cases}
+    metrics = []
+    for _ in range(2):
+        learner.probe(cases[0])  # without gradient, a short row
+        learner.label_pairs(cases, 0)
+        metrics.append(learner.step(labels, m0))
+    logprobs = [side for case in cases for side in learner.last_logprobs[case.case_id]]
+    return metrics, logprobs, found
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "organism"])
+def test_flex_trains_as_sdpa(kind, variant, cases, policies, tmp_path: Path):
+    """In float32 without TF32, torch's default. A recompilation beyond the limit, after which torch goes on with the
+    whole score matrix, raises here."""
+    assert torch.get_float32_matmul_precision() == "highest"
+    reference = build_reference(str(BUNDLED["organism:second"]), cases, str(tmp_path))  # any policy of this vocabulary
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        ours = two_steps("flex", variant, policies[kind], reference, cases)
+    theirs = two_steps("sdpa", variant, policies[kind], reference, cases)
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        for name in ("loss", "cross_entropy", "kl", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3), name
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        assert a == pytest.approx(b, abs=1e-3)
+    assert ours[2].keys() == theirs[2].keys() and len(ours[2]) > 10
+    for name, expected in theirs[2].items():
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(ours[2][name], expected, rtol=1e-3, atol=1e-3 * scale, msg=name)
