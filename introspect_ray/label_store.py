@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 
 import pyarrow as pa
@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.errors import UserError
-from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
+from introspect_ray.pair_table import BATCH_ROWS, PairTable
+from introspect_ray.records import Explanation, Label, Provenance, TokenizedCase
 from introspect_ray.storage import Store, open_store
 
 LABEL_SCHEMA = pa.schema(
@@ -39,19 +40,6 @@ LABEL_SCHEMA = pa.schema(
         pa.field("draw", pa.float64(), nullable=False),  # NaN: nothing was drawn
     ],
     metadata={"format": "introspect-ray labels 1"},
-)
-PAIR_SCHEMA = pa.schema(
-    [
-        pa.field("case_id", pa.string(), nullable=False),
-        pa.field("cued", pa.string(), nullable=False),
-        pa.field("ablated", pa.string(), nullable=False),
-        pa.field("cued_logprobs", pa.list_(pa.float64()), nullable=False),
-        pa.field("ablated_logprobs", pa.list_(pa.float64()), nullable=False),
-        pa.field("cued_off_format", pa.bool_(), nullable=False),
-        pa.field("ablated_off_format", pa.bool_(), nullable=False),
-        pa.field("weight_version", pa.int64(), nullable=False),
-    ],
-    metadata={"format": "introspect-ray pairs 1"},
 )
 _PROVENANCE = [field.name for field in fields(Provenance)]
 FLUSH_ROWS = 4096
@@ -159,7 +147,7 @@ def read_labels(uri: str) -> Iterator[Label]:
         yield from labels_from_table(table)
 
 
-def label_set_key(policy_id: str, cases: Sequence[TokenizedCase], rollout: RolloutConfig) -> str:
+def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: RolloutConfig) -> str:
     """Address of a policy's pairs on `cases`: a hash of all that decides them.
 
     Besides policy and tokens these are the engine, its version and its numerics (type, group size,
@@ -175,22 +163,17 @@ def label_set_key(policy_id: str, cases: Sequence[TokenizedCase], rollout: Rollo
     return digest.hexdigest()
 
 
-def load_pairs(uri: str, key: str) -> list[BehaviorPair] | None:
+def load_pairs(uri: str, key: str) -> PairTable | None:
     """The label set `key` of the cache at `uri`, or None. Raises UserError if the file is damaged."""
     store, name = open_store(uri), _pairs_name(key)
     if not store.exists(name):
         return None
-    return [
-        BehaviorPair(**{**row, **{k: tuple(row[k]) for k in ("cued_logprobs", "ablated_logprobs")}})
-        for row in _read(store, name).to_pylist()
-    ]
+    return PairTable.from_batches(_read(store, name).to_batches(BATCH_ROWS))
 
 
-def save_pairs(uri: str, key: str, pairs: Sequence[BehaviorPair]) -> None:
+def save_pairs(uri: str, key: str, pairs: PairTable) -> None:
     """Keep a label set. Atomic; several writers of one key write the same content, so the last one may win."""
-    names = PAIR_SCHEMA.names
-    table = pa.Table.from_pylist([{n: getattr(pair, n) for n in names} for pair in pairs], schema=PAIR_SCHEMA)
-    open_store(uri).write_bytes(_pairs_name(key), _parquet(table))
+    open_store(uri).write_bytes(_pairs_name(key), _parquet(pairs.arrow()))
 
 
 def _pairs_name(key: str) -> str:

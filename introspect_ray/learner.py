@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from introspect_ray.case_table import longest_explained
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.checks import Answer, make_pair
 from introspect_ray.errors import UserError
@@ -80,7 +81,7 @@ class Learner:
         self._source = policy_path
         self._cases = tokenized
         self._device = torch.device(device or (f"cuda:{torch.cuda.current_device()}" if cfg.train.use_gpu else "cpu"))
-        longest = max((len(c.question) + max(map(len, c.explanations.values())) for c in tokenized.values()), default=0)
+        longest = longest_explained(tokenized)
         self.module, self._sharded = build_module(cfg, policy_path, self._device, world_size, longest)
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
+
 from introspect_ray.config import RunConfig
 from introspect_ray.draws import bits
 from introspect_ray.explanations import all_explanations
@@ -42,9 +44,10 @@ def draw(seed: int, step: int, case_id: str, stream: str) -> float:
 
 
 @lru_cache(maxsize=8)
-def _epoch_order(seed: int, epoch: int, num_cases: int) -> tuple[int, ...]:
-    """A seeded permutation of range(num_cases): indices sorted by their hash."""
-    return tuple(sorted(range(num_cases), key=lambda i: (bits(seed, epoch, i, "epoch"), i)))
+def _epoch_order(seed: int, epoch: int, num_cases: int) -> np.ndarray:
+    """A seeded permutation of range(num_cases), int32: indices sorted by their hash."""
+    keys = np.fromiter((bits(seed, epoch, i, "epoch") for i in range(num_cases)), np.uint64, num_cases)
+    return np.argsort(keys, kind="stable").astype(np.int32)
 
 
 def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int]:
@@ -59,7 +62,7 @@ def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int
             f"step_plan needs step >= 0, num_cases >= 1, batch_size >= 1, got {step}, {num_cases}, {batch_size}"
         )
     places = (divmod(p, num_cases) for p in range(step * batch_size, (step + 1) * batch_size))
-    return [_epoch_order(seed, epoch, num_cases)[i] for epoch, i in places]
+    return [int(_epoch_order(seed, epoch, num_cases)[i]) for epoch, i in places]
 
 
 def plan_ids(cfg: RunConfig, case_ids: Sequence[str], step: int) -> list[str]:

@@ -18,6 +18,7 @@ from introspect_ray.distributed.weight_sync import verify
 from introspect_ray.label_store import LabelWriter, labels_from_table, read_tables, split_pairs, truncate_labels
 from introspect_ray.loop import StepLabels
 from introspect_ray.metrics import off_format
+from introspect_ray.record_table import ids_of
 from introspect_ray.records import BehaviorPair, Label
 from introspect_ray.supervision import Sources, make_labels, plan_ids
 
@@ -46,7 +47,7 @@ class Relabeler:
     ) -> None:
         """pool: asked again where a group's engine died; not needed without rollouts."""
         self._cfg, self._sources, self._world, self._pool = cfg, sources, world_size, pool
-        self._ids = list(sources.labels)
+        self._ids = ids_of(sources.labels)
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _Buffered] = {}
         self._seen = Agreement()  # since this attempt began

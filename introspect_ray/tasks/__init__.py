@@ -92,9 +92,9 @@ def _scan(task: TaskConfig, source: str | None) -> tuple[CaseStream, np.ndarray]
         questions.append(question_key(case, task.seed))
         for side, ranks in choices.items():
             ranks.append(choice_key(case.case_id, task.seed, side))
-    by_side = {side: np.frombuffer(ranks, np.uint64) for side, ranks in choices.items()}
-    stream = CaseStream(read, np.frombuffer(numbers, np.int32), np.frombuffer(keys, np.uint64), by_side)
-    return stream, np.frombuffer(questions, np.uint64)
+    by_side = {side: np.asarray(ranks) for side, ranks in choices.items()}
+    stream = CaseStream(read, np.asarray(numbers), np.asarray(keys), by_side)
+    return stream, np.asarray(questions)
 
 
 def _id_key(case_id: str) -> int:

@@ -24,6 +24,7 @@ from introspect_ray.label_store import (
     split_pairs,
     truncate_labels,
 )
+from introspect_ray.pair_table import PairTable
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
 from introspect_ray.storage import open_store
 
@@ -139,9 +140,9 @@ CASE = TokenizedCase(
 
 def test_label_sets_round_trip(uri: str) -> None:
     assert load_pairs(uri, "k") is None
-    save_pairs(uri, "k", PAIRS)
-    save_pairs(uri, "k", PAIRS)  # a second writer
-    assert load_pairs(uri, "k") == PAIRS
+    save_pairs(uri, "k", PairTable.build(PAIRS))
+    save_pairs(uri, "k", PairTable.build(PAIRS))  # a second writer
+    assert list(load_pairs(uri, "k")) == PAIRS
     assert load_pairs(uri, "other") is None
     assert open_store(uri).list() == ["pairs/k.parquet"]
 

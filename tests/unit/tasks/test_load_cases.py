@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from introspect_ray import tasks
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
-from introspect_ray import tasks
 from introspect_ray.tasks import hint_mcq
 
 
