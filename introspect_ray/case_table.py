@@ -30,6 +30,8 @@ CASE_SCHEMA = pa.schema(
 )
 BATCH_ROWS, BATCH_TOKENS = 4096, 1 << 20  # a batch ends at whichever comes first
 
+RELEASE_ROWS = 64  # rows read from a mapped file between two releases of its pages: a fault brings in 64 KB
+
 
 class AnswerSet(NamedTuple):
     """What a case can be answered and explained with; the fields are those of TokenizedCase."""
@@ -47,10 +49,10 @@ class CaseTable(RecordTable[TokenizedCase]):
         batches: Sequence[pa.RecordBatch],
         index: IdIndex,
         answers: Sequence[AnswerSet],
-        mapped: tuple[mmap.mmap, ...] = (),
+        mapped: mmap.mmap | None = None,
     ) -> None:
-        """batches: of CASE_SCHEMA. mapped: the files they lie in, if any. Raises ValueError for an id twice."""
-        self.answers, self._mapped = tuple(answers), mapped
+        """batches: of CASE_SCHEMA. mapped: the file they lie in, if any. Raises ValueError for an id twice."""
+        self.answers, self._mapped, self._decoded = tuple(answers), mapped, 0
         super().__init__(batches, index)
 
     @classmethod
@@ -77,38 +79,22 @@ class CaseTable(RecordTable[TokenizedCase]):
             ) from None
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        return cls(batches, IdIndex.build(np.asarray(keys)), answers.sets, (mapped,))
-
-    def __add__(self, other: CaseTable) -> CaseTable:
-        """The rows of both, without a copy of their tokens."""
-        offset = len(self.answers)
-        moved = [_with_answers(batch, offset) for batch in other._batches] if offset else other._batches
-        keys = np.concatenate([self._index.by_row(), other._index.by_row()])
-        return CaseTable(
-            [*self._batches, *moved], IdIndex.build(keys), self.answers + other.answers, self._mapped + other._mapped
-        )
-
-    def __iter__(self) -> Iterator[TokenizedCase]:
-        for at, batch in enumerate(self._batches):
-            columns = self._opened(at)
-            yield from (self._decode(columns, row) for row in range(batch.num_rows))
-            for file in self._mapped:
-                file.madvise(mmap.MADV_DONTNEED)  # stays in the page cache, leaves this process's memory
+        return cls(batches, IdIndex.build(np.asarray(keys)), answers.sets, mapped)
 
     @property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
         """The allowed labels by case id, in the order of rows."""
-        batches = [batch.select([CASE_ID, "answers"]) for batch in self._batches]
+        batches = [batch.select([CASE_ID, "answers"]) for batch in self.batches]
         return LabelTable(batches, self._index, [used.labels for used in self.answers]).by_id
 
     @property
     def longest_prompt(self) -> int:
         """Most tokens of x or x∖C; 0 without cases, as the other lengths."""
-        return max((int(self._lengths(b, name).max()) for b in self._batches for name in SEQUENCES[:2]), default=0)
+        return max((int(self._lengths(b, name).max()) for b in self.batches for name in SEQUENCES[:2]), default=0)
 
     @property
     def longest_question(self) -> int:
-        return max((int(self._lengths(batch, "question").max()) for batch in self._batches), default=0)
+        return max((int(self._lengths(batch, "question").max()) for batch in self.batches), default=0)
 
     @property
     def longest_explanation(self) -> int:
@@ -120,7 +106,7 @@ class CaseTable(RecordTable[TokenizedCase]):
         """Most tokens of q and the longest explanation of the same case."""
         explained = np.array([max(map(len, used.explanations.values()), default=0) for used in self.answers])
         return max(
-            (int((self._lengths(b, "question") + explained[_numpy(b.column("answers"))]).max()) for b in self._batches),
+            (int((self._lengths(b, "question") + explained[_numpy(b.column("answers"))]).max()) for b in self.batches),
             default=0,
         )
 
@@ -139,6 +125,9 @@ class CaseTable(RecordTable[TokenizedCase]):
         return _Columns(batch.column(CASE_ID), _numpy(batch.column("answers")), *views)
 
     def _decode(self, columns: _Columns, row: int) -> TokenizedCase:
+        self._decoded += 1
+        if self._mapped is not None and self._decoded % RELEASE_ROWS == 0:
+            self._mapped.madvise(mmap.MADV_DONTNEED)  # its pages stay in the page cache and leave this process
         used = self.answers[columns.answers[row]]
         sequences = (
             tuple(values[offsets[row] : offsets[row + 1]].tolist())
@@ -147,7 +136,7 @@ class CaseTable(RecordTable[TokenizedCase]):
         return TokenizedCase(columns.ids[row].as_py(), used.labels, used.label_ids, *sequences, used.explanations)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_mapped": ()}
+        return {**super().__getstate__(), "_mapped": None}
 
 
 class LabelTable(RecordTable[tuple[str, ...]]):
@@ -243,13 +232,6 @@ def _numpy(column: pa.Int32Array) -> np.ndarray:
 
 
 _NONE = np.zeros(0, np.int32)
-
-
-def _with_answers(batch: pa.RecordBatch, offset: int) -> pa.RecordBatch:
-    """`batch` with the numbers of its answer sets moved by `offset`."""
-    columns = {name: batch.column(name) for name in CASE_SCHEMA.names}
-    columns["answers"] = _arrow(_numpy(columns["answers"]) + np.int32(offset))
-    return pa.RecordBatch.from_arrays(list(columns.values()), schema=CASE_SCHEMA)
 
 
 def longest_explained(cases: Mapping[str, TokenizedCase]) -> int:

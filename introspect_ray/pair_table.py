@@ -47,7 +47,7 @@ class PairTable(RecordTable[BehaviorPair]):
 
     def arrow(self) -> pa.Table:
         """The same rows, without a copy. Columns: PAIR_SCHEMA."""
-        return pa.Table.from_batches(self._batches, PAIR_SCHEMA)
+        return pa.Table.from_batches(self.batches, PAIR_SCHEMA)
 
     def _open(self, batch: pa.RecordBatch) -> _Columns:
         return _Columns(*(batch.column(name) for name in PAIR_SCHEMA.names))

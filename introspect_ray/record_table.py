@@ -49,12 +49,6 @@ class IdIndex:
             yield int(self.rows[at])
             at += 1
 
-    def by_row(self) -> np.ndarray:
-        """The keys [n] in the order of rows."""
-        keys = np.empty_like(self.keys)
-        keys[self.rows] = self.keys
-        return keys
-
     def ambiguous(self) -> np.ndarray:
         """Rows that share their key with an earlier row."""
         return self.rows[1:][self.keys[1:] == self.keys[:-1]]
@@ -65,8 +59,8 @@ class RecordTable(Sequence[V]):
 
     def __init__(self, batches: Sequence[pa.RecordBatch], index: IdIndex) -> None:
         """Raises ValueError for an id that occurs twice."""
-        self._batches, self._index = tuple(batches), index
-        self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+        self.batches, self._index = tuple(batches), index
+        self._ends = list(accumulate(batch.num_rows for batch in self.batches))
         self._columns: dict[int, Any] = {}  # batch -> what `_open` made of it
         for row in index.ambiguous().tolist():
             if next(r for r in index.candidates(self.case_id(row)) if self.case_id(r) == self.case_id(row)) != row:
@@ -94,13 +88,13 @@ class RecordTable(Sequence[V]):
         return self._decode(*self._locate(row))
 
     def __iter__(self) -> Iterator[V]:
-        for at, batch in enumerate(self._batches):
+        for at, batch in enumerate(self.batches):
             columns = self._opened(at)
             yield from (self._decode(columns, row) for row in range(batch.num_rows))
 
     def case_id(self, row: int) -> str:
         at, row = self._find(row)
-        return self._batches[at].column(CASE_ID)[row].as_py()
+        return self.batches[at].column(CASE_ID)[row].as_py()
 
     @property
     def case_ids(self) -> Sequence[str]:
@@ -136,7 +130,7 @@ class RecordTable(Sequence[V]):
     def _opened(self, at: int) -> Any:
         columns = self._columns.get(at)
         if columns is None:
-            columns = self._columns[at] = self._open(self._batches[at])
+            columns = self._columns[at] = self._open(self.batches[at])
         return columns
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -193,8 +194,9 @@ def binomial_interval(p: float, n: int, tail: float = 1e-5) -> tuple[float, floa
     Exact binomial tails, so it also holds at p near 1, where the normal interval does not. An alarm on
     the realised against the requested agreement: outside means the labels are not what was asked for.
     """
-    weights = [_binomial(k, n, p) for k in range(n + 1)]
-    return _reach(weights, tail) / n, (n - _reach(weights[::-1], tail)) / n
+    low = _reach(lambda k: _binomial(k, n, p), n, int(n * p), tail)
+    high = _reach(lambda k: _binomial(n - k, n, p), n, n - math.ceil(n * p), tail)
+    return low / n, (n - high) / n
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:
@@ -220,6 +222,11 @@ def _binomial(k: int, n: int, p: float) -> float:
     return math.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
-def _reach(weights: Sequence[float], tail: float) -> int:
-    """First index at which the running sum reaches `tail`."""
-    return next((i for i, total in enumerate(itertools.accumulate(weights)) if total >= tail), len(weights) - 1)
+def _reach(weight: Callable[[int], float], n: int, rising: int, tail: float) -> int:
+    """First k of 0..n at which the running sum of weight(k) reaches `tail`, else n.
+
+    The weights rise up to k = `rising`; those before the first that is not 0 in floating point are not visited.
+    """
+    first = bisect_left(range(rising + 1), True, key=lambda k: weight(k) > 0)
+    sums = enumerate(itertools.accumulate(map(weight, range(first, n + 1))), start=first)
+    return next((k for k, total in sums if total >= tail), n)

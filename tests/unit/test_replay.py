@@ -65,7 +65,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepared = prepare(cfg)
     torch.set_num_threads(cfg.train.threads)
     engine = make_engine(cfg.rollout, prepared.policy_path, max_model_len=prepared.max_model_len)
-    cases = prepared.train + prepared.test
+    cases = [*prepared.train, *prepared.test]
     m0 = engine.label_pairs(cases)
     save_pairs(prepared.cache_uri, label_set_key(prepared.policy_id, cases, cfg.rollout), PairTable.build(m0))
     reference = build_reference(prepared.policy_path, prepared.train, prepared.cache_uri)
