@@ -30,7 +30,7 @@ CASE_SCHEMA = pa.schema(
 )
 BATCH_ROWS, BATCH_TOKENS = 4096, 1 << 20  # a batch ends at whichever comes first
 
-RELEASE_ROWS = 64  # rows read from a mapped file between two releases of its pages: a fault brings in 64 KB
+RELEASE_ROWS, RELEASE_LOOKUPS = 64, 8  # between two releases of a mapped file: a lookup may bring in a megabyte
 
 
 class AnswerSet(NamedTuple):
@@ -52,7 +52,7 @@ class CaseTable(RecordTable[TokenizedCase]):
         mapped: mmap.mmap | None = None,
     ) -> None:
         """batches: of CASE_SCHEMA. mapped: the file they lie in, if any. Raises ValueError for an id twice."""
-        self.answers, self._mapped, self._decoded = tuple(answers), mapped, 0
+        self.answers, self._mapped, self._lookups = tuple(answers), mapped, 0
         super().__init__(batches, index)
 
     @classmethod
@@ -80,6 +80,23 @@ class CaseTable(RecordTable[TokenizedCase]):
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         return cls(batches, IdIndex.build(np.asarray(keys)), answers.sets, mapped)
+
+    def __getitem__(self, row: int | slice) -> Any:
+        self._lookups += 1
+        if self._lookups % RELEASE_LOOKUPS == 0:
+            self._release()
+        return super().__getitem__(row)
+
+    def __iter__(self) -> Iterator[TokenizedCase]:
+        for row, case in enumerate(super().__iter__(), start=1):
+            yield case
+            if row % RELEASE_ROWS == 0:
+                self._release()
+
+    def _release(self) -> None:
+        """Give the pages of the mapped file that were read back: they stay in the page cache."""
+        if self._mapped is not None:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
@@ -125,9 +142,6 @@ class CaseTable(RecordTable[TokenizedCase]):
         return _Columns(batch.column(CASE_ID), _numpy(batch.column("answers")), *views)
 
     def _decode(self, columns: _Columns, row: int) -> TokenizedCase:
-        self._decoded += 1
-        if self._mapped is not None and self._decoded % RELEASE_ROWS == 0:
-            self._mapped.madvise(mmap.MADV_DONTNEED)  # its pages stay in the page cache and leave this process
         used = self.answers[columns.answers[row]]
         sequences = (
             tuple(values[offsets[row] : offsets[row + 1]].tolist())
