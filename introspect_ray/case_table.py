@@ -30,7 +30,7 @@ CASE_SCHEMA = pa.schema(
 )
 BATCH_ROWS, BATCH_TOKENS = 4096, 1 << 20  # a batch ends at whichever comes first
 
-RELEASE_ROWS, RELEASE_LOOKUPS = 64, 8  # between two releases of a mapped file: a lookup may bring in a megabyte
+RELEASE_ROWS = 64  # read in order from a mapped file between two releases of its pages
 
 
 class AnswerSet(NamedTuple):
@@ -52,7 +52,7 @@ class CaseTable(RecordTable[TokenizedCase]):
         mapped: mmap.mmap | None = None,
     ) -> None:
         """batches: of CASE_SCHEMA. mapped: the file they lie in, if any. Raises ValueError for an id twice."""
-        self.answers, self._mapped, self._lookups = tuple(answers), mapped, 0
+        self.answers, self._mapped = tuple(answers), mapped
         super().__init__(batches, index)
 
     @classmethod
@@ -82,10 +82,9 @@ class CaseTable(RecordTable[TokenizedCase]):
         return cls(batches, IdIndex.build(np.asarray(keys)), answers.sets, mapped)
 
     def __getitem__(self, row: int | slice) -> Any:
-        self._lookups += 1
-        if self._lookups % RELEASE_LOOKUPS == 0:
-            self._release()
-        return super().__getitem__(row)
+        found = super().__getitem__(row)
+        self._release()
+        return found
 
     def __iter__(self) -> Iterator[TokenizedCase]:
         for row, case in enumerate(super().__iter__(), start=1):

@@ -11,7 +11,7 @@ class Seen:
     """A set of 64-bit hashes: open addressing, at most two thirds full, so 12 to 24 bytes an id of any length."""
 
     def __init__(self) -> None:
-        self._slots, self._used = array("Q", bytes(8 * 1024)), 0
+        self._slots, self._used = array("Q", [0]) * 1024, 0
 
     def add(self, name: str) -> bool:
         """Whether `name` is new. False may be, once in 2^64 / n names, another name of the same hash."""
@@ -22,7 +22,7 @@ class Seen:
         return new
 
     def _grow(self) -> None:
-        larger = array("Q", bytes(16 * len(self._slots)))
+        larger = array("Q", [0]) * (2 * len(self._slots))
         for key in self._slots:
             if key:
                 _insert(larger, key)
