@@ -7,6 +7,7 @@ explanations) is kept once.
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,12 +30,12 @@ CASE_SCHEMA = pa.schema(
     ]
 )
 BATCH_ROWS, BATCH_TOKENS = 4096, 1 << 20  # a batch ends at whichever comes first
-
 RELEASE_ROWS = 64  # read in order from a mapped file between two releases of its pages
 
 
 class AnswerSet(NamedTuple):
-    """What a case can be answered and explained with; the fields are those of TokenizedCase."""
+    """What a case can be answered and explained with; the fields are those of TokenizedCase. Kept as Python
+    objects, for cases of one task share a few; where every case has labels of its own, each keeps a set."""
 
     labels: tuple[str, ...]
     label_ids: tuple[int, ...]
@@ -63,9 +64,8 @@ class CaseTable(RecordTable[TokenizedCase]):
         UserError where the folder cannot be written to, ValueError for an id that occurs twice.
         """
         keys, answers = array("Q"), _Answers()
-        place = Path(folder) if folder else Path.home() / ".cache" / "introspect-ray"
+        place = Path(folder) if folder else _scratch()
         try:
-            place.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=place, prefix="cases-", suffix=".arrow") as file:
                 with pa.ipc.new_file(file, CASE_SCHEMA) as writer:
                     for batch in _batches(cases, keys, answers):
@@ -75,7 +75,7 @@ class CaseTable(RecordTable[TokenizedCase]):
         except OSError as error:
             raise UserError(
                 f"the tokenized cases cannot be written to {place} ({error.strerror or error}): make room there, "
-                "or set HOME to a folder that can be written to"
+                "or name a folder that has some with TMPDIR and HOME"
             ) from None
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -150,6 +150,16 @@ class CaseTable(RecordTable[TokenizedCase]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_mapped": None}
+
+
+def _scratch() -> Path:
+    """The user's cache; the system's folder for temporary files where there is no home to write to."""
+    try:
+        cache = Path.home() / ".cache" / "introspect-ray"
+        cache.mkdir(parents=True, exist_ok=True)
+        return cache if os.access(cache, os.W_OK) else Path(tempfile.gettempdir())
+    except (OSError, RuntimeError):
+        return Path(tempfile.gettempdir())
 
 
 class LabelTable(RecordTable[tuple[str, ...]]):

@@ -162,6 +162,12 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         CaseTable.build(CASES, tmp_path / "file")
 
 
+def test_without_a_home_to_write_to_the_file_lies_with_the_temporary_ones(tmp_path, monkeypatch):
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert list(CaseTable.build(CASES)) == CASES
+
+
 PAIRS = [
     BehaviorPair("mmlu-17", "A", "B", (-0.1, -2.4), (-1.9, -0.2), False, True, 3),
     BehaviorPair("mmlu-18", "B", "B", (-math.inf, 0.0), (), True, False, 4),
