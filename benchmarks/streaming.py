@@ -90,14 +90,14 @@ def measure_cases(path: str, count: int) -> dict[str, float]:
 
 
 def write_cases(path: Path, count: int) -> None:
-    """`count` cases of WORDS words of the organism's questions and a hint; every fourth asks what another one asks."""
+    """`count` cases of WORDS words of the organism's questions and a hint, two a question."""
     from introspect_ray.tasks import ORGANISM
 
     lines = (ORGANISM / "test.jsonl").read_text().splitlines()
     words = sorted({word for line in lines for word in json.loads(line)["ablated_messages"][0]["content"].split()})
     with path.open("w") as file:
         for i in range(count):
-            rng = random.Random(i - i % 4 % 3)  # of four cases the first and the last share their question
+            rng = random.Random(i // 2)
             text = " ".join(rng.choice(words) for _ in range(WORDS))
             turns = [{"role": "user", "content": content} for content in (f"{text}\nHint: {'ABCD'[i % 4]}", text)]
             row = {"id": f"case-{i}", "messages": turns[:1], "ablated_messages": turns[1:], "labels": list("ABCD")}
@@ -107,20 +107,16 @@ def write_cases(path: Path, count: int) -> None:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--labels", type=int, help="measure so many labels in this process and stop")
-    arguments.add_argument("--cases", type=int, help="measure so many cases in this process and stop")
-    arguments.add_argument("--path", help="where the cases are; without it they are made")
+    arguments.add_argument("--cases", type=int, help="measure the cases of --path, so many, in this process and stop")
+    arguments.add_argument("--path")
     args = arguments.parse_args()
     if args.labels:
         return print(json.dumps(measure_labels(args.labels)))
+    if args.cases:
+        return print(json.dumps(measure_cases(args.path, args.cases)))
+    shrink = 40 if args.small else 1
+    sizes = {"labels": LABELS // shrink, "cases": CASES // shrink}
     with tempfile.TemporaryDirectory() as folder:
-        if args.cases and args.path:
-            return print(json.dumps(measure_cases(args.path, args.cases)))
-        if args.cases:
-            path = Path(folder, "cases.jsonl")
-            write_cases(path, args.cases)
-            return print(json.dumps(child(_command("cases", args.cases, path))))
-        shrink = 40 if args.small else 1
-        sizes = {"labels": LABELS // shrink, "cases": CASES // shrink}
         runs = {what: [_run(what, size * k, Path(folder)) for k in (1, FACTOR)] for what, size in sizes.items()}
     for what, (one, ten) in runs.items():
         print(
@@ -143,14 +139,11 @@ def main() -> None:
 
 
 def _run(what: str, size: int, folder: Path) -> dict[str, float]:
+    """One part at one size, in a process of its own."""
     path = folder / "cases.jsonl"
     if what == "cases":
         write_cases(path, size)
-    return child(_command(what, size, path))
-
-
-def _command(what: str, size: int, path: Path) -> list[str]:
-    return ["-m", "benchmarks.streaming", f"--{what}", str(size), "--path", str(path)]
+    return child(["-m", "benchmarks.streaming", f"--{what}", str(size), "--path", str(path)])
 
 
 if __name__ == "__main__":
