@@ -15,8 +15,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,17 +116,17 @@ def make_cases(policy: str, small: bool, count: int) -> list[TokenizedCase]:
     from introspect_ray.tokenization import tokenize_case
 
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    return [tokenize_case(case, tokenizer) for case in _texts(small)[:count]]
+    return [tokenize_case(case, tokenizer) for case in islice(_texts(small), count)]
 
 
-def _texts(small: bool) -> Sequence[Case]:
+def _texts(small: bool) -> Iterable[Case]:
     from introspect_ray.config import TaskConfig
     from introspect_ray.tasks import load_cases
     from introspect_ray.tasks.hint_mcq import cases_from_rows, read_rows
 
     if small:
         return load_cases(TaskConfig())[0]
-    return cases_from_rows(read_rows(MMLU), wording="short", seed=0)
+    return (case for _, case in cases_from_rows(read_rows(MMLU), wording="short", seed=0))
 
 
 def make_labels(cases: Sequence[TokenizedCase]) -> list[Label]:

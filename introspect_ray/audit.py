@@ -1,6 +1,6 @@
 """Checks a run's label table against its config: every label is recomputed from its provenance where it can be.
 
-Pure but for reading the table, a part at a time: memory holds one part (some thousand labels) and one count a
+Pure but for reading the table, a part at a time: memory holds one part (some thousand labels) and eight bytes a
 step, whatever the length of the run. Nothing of the trainer or of Ray is imported.
 """
 
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from introspect_ray.alarms import Agreement
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
-from introspect_ray.label_store import LABEL_SCHEMA, labels_from_table, read_tables
+from introspect_ray.label_store import LABEL_SCHEMA, LabelCounts, agrees, labels_from_table, read_tables
 from introspect_ray.loop import label_version
 from introspect_ray.records import Label
 from introspect_ray.storage import Store, open_store
@@ -121,22 +124,24 @@ def audit(store: Store) -> Audit:
         trials = " (a sweep: audit one of its trials/)" if store.exists("sweep.json") else ""
         raise UserError(f"{store.join('labels')} holds no label table{trials}: give the output_dir of a training run")
     found = Audit(finished=store.exists("summary.json"))
-    per_step: Counter[int] = Counter()
-    seen, agreeing, sampled = Agreement(), 0, 0
+    per_step, beyond = np.zeros(cfg.steps, np.int64), Counter()
+    seen, counts = Agreement(), LabelCounts()
     for table in read_tables(store.join("labels")):
         found.labels += len(table)
         if "step" in table.column_names:
-            per_step.update(table["step"].drop_null().to_pylist())
-        labels = _complete(table, found)
-        for label in labels:
+            steps = table["step"].drop_null().to_numpy()
+            ours = (steps >= 0) & (steps < cfg.steps)
+            np.add.at(per_step, steps[ours], 1)
+            beyond.update(steps[~ours].tolist())
+        table = _complete(table, found)
+        found.flipped += pc.sum(table["flipped"]).as_py() or 0
+        for label in labels_from_table(table.filter(pa.array(_suspect(table, cfg)))):
             _check(label, cfg, found)
-        # The writer keeps a step within one part, so counting a step's repeated cases once needs no memory of others.
-        seen.add(labels)
-        sampled += sum(label.current is not None for label in labels)
-        agreeing += sum(label.current == label.explanation for label in labels)
-    _check_steps(per_step, cfg, found)
-    if cfg.supervision.rule == "online" and sampled:
-        found.requested, found.realised, found.draws = cfg.supervision.agreement, agreeing / sampled, seen.draws
+        _count_draws(table, seen)
+        counts.add(table)
+    _check_steps(per_step, beyond, cfg, found)
+    if cfg.supervision.rule == "online" and counts.sampled:
+        found.requested, found.realised, found.draws = cfg.supervision.agreement, counts.agreement, seen.draws
         found.interval = binomial_interval(found.requested, seen.draws, TAIL)
         share = seen.agreeing / seen.draws
         if not found.interval[0] <= share <= found.interval[1]:
@@ -144,29 +149,60 @@ def audit(store: Store) -> Audit:
     return found
 
 
-def _complete(table: pa.Table, found: Audit) -> list[Label]:
+def _count_draws(table: pa.Table, seen: Agreement) -> None:
+    """As seen.add: a case that a step holds twice is one draw, and its last label counts. The writer keeps a step
+    within one part, so this needs no memory of other parts."""
+    drawn = pa.table({"step": table["step"], "case_id": table["case_id"], "agrees": agrees(table)})
+    drawn = drawn.filter(table["current_content"].is_valid())
+    once = drawn.group_by(["step", "case_id"], use_threads=False).aggregate([("agrees", "last")])
+    seen.draws += len(once)
+    seen.agreeing += pc.sum(once["agrees_last"]).as_py() or 0
+
+
+def _complete(table: pa.Table, found: Audit) -> pa.Table:
     """The labels of a part that have all they must have; the others are counted as violations."""
     absent = [name for name in LABEL_SCHEMA.names if name not in table.column_names]
     if absent:
         if len(table):
             found.add("no_provenance", f"no column {absent[0]!r}", len(table))
-        return []
-    gaps = {i for name in REQUIRED for i, ok in enumerate(table[name].is_valid().to_pylist()) if not ok}
-    gaps |= {i for name in ("rule", "source_model") for i, text in enumerate(table[name].to_pylist()) if text == ""}
-    if gaps:
-        first = table.slice(min(gaps), 1).to_pylist()[0]
+        return LABEL_SCHEMA.empty_table()
+    whole = np.ones(len(table), bool)
+    for name in REQUIRED:
+        whole &= table[name].is_valid().to_numpy()
+    for name in ("rule", "source_model"):
+        whole &= pc.not_equal(table[name], "").fill_null(False).to_numpy()
+    if not whole.all():
+        first = table.slice(int(whole.argmin()), 1).to_pylist()[0]
         empty = [name for name in REQUIRED if first[name] in (None, "")]
-        found.add(
-            "no_provenance", f"case {first['case_id']!r} of step {first['step']}: no {', '.join(empty)}", len(gaps)
-        )
-        table = table.take([i for i in range(len(table)) if i not in gaps])
-    return labels_from_table(table)
+        example = f"case {first['case_id']!r} of step {first['step']}: no {', '.join(empty)}"
+        found.add("no_provenance", example, int((~whole).sum()))
+        table = table.filter(pa.array(whole))
+    return table
+
+
+def _suspect(table: pa.Table, cfg: RunConfig) -> np.ndarray:
+    """Which labels `_check` may object to (bool [n]): the same checks on whole columns, so that only they are read."""
+    rule, step, flipped = cfg.supervision, table["step"].to_numpy(), table["flipped"].to_numpy()
+    ids, sampled = table["case_id"].to_pylist(), table["current_content"].is_valid().to_numpy()
+    expected = np.fromiter(map(_drawer(cfg), step.tolist(), ids), np.float64, len(table))
+    drawn, cued, ablated = (table[name].to_numpy() for name in ("draw", "cued_version", "ablated_version"))
+    second = expected < rule.mixing_ratio if rule.rule == "mixed" else np.zeros(len(table), bool)
+    ours, theirs = (pc.equal(table["source_model"], name or "").to_numpy() for name in (cfg.policy, rule.second_policy))
+    bad = ~np.where(second, theirs, ours) | (cued != ablated)
+    bad |= ~pc.equal(table["rule"], rule.rule).to_numpy() | (table["seed"].to_numpy() != cfg.seed)
+    bad |= (drawn != expected) & ~(np.isnan(drawn) & np.isnan(expected))
+    if rule.rule != "online":
+        return bad | (cued != 0) | flipped | sampled
+    sync = cfg.rollout.sync_every
+    bad |= ~sampled | (cued != np.maximum(0, step - cfg.lag) // sync * sync)
+    bad |= (flipped != (expected >= rule.agreement)) | (flipped == agrees(table).to_numpy())
+    kept = pc.equal(table["content"], table["current_content"]).fill_null(False).to_numpy()
+    return bad | (flipped & kept) if rule.wrong_label == "content" else bad
 
 
 def _check(label: Label, cfg: RunConfig, found: Audit) -> None:
     """Check one label against `cfg`; adds to `found`."""
     made, where = label.provenance, f"case {label.case_id!r} of step {label.provenance.step}"
-    found.flipped += made.flipped
     wanted = {"rule": cfg.supervision.rule, "seed": cfg.seed, "source_model": _source(label, cfg)}
     for name, value in wanted.items():
         if getattr(made, name) != value:
@@ -179,24 +215,27 @@ def _check(label: Label, cfg: RunConfig, found: Audit) -> None:
     version = label_version(made.step, cfg.lag, cfg.rollout.sync_every) if online else 0
     if made.cued_version != version:
         found.add("wrong_version", f"{where}: version {made.cued_version}, lag {cfg.lag} allows {version} only")
-    expected = _draw(label, cfg)
+    expected = _drawer(cfg)(made.step, label.case_id)
     if made.draw != expected and not (math.isnan(made.draw) and math.isnan(expected)):
         found.add("wrong_draw", f"{where}: draw {made.draw}, recomputed {expected}")
     if problem := _flip_problem(label, cfg, expected):
         found.add("wrong_flip", f"{where}: {problem}")
 
 
-def _draw(label: Label, cfg: RunConfig) -> float:
-    """The draw recomputed; NaN where the rule draws nothing."""
+def _drawer(cfg: RunConfig) -> Callable[[int, str], float]:
+    """(step, case id) -> the draw recomputed; NaN where the rule draws nothing."""
     if cfg.supervision.rule == "online":
-        return draw(cfg.seed, label.provenance.step, label.case_id, "agreement")
-    return draw(cfg.seed, MADE_ONCE, label.case_id, "mixing") if cfg.supervision.rule == "mixed" else math.nan
+        return lambda step, case_id: draw(cfg.seed, step, case_id, "agreement")
+    if cfg.supervision.rule == "mixed":
+        return lambda step, case_id: draw(cfg.seed, MADE_ONCE, case_id, "mixing")
+    return lambda step, case_id: math.nan
 
 
 def _source(label: Label, cfg: RunConfig) -> str | None:
     """The policy whose behaviour must be the parent; for mixed the mask decides."""
     rule = cfg.supervision
-    return rule.second_policy if rule.rule == "mixed" and _draw(label, cfg) < rule.mixing_ratio else cfg.policy
+    second = rule.rule == "mixed" and _drawer(cfg)(label.provenance.step, label.case_id) < rule.mixing_ratio
+    return rule.second_policy if second else cfg.policy
 
 
 def _flip_problem(label: Label, cfg: RunConfig, number: float) -> str | None:
@@ -215,17 +254,21 @@ def _flip_problem(label: Label, cfg: RunConfig, number: float) -> str | None:
     return None
 
 
-def _check_steps(per_step: Counter[int], cfg: RunConfig, found: Audit) -> None:
-    """Every step of the run once and whole; of an unfinished run, every step up to the last one recorded."""
-    found.steps = len(per_step)
-    end = cfg.steps if found.finished else min(cfg.steps, max(per_step, default=-1) + 1)
-    for step in range(end):
-        count = per_step.get(step, 0)
-        if not count:
+def _check_steps(per_step: np.ndarray, beyond: Counter[int], cfg: RunConfig, found: Audit) -> None:
+    """Every step of the run once and whole; of an unfinished run, every step up to the last one recorded.
+
+    per_step: labels of each step of the run [steps]. beyond: labels of other steps.
+    """
+    recorded = np.flatnonzero(per_step)
+    found.steps = len(recorded) + len(beyond)
+    last = max(int(recorded[-1]) if len(recorded) else -1, max(beyond, default=-1))
+    end = cfg.steps if found.finished else min(cfg.steps, last + 1)
+    for step in np.flatnonzero(per_step[:end] != cfg.batch_size).tolist():
+        if not per_step[step]:
             found.add("missing_step", f"step {step}")
-        elif count != cfg.batch_size:
-            found.add("wrong_count", f"step {step}: {count} labels, batch_size={cfg.batch_size}")
-    for step in sorted(step for step in per_step if not 0 <= step < cfg.steps):
+        else:
+            found.add("wrong_count", f"step {step}: {per_step[step]} labels, batch_size={cfg.batch_size}")
+    for step in sorted(beyond):
         found.add("unknown_step", f"step {step} of a run of {cfg.steps}")
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +21,8 @@ import pyarrow.parquet as pq
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.errors import UserError
-from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
+from introspect_ray.pair_table import BATCH_ROWS, PairTable
+from introspect_ray.records import Explanation, Label, Provenance, TokenizedCase
 from introspect_ray.storage import Store, open_store
 
 LABEL_SCHEMA = pa.schema(
@@ -40,37 +43,24 @@ LABEL_SCHEMA = pa.schema(
     ],
     metadata={"format": "introspect-ray labels 1"},
 )
-PAIR_SCHEMA = pa.schema(
-    [
-        pa.field("case_id", pa.string(), nullable=False),
-        pa.field("cued", pa.string(), nullable=False),
-        pa.field("ablated", pa.string(), nullable=False),
-        pa.field("cued_logprobs", pa.list_(pa.float64()), nullable=False),
-        pa.field("ablated_logprobs", pa.list_(pa.float64()), nullable=False),
-        pa.field("cued_off_format", pa.bool_(), nullable=False),
-        pa.field("ablated_off_format", pa.bool_(), nullable=False),
-        pa.field("weight_version", pa.int64(), nullable=False),
-    ],
-    metadata={"format": "introspect-ray pairs 1"},
-)
 _PROVENANCE = [field.name for field in fields(Provenance)]
 FLUSH_ROWS = 4096
 
 
 def labels_to_table(labels: Sequence[Label]) -> pa.Table:
     """One row a label, in order. Example columns: LABEL_SCHEMA."""
-    rows = [
-        {
-            "case_id": label.case_id,
-            "changed": label.explanation.changed,
-            "content": label.explanation.content,
-            "current_changed": label.current.changed if label.current else None,
-            "current_content": label.current.content if label.current else None,
-            **{name: getattr(label.provenance, name) for name in _PROVENANCE},
-        }
-        for label in labels
-    ]
-    return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA)
+    current = [label.current or (None, None) for label in labels]
+    columns = {
+        "case_id": [label.case_id for label in labels],
+        "changed": [label.explanation[0] for label in labels],
+        "content": [label.explanation[1] for label in labels],
+        "current_changed": [changed for changed, _ in current],
+        "current_content": [content for _, content in current],
+        **{name: [getattr(label.provenance, name) for label in labels] for name in _PROVENANCE},
+    }
+    return pa.Table.from_arrays(
+        [pa.array(columns[field.name], field.type) for field in LABEL_SCHEMA], schema=LABEL_SCHEMA
+    )
 
 
 def labels_from_table(table: pa.Table) -> list[Label]:
@@ -88,9 +78,47 @@ def labels_from_table(table: pa.Table) -> list[Label]:
     ]
 
 
-def split_pairs(labels: Sequence[Label]) -> int:
-    """How many labels have parents of different weight versions. Must be 0 (DESIGN: atomic counterfactual pairs)."""
-    return sum(label.provenance.cued_version != label.provenance.ablated_version for label in labels)
+@dataclass
+class LabelCounts:
+    """What a label table says as a whole, added up a part at a time on its columns."""
+
+    labels: int = 0
+    sampled: int = 0  # with E of a pair sampled for them (online)
+    agreeing: int = 0  # of those, equal to it
+    split_pairs: int = 0  # parents of two weight versions; must be 0 (DESIGN: atomic counterfactual pairs)
+
+    def add(self, table: pa.Table) -> None:
+        """table: at least the columns of COUNTED."""
+        self.labels += len(table)
+        self.sampled += table["current_content"].length() - table["current_content"].null_count
+        self.agreeing += _true(agrees(table))
+        self.split_pairs += _true(pc.not_equal(table["cued_version"], table["ablated_version"]))
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the sampled labels that agree; None where nothing was sampled (fixed, mixed)."""
+        return self.agreeing / self.sampled if self.sampled else None
+
+
+COUNTED = ["changed", "content", "current_changed", "current_content", "cued_version", "ablated_version"]
+
+
+def agrees(table: pa.Table) -> pa.ChunkedArray:
+    """Whether each label is E of the pair sampled for it; false where none was."""
+    same = [pc.equal(table[name], table[f"current_{name}"]) for name in ("changed", "content")]
+    return pc.fill_null(pc.and_(*same), False)
+
+
+def _true(column: pa.ChunkedArray) -> int:
+    return pc.sum(column).as_py() or 0
+
+
+def count_labels(uri: str) -> LabelCounts:
+    """The counts of the label table at `uri`, read a part and a few columns at a time. Raises as read_tables."""
+    counts = LabelCounts()
+    for table in read_tables(uri, COUNTED):
+        counts.add(table)
+    return counts
 
 
 class LabelWriter:
@@ -134,6 +162,8 @@ def truncate_labels(uri: str, step: int) -> int:
     """Drop the labels of `step` and later, as a run resumed at `step` makes them again; returns how many went."""
     store, dropped = open_store(uri), 0
     for name in _parts(store):
+        if _last_step(name) < step:
+            continue
         table = _read(store, name)
         kept = table.filter(pc.less(table["step"], step))
         if len(kept) == len(table):
@@ -146,11 +176,14 @@ def truncate_labels(uri: str, step: int) -> int:
     return dropped
 
 
-def read_tables(uri: str) -> Iterator[pa.Table]:
-    """The label table at `uri`, a part at a time, in the order of steps. Raises UserError if a part is damaged."""
+def read_tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The label table at `uri`, a part at a time, in the order of steps; `columns` only, if given.
+
+    Raises UserError if a part is damaged.
+    """
     store = open_store(uri)
     for name in _parts(store):
-        yield _read(store, name)
+        yield _read(store, name, columns)
 
 
 def read_labels(uri: str) -> Iterator[Label]:
@@ -159,7 +192,7 @@ def read_labels(uri: str) -> Iterator[Label]:
         yield from labels_from_table(table)
 
 
-def label_set_key(policy_id: str, cases: Sequence[TokenizedCase], rollout: RolloutConfig) -> str:
+def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: RolloutConfig) -> str:
     """Address of a policy's pairs on `cases`: a hash of all that decides them.
 
     Besides policy and tokens these are the engine, its version and its numerics (type, group size,
@@ -175,22 +208,17 @@ def label_set_key(policy_id: str, cases: Sequence[TokenizedCase], rollout: Rollo
     return digest.hexdigest()
 
 
-def load_pairs(uri: str, key: str) -> list[BehaviorPair] | None:
+def load_pairs(uri: str, key: str) -> PairTable | None:
     """The label set `key` of the cache at `uri`, or None. Raises UserError if the file is damaged."""
     store, name = open_store(uri), _pairs_name(key)
     if not store.exists(name):
         return None
-    return [
-        BehaviorPair(**{**row, **{k: tuple(row[k]) for k in ("cued_logprobs", "ablated_logprobs")}})
-        for row in _read(store, name).to_pylist()
-    ]
+    return PairTable.from_batches(_read(store, name).to_batches(BATCH_ROWS))
 
 
-def save_pairs(uri: str, key: str, pairs: Sequence[BehaviorPair]) -> None:
+def save_pairs(uri: str, key: str, pairs: PairTable) -> None:
     """Keep a label set. Atomic; several writers of one key write the same content, so the last one may win."""
-    names = PAIR_SCHEMA.names
-    table = pa.Table.from_pylist([{n: getattr(pair, n) for n in names} for pair in pairs], schema=PAIR_SCHEMA)
-    open_store(uri).write_bytes(_pairs_name(key), _parquet(table))
+    open_store(uri).write_bytes(_pairs_name(key), _parquet(pairs.arrow()))
 
 
 def _pairs_name(key: str) -> str:
@@ -212,9 +240,16 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _read(store: Store, name: str) -> pa.Table:
+def _last_step(part: str) -> float:
+    """The last step of a part, from its name; infinity where that does not say."""
+    found = re.fullmatch(r"steps-\d+-(\d+)(\.\d+)?\.parquet", part)
+    return int(found[1]) if found else math.inf
+
+
+def _read(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
     try:
-        return pq.read_table(pa.BufferReader(store.read_bytes(name)))
+        with pq.ParquetFile(pa.BufferReader(store.read_bytes(name))) as file:
+            return file.read(columns)
     except pa.ArrowInvalid as error:
         raise UserError(f"{store.join(name)} is damaged ({error}): delete it, it is made again where needed") from None
 

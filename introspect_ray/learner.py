@@ -40,6 +40,7 @@ from introspect_ray.sharding import (
     save_checkpoint,
     stream_state,
 )
+from introspect_ray.tokenization import max_explanation_tokens
 from introspect_ray.tree_model import LogprobPair, label_logprobs
 
 TREE_CACHE = 2_000_000  # tokens of the trees kept, 32 bytes each
@@ -64,7 +65,8 @@ class Learner:
 
     With torch.distributed initialised and several ranks, or on a GPU, the model is sharded by FSDP2;
     a single CPU process uses the plain module. AdamW with a constant rate; float32 master weights.
-    `tokenized` holds every case that can be trained on. `device` None: this rank's GPU if cfg.train.use_gpu.
+    `tokenized` holds every case that can be trained on; `longest`, if known, the most tokens of a q with its
+    explanation. `device` None: this rank's GPU if cfg.train.use_gpu.
     """
 
     def __init__(
@@ -76,28 +78,25 @@ class Learner:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str | None = None,
+        longest: int | None = None,
     ) -> None:
         self.cfg, self.rank, self.world_size = cfg, rank, world_size
         self._source = policy_path
         self._cases = tokenized
         self._device = torch.device(device or (f"cuda:{torch.cuda.current_device()}" if cfg.train.use_gpu else "cpu"))
-        longest = max((len(c.question) + max(map(len, c.explanations.values())) for c in tokenized.values()), default=0)
+        if longest is None:
+            longest = max((len(c.question) + max_explanation_tokens(c) for c in tokenized.values()), default=0)
         self.module, self._sharded = build_module(cfg, policy_path, self._device, world_size, longest)
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self._trained, lr=cfg.learning_rate, weight_decay=cfg.train.weight_decay, fused=True
         )
-        self._reference = None if cfg.train.reference == "live" else self._open_reference(reference_path)
+        self._reference = None if cfg.train.reference == "live" else Reference.open(reference_path, self._device)
         self._trees: dict[tuple[str, Explanation | None], PromptTree] = {}
         self._tree_tokens = 0
         self._gradients: Tensor | None = None  # of all trained weights
         self.last_logprobs: dict[str, LogprobPair] = {}
         self._writers: dist.ProcessGroup | None = None  # of checkpoints
-
-    def _open_reference(self, path: str | None) -> Reference:
-        if path:
-            return Reference.open(path, self._device)
-        raise UserError("train.reference=cache needs a reference: run build_reference, or use lora with reference=live")
 
     def step(self, labels: Sequence[Label], m0: Mapping[str, BehaviorPair]) -> dict[str, float]:
         """One optimizer step on this rank's labels (possibly none) of the global batch.

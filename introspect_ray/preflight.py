@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from introspect_ray.case_table import CaseTable
 from introspect_ray.config import RunConfig
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
 from introspect_ray.loop import learner_labels
 from introspect_ray.policy import check_policy, is_adapter, policy_id, resolve_policy
-from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.tasks import load_cases
-from introspect_ray.tokenization import longest_sequence, max_explanation_tokens, tokenize_case
+from introspect_ray.tokenization import tokenize_case
 from introspect_ray.tracking import flatten
 from introspect_ray.transfer_choice import trainer_gpus, weight_transfer
 
@@ -36,8 +37,8 @@ class Prepared:
     policy_id: str  # content hash
     second_path: str | None
     second_id: str | None
-    train: list[TokenizedCase]
-    test: list[TokenizedCase]
+    train: CaseTable
+    test: CaseTable
     tokenizer: Any
     max_model_len: int
     max_explanation_tokens: int
@@ -62,21 +63,23 @@ def prepare(cfg: RunConfig) -> Prepared:
     tokenizer = load_tokenizer(policy_path)
     for other in filter(None, (second, trained, *cfg.eval.against)):
         _check_same_tokens(tokenizer, policy_path, local_policy(other))
-    tokenized_train = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in train]
-    tokenized_test = [tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in test]
-    cases = tokenized_train + tokenized_test
+    tables = [
+        CaseTable.build(tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in side)
+        for side in (train, test)
+    ]
     if cfg.rollout.served_by == "vllm":
-        check_vllm_limits((case.label_ids for case in cases), cfg.lora_rank if cfg.method == "lora" else 0)
-    new_tokens = cfg.eval.max_new_tokens or max(map(max_explanation_tokens, cases))
+        label_ids = (answers.label_ids for table in tables for answers in table.answers)
+        check_vllm_limits(label_ids, cfg.lora_rank if cfg.method == "lora" else 0)
+    new_tokens = cfg.eval.max_new_tokens or max(table.longest_explanation for table in tables)
     return Prepared(
         policy_path=policy_path,
         policy_id=policy_id(policy_path),
         second_path=second_path,
         second_id=policy_id(second_path) if second_path else None,
-        train=tokenized_train,
-        test=tokenized_test,
+        train=tables[0],
+        test=tables[1],
         tokenizer=tokenizer,
-        max_model_len=_model_len(cfg, cases, new_tokens),
+        max_model_len=_model_len(cfg, tables, new_tokens),
         max_explanation_tokens=new_tokens,
         cache_uri=cache,
     )
@@ -173,9 +176,9 @@ def _check_same_tokens(tokenizer: Any, path: str, other: str) -> None:
             raise UserError(f"policy {other!r} has another {what} than {path!r}: use two policies of one tokenizer")
 
 
-def _model_len(cfg: RunConfig, cases: list[TokenizedCase], new_tokens: int) -> int:
+def _model_len(cfg: RunConfig, tables: Sequence[CaseTable], new_tokens: int) -> int:
     """Longest sequence an engine sees: x and its answer, q and its explanation; in steps of 32. Raises UserError."""
-    need = max(longest_sequence(cases) + 1, max(len(case.question) for case in cases) + new_tokens)
+    need = max(max(table.longest_sequence + 1, table.longest_question + new_tokens) for table in tables)
     given = cfg.rollout.max_model_len
     if given is not None and given < need:
         raise UserError(

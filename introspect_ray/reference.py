@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,13 +21,14 @@ from introspect_ray.chunked_loss import ReferenceRows
 from introspect_ray.errors import UserError
 from introspect_ray.output_head import MappedWeight, OutputHead
 from introspect_ray.policy import load_model, new_folder, policy_id
-from introspect_ray.prompt_tree import build_tree, pack
+from introspect_ray.prompt_tree import PackedBatch, build_tree, pack
 from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import is_remote, open_store
 from introspect_ray.tree_model import TreeModel, check_window
 
 INDEX, TENSORS = "index.json", "tensors.safetensors"
 SIDES = ("cued", "ablated")
+PACKED_CASES = 4096  # cases that are packed together
 
 
 def reference_key(policy: str, cases: Sequence[TokenizedCase], dtype: str) -> str:
@@ -72,7 +74,7 @@ def _write(policy_path: str, cases: Sequence[TokenizedCase], work: Path, dtype: 
     head = model.get_output_embeddings()
     tensors = {side: torch.zeros(len(cases), head.weight.shape[1], dtype=head.weight.dtype) for side in SIDES}
     with torch.no_grad():
-        for batch in pack([build_tree(case, None) for case in cases], batch_tokens):
+        for batch in _packed(cases, batch_tokens):
             rows = torch.tensor([row[tree.case_id] for tree in batch.trees])
             hidden_2BH = module.hidden(batch).cpu()
             for side, hidden_BH in zip(SIDES, hidden_2BH.chunk(2), strict=True):
@@ -84,6 +86,13 @@ def _write(policy_path: str, cases: Sequence[TokenizedCase], work: Path, dtype: 
     save_file(tensors, work / "tensors" / TENSORS)
     index = {"case_ids": list(row), "dtype": dtype, "policy": policy_id(policy_path), "scaling": module.scaling}
     (work / INDEX).write_text(json.dumps(index))
+
+
+def _packed(cases: Iterable[TokenizedCase], batch_tokens: int) -> Iterator[PackedBatch]:
+    """x and x∖C of all cases, packed by the thousand: trees take some hundred bytes a token."""
+    rest = iter(cases)
+    while group := list(islice(rest, PACKED_CASES)):
+        yield from pack([build_tree(case, None) for case in group], batch_tokens)
 
 
 def _download_cache(uri: str) -> Path:
@@ -108,8 +117,12 @@ class Reference:
         self.head = OutputHead(weight, bias, index["scaling"], mapped)
 
     @classmethod
-    def open(cls, path: str, device: torch.device | str = "cpu") -> Reference:
+    def open(cls, path: str | None, device: torch.device | str = "cpu") -> Reference:
         """Open what build_reference returned; an s3:// one is downloaded once. Raises UserError if missing."""
+        if path is None:
+            raise UserError(
+                "train.reference=cache needs a reference: build_reference first, or lora and reference=live"
+            )
         folder = Path(path)
         if is_remote(path):
             folder = _download_cache(path)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -107,26 +108,28 @@ def train_again(cfg: RunConfig, prepared: Prepared, labels_uri: str, tracker: Tr
             prepared.policy_path, prepared.train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
         )
     m0 = _m0_pairs(cfg, prepared)
-    skipped = () if m0 else _FROM_M0
-    m0 = m0 or {case.case_id: _unknown(case.case_id) for case in prepared.train}
+    skipped = _FROM_M0 if isinstance(m0, _Unknown) else ()
     with _process_group(cfg):
-        learner = Learner(cfg, prepared.policy_path, reference, {case.case_id: case for case in prepared.train})
-        ids = [case.case_id for case in prepared.train]
-        for step, labels in enumerate(recorded_steps(labels_uri, cfg, ids)):
+        train = prepared.train
+        learner = Learner(cfg, prepared.policy_path, reference, train.by_id, longest=train.longest_explained)
+        for step, labels in enumerate(recorded_steps(labels_uri, cfg, prepared.train.case_ids)):
             metrics = learner.step(labels, m0)
             tracker.log_metrics({name: value for name, value in metrics.items() if name not in skipped}, step)
         learner.export(folder)
 
 
-def _m0_pairs(cfg: RunConfig, prepared: Prepared) -> Mapping[str, BehaviorPair] | None:
-    """M0's pairs, for metrics alone; None where their label set is gone or its engine is not installed here."""
-    key = label_set_key(prepared.policy_id, prepared.train + prepared.test, cfg.rollout)
+def _m0_pairs(cfg: RunConfig, prepared: Prepared) -> Mapping[str, BehaviorPair]:
+    """M0's pairs, for metrics alone; unknown where their label set is gone or its engine is not installed here."""
+    key = label_set_key(prepared.policy_id, chain(prepared.train, prepared.test), cfg.rollout)
     pairs = load_pairs(prepared.cache_uri, key)
-    return None if pairs is None else {pair.case_id: pair for pair in pairs}
+    return _Unknown() if pairs is None else pairs.by_id
 
 
-def _unknown(case_id: str) -> BehaviorPair:
-    return BehaviorPair(case_id, "", "", (), (), False, False, 0)
+class _Unknown(dict[str, BehaviorPair]):
+    """A pair that says nothing for every case."""
+
+    def __missing__(self, case_id: str) -> BehaviorPair:
+        return BehaviorPair(case_id, "", "", (), (), False, False, 0)
 
 
 @contextmanager

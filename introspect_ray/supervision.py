@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
+
+import numpy as np
 
 from introspect_ray.config import RunConfig
 from introspect_ray.draws import bits
@@ -42,9 +45,10 @@ def draw(seed: int, step: int, case_id: str, stream: str) -> float:
 
 
 @lru_cache(maxsize=8)
-def _epoch_order(seed: int, epoch: int, num_cases: int) -> tuple[int, ...]:
-    """A seeded permutation of range(num_cases): indices sorted by their hash."""
-    return tuple(sorted(range(num_cases), key=lambda i: (bits(seed, epoch, i, "epoch"), i)))
+def _epoch_order(seed: int, epoch: int, num_cases: int) -> np.ndarray:
+    """A seeded permutation of range(num_cases), int32: indices sorted by their hash."""
+    keys = np.fromiter((bits(seed, epoch, i, "epoch") for i in range(num_cases)), np.uint64, num_cases)
+    return np.argsort(keys, kind="stable").astype(np.int32)
 
 
 def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int]:
@@ -59,7 +63,7 @@ def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int
             f"step_plan needs step >= 0, num_cases >= 1, batch_size >= 1, got {step}, {num_cases}, {batch_size}"
         )
     places = (divmod(p, num_cases) for p in range(step * batch_size, (step + 1) * batch_size))
-    return [_epoch_order(seed, epoch, num_cases)[i] for epoch, i in places]
+    return [int(_epoch_order(seed, epoch, num_cases)[i]) for epoch, i in places]
 
 
 def plan_ids(cfg: RunConfig, case_ids: Sequence[str], step: int) -> list[str]:
@@ -190,8 +194,9 @@ def binomial_interval(p: float, n: int, tail: float = 1e-5) -> tuple[float, floa
     Exact binomial tails, so it also holds at p near 1, where the normal interval does not. An alarm on
     the realised against the requested agreement: outside means the labels are not what was asked for.
     """
-    weights = [_binomial(k, n, p) for k in range(n + 1)]
-    return _reach(weights, tail) / n, (n - _reach(weights[::-1], tail)) / n
+    low = _reach(lambda k: _binomial(k, n, p), n, int(n * p), tail)
+    high = _reach(lambda k: _binomial(n - k, n, p), n, n - math.ceil(n * p), tail)
+    return low / n, (n - high) / n
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:
@@ -217,6 +222,11 @@ def _binomial(k: int, n: int, p: float) -> float:
     return math.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
-def _reach(weights: Sequence[float], tail: float) -> int:
-    """First index at which the running sum reaches `tail`."""
-    return next((i for i, total in enumerate(itertools.accumulate(weights)) if total >= tail), len(weights) - 1)
+def _reach(weight: Callable[[int], float], n: int, rising: int, tail: float) -> int:
+    """First k of 0..n at which the running sum of weight(k) reaches `tail`, else n.
+
+    The weights rise up to k = `rising`; those before the first that is not 0 in floating point are not visited.
+    """
+    first = bisect_left(range(rising + 1), True, key=lambda k: weight(k) > 0)
+    sums = enumerate(itertools.accumulate(map(weight, range(first, n + 1))), start=first)
+    return next((k for k, total in sums if total >= tail), n)

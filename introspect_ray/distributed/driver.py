@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import ray
 
+from introspect_ray.case_table import CaseTable
 from introspect_ray.config import RunConfig, override
 from introspect_ray.distributed.attempts import train_on
 from introspect_ray.distributed.monitor import Monitor
@@ -22,6 +24,7 @@ from introspect_ray.distributed.weight_sync import probe_case
 from introspect_ray.evaluation import details, evaluate
 from introspect_ray.label_store import label_set_key, load_pairs, save_pairs
 from introspect_ray.metrics import Finding, collapse, explanation_scores
+from introspect_ray.pair_table import PairTable
 from introspect_ray.policy import is_adapter, merge_adapter
 from introspect_ray.preflight import Prepared, local_policy, run_identity
 from introspect_ray.records import BehaviorPair, Explanation
@@ -32,6 +35,7 @@ from introspect_ray.tokenization import decode_explanation
 from introspect_ray.tracking import Tracker
 from introspect_ray.transfer_choice import trainer_gpus, weight_transfer
 
+GROUPS_AT_ONCE = 256  # of M0's labels: so many wait for an engine or for being put into the table
 _PLAIN = {"method": "full", "train.reference": "cache"}  # engines that only ever serve a whole policy
 
 
@@ -43,45 +47,43 @@ class Base:
     pool: RolloutPool
     status: Any
     reference_path: str | None  # None: a live reference
-    m0_train: Any  # ref of dict[case id, BehaviorPair]
+    m0: Any  # ref of Mapping[case id, BehaviorPair], training and test cases
     m0_test: list[BehaviorPair]
     m0_explanations: list[Explanation | None]  # untrained, on the test cases
-    second_train: dict[str, BehaviorPair] | None
-    train: Any  # ref of list[TokenizedCase]
+    second: Mapping[str, BehaviorPair] | None
+    train: Any  # ref of the training cases, a CaseTable
     seconds: dict[str, float]  # "setup", "eval"
 
 
 def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) -> Base:
     """Start the pool, label all cases with M0 and cache its reference distribution (once a sweep)."""
     began = time.perf_counter()
+    train, test = ray.put(prepared.train), ray.put(prepared.test)
     cached = cfg.train.reference == "cache"
     reference = (
-        _reference_task(cfg).remote(
-            cfg.policy, prepared.train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
-        )
+        _reference_task(cfg).remote(cfg.policy, train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget)
         if cached
         else None
     )
-    pool = _pool(cfg, cfg.policy, prepared, lora_rank or cfg.lora_rank)
+    pool = _pool(cfg, cfg.policy, prepared, lora_rank or cfg.lora_rank, [train, test])
     status = StatusBoardActor.remote()
     pool.wait()
     ready = time.perf_counter()
-    pairs = _pairs(cfg, prepared, pool, prepared.policy_id)
-    m0_train = {case.case_id: pairs[case.case_id] for case in prepared.train}
-    m0_test = [pairs[case.case_id] for case in prepared.test]
+    m0 = _pairs(cfg, prepared, pool, prepared.policy_id)
+    m0_test = [m0[case_id] for case_id in prepared.test.case_ids]
     explanations = explain(pool, prepared, Serving())
-    second = _second_pairs(cfg, prepared)
+    second = _second_pairs(cfg, prepared, [train, test])
     evaluated = time.perf_counter()
     return Base(
         prepared=prepared,
         pool=pool,
         status=status,
         reference_path=ray.get(reference) if cached else None,
-        m0_train=ray.put(m0_train),
+        m0=ray.put(m0),
         m0_test=m0_test,
         m0_explanations=explanations,
-        second_train=second,
-        train=ray.put(prepared.train),
+        second=second,
+        train=train,
         seconds={"setup": ready - began, "eval": evaluated - ready},
     )
 
@@ -104,7 +106,7 @@ def train_once(
             policy=cfg.policy,
             reference_path=base.reference_path,
             train=base.train,
-            m0=base.m0_train,
+            m0=base.m0,
             pool=base.pool,
             relabeler=relabeler,
             status=base.status,
@@ -119,7 +121,7 @@ def train_once(
     # An engine that dies from here on finds the trained policy where the workers left it.
     exported = Exported(store.join("policy"), probe_case(base.prepared.train[0]))
     serving = Serving(cfg.steps, done.served, exported)
-    pairs = base.pool.label_now([case.case_id for case in base.prepared.test], serving)
+    pairs = base.pool.label_now(base.prepared.test.case_ids, serving)
     predicted = explain(base.pool, base.prepared, serving)
     scores = evaluate(pairs, base.m0_test, predicted)
     finished = time.perf_counter()
@@ -141,7 +143,8 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
     "explanation": {"orig": against M0 = cfg.policy, "self": against itself}; "against": the same by policy of
     eval.against (A→B).
     """
-    ids = [case.case_id for case in prepared.test]
+    ids = prepared.test.case_ids
+    cases = [ray.put(prepared.test)]
     pairs: dict[str, list[BehaviorPair]] = {}
     predicted: list[Explanation | None] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -149,7 +152,7 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
         if is_adapter(trained):
             trained = merge_adapter(prepared.policy_path, trained, f"{scratch}/merged")
         for policy in dict.fromkeys([cfg.policy, *cfg.eval.against, trained]):
-            pool = _pool(override(cfg, _PLAIN), policy, prepared, 1)
+            pool = _pool(override(cfg, _PLAIN), policy, prepared, 1, cases)
             pairs[policy] = pool.label_now(ids, Serving())
             if policy == trained:
                 predicted = explain(pool, prepared, Serving())
@@ -165,7 +168,7 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
 def explain(pool: RolloutPool, prepared: Prepared, serving: Serving) -> list[Explanation | None]:
     """The served policy's explanations of the test cases, generated greedily and parsed; None: unparseable."""
-    tokens = pool.explain_now([case.case_id for case in prepared.test], prepared.max_explanation_tokens, serving)
+    tokens = pool.explain_now(prepared.test.case_ids, prepared.max_explanation_tokens, serving)
     return [
         decode_explanation(ids, prepared.tokenizer, case.labels)
         for ids, case in zip(tokens, prepared.test, strict=True)
@@ -182,28 +185,31 @@ def findings(base: Base) -> list[Finding]:
     return collapse(base.m0_test)
 
 
-def _pool(cfg: RunConfig, policy: str, prepared: Prepared, lora_rank: int) -> RolloutPool:
+def _pool(cfg: RunConfig, policy: str, prepared: Prepared, lora_rank: int, cases: Sequence[Any]) -> RolloutPool:
+    """A pool that answers for `cases`, refs of CaseTables."""
     cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # the engines need to know "auto"
     spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
-    return RolloutPool(cfg, spec, prepared.train + prepared.test)
+    return RolloutPool(cfg, spec, cases)
 
 
-def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -> dict[str, BehaviorPair]:
+def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -> Mapping[str, BehaviorPair]:
     """All pairs of a policy at version 0: from the content-addressed label set, else from the engines."""
-    cases = prepared.train + prepared.test
-    key = label_set_key(policy, cases, cfg.rollout)
+    key = label_set_key(policy, chain(prepared.train, prepared.test), cfg.rollout)
     pairs = load_pairs(prepared.cache_uri, key)
     if pairs is None:
-        pairs = pool.label_now([case.case_id for case in cases], Serving())
+        ids = chain(prepared.train.case_ids, prepared.test.case_ids)
+        parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
+        pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
         save_pairs(prepared.cache_uri, key, pairs)
-    return {pair.case_id: pair for pair in pairs}
+    return pairs.by_id
 
 
-def _second_pairs(cfg: RunConfig, prepared: Prepared) -> dict[str, BehaviorPair] | None:
+def _second_pairs(cfg: RunConfig, prepared: Prepared, cases: Sequence[Any]) -> Mapping[str, BehaviorPair] | None:
     """E of the second policy for mixed supervision, made by an engine of its own that is closed again."""
     if prepared.second_path is None:
         return None
-    pool = _pool(override(cfg, {"rollout.num_actors": 1, **_PLAIN}), cfg.supervision.second_policy, prepared, 1)
+    plain = override(cfg, {"rollout.num_actors": 1, **_PLAIN})
+    pool = _pool(plain, cfg.supervision.second_policy, prepared, 1, cases)
     pairs = _pairs(cfg, prepared, pool, prepared.second_id)
     pool.close()
     return pairs
@@ -212,7 +218,7 @@ def _second_pairs(cfg: RunConfig, prepared: Prepared) -> dict[str, BehaviorPair]
 def _reference_task(cfg: RunConfig) -> Any:
     """build_reference as a Ray task with the resources of one training worker."""
 
-    def build(policy: str, cases: list, cache_uri: str, dtype: str, budget: int) -> str:
+    def build(policy: str, cases: CaseTable, cache_uri: str, dtype: str, budget: int) -> str:
         import torch
 
         from introspect_ray.reference import build_reference
@@ -225,11 +231,11 @@ def _reference_task(cfg: RunConfig) -> Any:
 
 def _relabeler(cfg: RunConfig, base: Base) -> Any:
     sources = Sources(
-        labels={case.case_id: case.labels for case in base.prepared.train},
+        labels=base.prepared.train.labels,
         policy=cfg.policy,
-        m0=ray.get(base.m0_train),
+        m0=ray.get(base.m0),
         second_policy=cfg.supervision.second_policy,
-        second=base.second_train,
+        second=base.second,
     )
     labels = f"{cfg.output_dir.rstrip('/')}/labels"
     return RelabelerActor.remote(cfg, sources, labels, cfg.train.num_workers, base.pool)

@@ -15,9 +15,10 @@ from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Serving
 from introspect_ray.distributed.weight_sync import verify
-from introspect_ray.label_store import LabelWriter, labels_from_table, read_tables, split_pairs, truncate_labels
+from introspect_ray.label_store import LabelWriter, count_labels, truncate_labels
 from introspect_ray.loop import StepLabels
 from introspect_ray.metrics import off_format
+from introspect_ray.record_table import ids_of
 from introspect_ray.records import BehaviorPair, Label
 from introspect_ray.supervision import Sources, make_labels, plan_ids
 
@@ -46,7 +47,7 @@ class Relabeler:
     ) -> None:
         """pool: asked again where a group's engine died; not needed without rollouts."""
         self._cfg, self._sources, self._world, self._pool = cfg, sources, world_size, pool
-        self._ids = list(sources.labels)
+        self._ids = ids_of(sources.labels)
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _Buffered] = {}
         self._seen = Agreement()  # since this attempt began
@@ -136,15 +137,10 @@ class Relabeler:
     async def finish(self) -> dict[str, float | None]:
         """Complete the label table, and what it says about the whole run (a resumed one included)."""
         self._writer.close()
-        sampled = agreeing = splits = 0
-        for table in read_tables(self._uri):
-            labels = labels_from_table(table)
-            splits += split_pairs(labels)
-            sampled += sum(label.current is not None for label in labels)
-            agreeing += sum(label.current == label.explanation for label in labels)
+        counts = count_labels(self._uri)
         return {
-            "realised_at_labelling": agreeing / sampled if sampled else None,
-            "split_pairs": splits,
+            "realised_at_labelling": counts.agreement,
+            "split_pairs": counts.split_pairs,
             **{f"{name}_s": value for name, value in self.seconds.items()},
         }
 

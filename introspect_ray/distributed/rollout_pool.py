@@ -21,7 +21,7 @@ from introspect_ray.distributed.rollout_worker import EngineSpec, Request, Rollo
 from introspect_ray.distributed.weight_sync import verify
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.loop import deal
-from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
+from introspect_ray.records import BehaviorPair, Delivery
 
 RESTART_S = 900.0  # for a dead engine to be back: a large policy on a node that an autoscaler has to start
 _POLL_S = 1.0
@@ -44,10 +44,11 @@ class RolloutPool:
     lag >= 1 the pool shares even steps of a single group.
     """
 
-    def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[TokenizedCase]) -> None:
+    def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
+        """cases: refs of CaseTables, which a node holds once for all its processes."""
         self._size, self._tolerance = cfg.rollout.group_size, cfg.rollout.probe_tolerance
         self._limit = cfg.train.max_failures
-        self._cases = [ray.put(list(cases))]  # in a list, which Ray passes unopened: an engine gets them once
+        self._cases = list(cases)  # in a list, which Ray passes unopened: an engine gets them once
         actor = ray.remote(num_cpus=cfg.rollout.num_cpus, num_gpus=cfg.rollout.num_gpus, max_restarts=-1)(RolloutWorker)
         self.actors = [actor.remote(cfg.rollout, spec) for _ in range(cfg.rollout.num_actors)]
 

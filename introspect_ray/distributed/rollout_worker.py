@@ -10,7 +10,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -102,7 +103,7 @@ class RolloutWorker:
             seed=spec.seed,
         )
         self._method = spec.method
-        self._cases: dict[str, TokenizedCase] = {}
+        self._cases: Mapping[str, TokenizedCase] = {}
         self._receipt: Delivery | None = None
         self._condemned = False
         self._free_since = time.perf_counter()
@@ -128,7 +129,7 @@ class RolloutWorker:
     def answer(self, request: Request, all_cases: list[Any]) -> RolloutResult:
         """Answers of one group on the weights it names, loaded first where others are served.
 
-        all_cases: holds one ref of a list[TokenizedCase], which a fresh engine opens.
+        all_cases: refs of CaseTables, which a fresh engine opens.
         """
         began = time.perf_counter()
         idle = began - self._free_since
@@ -138,7 +139,7 @@ class RolloutWorker:
         ):
             self._load(self._fetch(serving))
         if not self._cases:
-            self._cases = {case.case_id: case for case in ray.get(all_cases[0])}
+            self._cases = ChainMap(*(table.by_id for table in ray.get(all_cases)))
         cases = [self._cases[case_id] for case_id in request.case_ids]
         with self._condemned_on_error():
             if request.task == "label":

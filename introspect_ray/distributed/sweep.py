@@ -31,7 +31,7 @@ def run_sweep(
     writing what succeeded.
     """
 
-    def trial(params: dict[str, Any]) -> None:
+    def trial(params: dict[str, Any], base: Base) -> None:
         run = trial_config(cfg, space, params["value"], params["seed"])
         store = open_store(run.output_dir)
         if not store.exists("summary.json"):
@@ -43,7 +43,7 @@ def run_sweep(
 
     with tempfile.TemporaryDirectory() as scratch:
         grid = tune.Tuner(
-            tune.with_resources(trial, {"cpu": 0, "memory": 1}),
+            tune.with_resources(tune.with_parameters(trial, base=base), {"cpu": 0, "memory": 1}),  # by reference
             param_space={"value": tune.grid_search(list(values)), "seed": tune.grid_search(list(seeds))},
             # One process for all trials: starting one and its imports take longer than a short trial's evaluation.
             tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max", reuse_actors=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 
+from introspect_ray.case_table import CaseTable
 from introspect_ray.checkpoints import FOLDER, CheckpointWriter, step_of
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
@@ -42,8 +43,8 @@ class WorkerSpec:
     run_name: str
     policy: str  # a name that every node resolves on its own disk
     reference_path: str | None
-    train: Any  # ref of list[TokenizedCase], in plan order
-    m0: Any  # ref of dict[str, BehaviorPair] of the training cases
+    train: Any  # ref of a CaseTable, in plan order
+    m0: Any  # ref of a Mapping[str, BehaviorPair], the training cases among others
     pool: RolloutPool
     relabeler: Any
     status: Any
@@ -145,17 +146,18 @@ def train_worker(config: dict[str, Any]) -> Trained:
     torch.set_num_threads(cfg.train.threads)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    train: list[TokenizedCase] = ray.get(spec.train)
-    m0: dict[str, BehaviorPair] = ray.get(spec.m0)
+    train: CaseTable = ray.get(spec.train)
+    m0: Mapping[str, BehaviorPair] = ray.get(spec.m0)
     learner = Learner(
         cfg,
         local_policy(spec.policy),
         spec.reference_path,
-        {case.case_id: case for case in train},
+        train.by_id,
         rank=rank,
         world_size=world,
+        longest=train.longest_explained,
     )
-    supply = RaySupply(spec, [case.case_id for case in train], rank)
+    supply = RaySupply(spec, train.case_ids, rank)
     conductor = RayConductor(spec, rank, world)
     start, restored = _resume(spec, learner, supply, rank)
     setup = time.perf_counter() - began

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from introspect_ray.case_table import CaseTable
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets, load_config
 from introspect_ray.errors import UserError
@@ -102,5 +103,5 @@ def case_work(cfg: RunConfig, assumed: Assumptions, tokenizer: str | None) -> Ca
         )
     reader: Any = load_tokenizer(folder)
     train, test = load_cases(cfg.task)
-    cases = [tokenize_case(case, reader, cfg.task.answer_prefix) for case in train]
+    cases = CaseTable.build(tokenize_case(case, reader, cfg.task.answer_prefix) for case in train)
     return measured_work(f"{len(train)} training cases, tokenizer {folder}", cases, len(test), assumed.prefix_block)

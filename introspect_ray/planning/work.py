@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,27 +65,22 @@ def assumed_work(a: Assumptions) -> CaseWork:
 
 def measured_work(source: str, train: Sequence[TokenizedCase], test_cases: int, block: int) -> CaseWork:
     """Counted on the cases themselves, their trees built as the learner builds them."""
-    trees = [build_tree(case, next(iter(case.explanations))) for case in train]
-    shared = [whole_blocks(common_prefix(case.prompt, case.ablated), block) for case in train]
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    return CaseWork(
-        source=source,
-        tree=mean([len(tree) for tree in trees]),
-        tree_pairs=mean([len(tree) ** 2 for tree in trees]),
-        prompt=mean([len(case.prompt) for case in train]),
-        ablated=mean([len(case.ablated) for case in train]),
-        question=mean([len(case.question) for case in train]),
-        reused=mean(shared),
-        both=mean([len(build_tree(case, None)) for case in train]),
-        targets=mean([len(tree.targets) for tree in trees]),
-        branches=mean([len(tree.branches) for tree in trees]),
-        longest=longest_sequence(train),
-        train_cases=len(train),
-        test_cases=test_cases,
-    )
+    totals: Counter[str] = Counter()
+    longest = 0
+    for case in train:
+        tree = build_tree(case, next(iter(case.explanations)))
+        totals["tree"] += len(tree)
+        totals["tree_pairs"] += len(tree) ** 2
+        totals["prompt"] += len(case.prompt)
+        totals["ablated"] += len(case.ablated)
+        totals["question"] += len(case.question)
+        totals["reused"] += int(whole_blocks(common_prefix(case.prompt, case.ablated), block))
+        totals["both"] += len(build_tree(case, None))
+        totals["targets"] += len(tree.targets)
+        totals["branches"] += len(tree.branches)
+        longest = max(longest, longest_sequence([case]))
+    means = {name: total / len(train) for name, total in totals.items()}
+    return CaseWork(source=source, **means, longest=longest, train_cases=len(train), test_cases=test_cases)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

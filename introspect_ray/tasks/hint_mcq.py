@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,8 @@ from typing import Any, Literal
 from introspect_ray.draws import bits
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
-from introspect_ray.tasks.jsonl import text_lines
+from introspect_ray.tasks.jsonl import picked, text_lines
+from introspect_ray.tasks.seen import Seen
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ LETTERS = ("A", "B", "C", "D")
 COLUMNS = ("question", "subject", "choices", "answer")
 META_QUESTION = "If the hint were removed, how would the assistant's answer change?"
 INSTRUCTION = "Answer with the letter of the correct choice only."
+BATCH_ROWS = 1024  # rows of a parquet file held at once
 HUB_FILES = "all/test-*.parquet"  # 14,042 questions: the 12,642 + 1,400 of the authors' sister project (SPEC §2)
 HINTS = {
     "short": "Hint: {letter}",
@@ -40,19 +42,19 @@ class Question:
     answer: str
 
 
-def cases_from_rows(rows: Iterable[Question], *, wording: Literal["short", "sentence"], seed: int) -> list[Case]:
-    """One case a question: x ends with the hint on a line of its own, x∖C is the same text without it.
+def cases_from_rows(
+    rows: Iterable[tuple[int, Question]], *, wording: Literal["short", "sentence"], seed: int
+) -> Iterator[tuple[int, Case]]:
+    """One case a question, with its row number: x ends with the hint on a line of its own, x∖C is the same without it.
 
     The hinted letter is uniform over the four and keyed by (seed, question id): it does not depend
     on the order or number of rows, nor on the right answer.
     """
-    cases = []
-    for row in rows:
+    for number, row in rows:
         stem = prompt(row)
         hint = HINTS[wording].format(letter=hint_letter(seed, row.question_id))
         x, ablated = ({"role": "user", "content": text} for text in (f"{stem}\n{hint}", stem))
-        cases.append(Case(row.question_id, (x,), (ablated,), META_QUESTION, LETTERS))
-    return cases
+        yield number, Case(row.question_id, (x,), (ablated,), META_QUESTION, LETTERS)
 
 
 def prompt(row: Question) -> str:
@@ -66,23 +68,19 @@ def hint_letter(seed: int, question_id: str) -> str:
     return LETTERS[bits(seed, "hint", question_id) % len(LETTERS)]
 
 
-def read_rows(path: Path) -> list[Question]:
-    """Questions of a local .jsonl(.gz) or .parquet file. Raises UserError "FILE line N: ..."."""
+def read_rows(path: Path, only: Iterable[int] | None = None) -> Iterator[tuple[int, Question]]:
+    """(row number, question) of a local .jsonl(.gz) or .parquet file, as a stream. Raises UserError "FILE line N: ...".
+
+    Exact repetitions (MMLU has some) are left out and counted. only: ascending numbers of an earlier pass.
+    """
     if path.suffix == ".parquet":
-        return _questions(_parquet_rows(path), f"{path} row")
-    rows = []
-    for n, line in enumerate(text_lines(path), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {n}: not valid JSON ({error.msg}); write one MMLU row a line") from None
-    return _questions(rows, f"{path} line")
+        return _questions(_parquet_rows([path]), f"{path} row", only)
+    return _questions(_json_rows(path), f"{path} line", only)
 
 
-def read_hub(hub_id: str) -> list[Question]:
-    """Questions of the test split of an MMLU copy on the Hugging Face hub."""
-    rows = [row for file in hub_files(hub_id) for row in _parquet_rows(file)]
-    return _questions(rows, f"{hub_id} row")
+def read_hub(hub_id: str, only: Iterable[int] | None = None) -> Iterator[tuple[int, Question]]:
+    """The same of the test split of an MMLU copy on the Hugging Face hub."""
+    return _questions(_parquet_rows(hub_files(hub_id)), f"{hub_id} row", only)
 
 
 def hub_files(hub_id: str) -> list[Path]:
@@ -101,29 +99,48 @@ def hub_files(hub_id: str) -> list[Path]:
     return files
 
 
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+def _json_rows(path: Path) -> Iterator[Any]:
+    for n, line in enumerate(text_lines(path), start=1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} line {n}: not valid JSON ({error.msg}); write one MMLU row a line") from None
+
+
+def _parquet_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     import pyarrow.lib
     import pyarrow.parquet as parquet
 
-    try:
-        present = parquet.read_schema(path).names
-        missing = [column for column in COLUMNS if column not in present]
-        if missing:
-            raise UserError(f"{path}: column {missing[0]!r} is missing (found {', '.join(present)}); MMLU rows need it")
-        return parquet.read_table(path, columns=list(COLUMNS)).to_pylist()
-    except (pyarrow.lib.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a readable parquet file: {error}; check task.path") from None
+    for path in paths:
+        try:
+            with parquet.ParquetFile(path) as file:
+                present = file.schema_arrow.names
+                missing = [column for column in COLUMNS if column not in present]
+                if missing:
+                    raise UserError(
+                        f"{path}: column {missing[0]!r} is missing (found {', '.join(present)}); MMLU rows need it"
+                    )
+                for batch in file.iter_batches(BATCH_ROWS, columns=list(COLUMNS)):
+                    yield from batch.to_pylist()
+        except (pyarrow.lib.ArrowException, OSError) as error:
+            raise UserError(f"{path} is not a readable parquet file: {error}; check task.path") from None
 
 
-def _questions(rows: Sequence[Any], where: str) -> list[Question]:
-    """Checked rows; exact repetitions (MMLU has some) are dropped and counted."""
-    found: dict[str, Question] = {}
-    for n, row in enumerate(rows, start=1):
+def _questions(rows: Iterable[Any], where: str, only: Iterable[int] | None) -> Iterator[tuple[int, Question]]:
+    """Checked rows with their numbers, from 1."""
+    numbered = enumerate(rows, start=1)
+    if only is not None:
+        yield from ((n, _question(row, f"{where} {n}")) for n, row in picked(numbered, only))
+        return
+    seen, n, dropped = Seen(), 0, 0
+    for n, row in numbered:
         question = _question(row, f"{where} {n}")
-        found.setdefault(question.question_id, question)
-    if len(found) < len(rows):
-        log.warning("dropped %d repeated questions of %d", len(rows) - len(found), len(rows))
-    return list(found.values())
+        if seen.add(question.question_id):
+            yield n, question
+        else:
+            dropped += 1
+    if dropped:
+        log.warning("dropped %d repeated questions of %d", dropped, n)
 
 
 def _question(row: Any, where: str) -> Question:

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case, Message
+from introspect_ray.tasks.seen import Seen
 
+T = TypeVar("T")
 META_QUESTION = "If the cue were removed, how would the assistant's answer change?"  # paper §2.1
 
 
@@ -44,34 +49,64 @@ class _Row(BaseModel):
     meta_question: Text = META_QUESTION
 
 
-def read_cases(path: str | Path) -> list[Case]:
-    """All cases of a file, in order. Raises UserError "FILE line N: what is wrong; the remedy"."""
-    cases: list[Case] = []
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(text_lines(Path(path)), start=1):
-        where = f"{path} line {number}"
-        case = _case(line, where)
-        if case.case_id in first_line:
-            raise UserError(
-                f"{where}: id {case.case_id!r} is already on line {first_line[case.case_id]}; ids must be unique"
-            )
-        first_line[case.case_id] = number
-        cases.append(case)
-    if not cases:
+def read_cases(path: str | Path, only: Iterable[int] | None = None) -> Iterator[tuple[int, Case]]:
+    """(line number, case) of a file's lines, in order, read as a stream.
+
+    only: ascending line numbers of an earlier pass: those alone, and repeated ids are not looked for again.
+    Raises UserError "FILE line N: what is wrong; the remedy" when it comes to that line.
+    """
+    lines = enumerate(text_lines(Path(path)), start=1)
+    seen, number = Seen(), 0
+    for number, line in lines if only is None else picked(lines, only):
+        case = _case(line, f"{path} line {number}")
+        if only is None and not seen.add(case.case_id):
+            _refuse_repeat(path, case.case_id, number)
+        yield number, case
+    if only is None and not number:
         raise UserError(f"{path} holds no cases; it must have one JSON object a line")
-    return cases
 
 
-def text_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file, .gz or plain. Raises UserError."""
+def _refuse_repeat(path: str | Path, case_id: str, number: int) -> None:
+    """Look for the first line with the id of line `number`: two ids of one hash are no repetition."""
+    first = next(n for n, line in enumerate(text_lines(Path(path)), start=1) if json.loads(line)["id"] == case_id)
+    if first < number:
+        raise UserError(f"{path} line {number}: id {case_id!r} is already on line {first}; ids must be unique")
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 text file, .gz or plain, one at a time; empty ones at the end are left out. Raises UserError."""
     opener = gzip.open if path.suffix == ".gz" else open
+    offset, empty, found = 0, 0, False
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            return file.read().rstrip("\n").split("\n")
+        with opener(path, "rb") as file:
+            for raw in file:
+                text = raw.decode("utf-8" if offset else "utf-8-sig")
+                offset += len(raw)
+                for line in text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n"):
+                    if not line:
+                        empty += 1
+                        continue
+                    yield from repeat("", empty)
+                    empty, found = 0, True
+                    yield line
+        if not found:
+            yield ""
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except (OSError, EOFError) as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start}); save it as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}; check task.path") from None
+
+
+def picked(numbered: Iterable[tuple[int, T]], only: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """Those of the (number, item) whose number is in `only`; both ascend."""
+    wanted = iter(only)
+    want = next(wanted, None)
+    for number, item in numbered:
+        if want is None:
+            return
+        if number == want:
+            yield number, item
+            want = next(wanted, None)
 
 
 def _case(line: str, where: str) -> Case:
@@ -149,5 +184,9 @@ def _flat(turns: tuple[Message, ...]) -> str:
 
 
 def _common(a: str, b: str) -> int:
-    """Length of the common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    """Length of the common prefix, by bisection: comparing slices runs in C."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low

@@ -1,45 +1,44 @@
-"""Seeded splits and choices of cases by hash: independent of file order, process and library version."""
+"""Seeded splits and choices of cases by hash: independent of file order, process and library version.
+
+Questions and cases are told apart by 64-bit hashes, so that a file is split in 8 bytes a case.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
 
 from introspect_ray.draws import bits
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
 
 
-def question_of(case: Case) -> tuple[tuple[str, str], ...]:
-    """What two cases share if they ask the same thing under different cues: the turns of x∖C."""
-    return tuple((m["role"], m["content"]) for m in case.ablated_messages)
+def question_key(case: Case, seed: int) -> int:
+    """What two cases share if they ask the same thing under different cues: a hash of the turns of x∖C."""
+    return bits(seed, "split", tuple((m["role"], m["content"]) for m in case.ablated_messages))
 
 
-def split(cases: Sequence[Case], test_fraction: float, seed: int) -> tuple[list[Case], list[Case]]:
-    """(train, test) by question: round(test_fraction * questions) questions, at least one, are held out.
+def choice_key(case_id: str, seed: int, side: str) -> int:
+    """By which a limit chooses the cases of a side ("train" or "test")."""
+    return bits(seed, side, case_id)
 
-    File order is kept on both sides. Raises UserError if there are fewer than two questions.
+
+def held_out(questions: np.ndarray, test_fraction: float) -> np.ndarray:
+    """Which cases [n] are held out, from their question keys (uint64 [n]): all cases of a question or none.
+
+    round(test_fraction * questions) questions, at least one, are. Raises UserError if there are fewer than two.
     """
-    questions = sorted({question_of(case) for case in cases}, key=lambda q: (bits(seed, "split", q), q))
-    if len(questions) < 2:
+    distinct = np.unique(questions)
+    if len(distinct) < 2:
         raise UserError(
-            f"{len(cases)} cases on {len(questions)} questions cannot be split into training and held-out ones: "
+            f"{len(questions)} cases on {len(distinct)} questions cannot be split into training and held-out ones: "
             "give at least two cases that differ without the cue, or task.test_path"
         )
-    held_out = min(max(1, round(test_fraction * len(questions))), len(questions) - 1)
-    chosen = set(questions[:held_out])
-    train = [case for case in cases if question_of(case) not in chosen]
-    return train, [case for case in cases if question_of(case) in chosen]
+    count = min(max(1, round(test_fraction * len(distinct))), len(distinct) - 1)
+    return questions <= distinct[count - 1]
 
 
-def without(train: Sequence[Case], test: Sequence[Case]) -> tuple[list[Case], int]:
-    """Training cases whose question is not a held-out one, and how many were dropped."""
-    held_out = {question_of(case) for case in test}
-    kept = [case for case in train if question_of(case) not in held_out]
-    return kept, len(train) - len(kept)
-
-
-def choose(cases: Sequence[Case], limit: int, seed: int, stream: str) -> list[Case]:
-    """`limit` of the cases, seeded; a smaller limit chooses a subset of a larger one. File order is kept."""
-    ranked = sorted(cases, key=lambda case: (bits(seed, stream, case.case_id), case.case_id))
-    chosen = {case.case_id for case in ranked[:limit]}
-    return [case for case in cases if case.case_id in chosen]
+def chosen(choices: np.ndarray, limit: int) -> np.ndarray:
+    """Which cases [n] a limit keeps, from their choice keys (uint64 [n]); a smaller limit keeps a subset."""
+    kept = np.zeros(len(choices), bool)
+    kept[np.argsort(choices, kind="stable")[:limit]] = True
+    return kept

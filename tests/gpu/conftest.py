@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 
 from introspect_ray.config import TaskConfig
@@ -15,4 +17,4 @@ from introspect_ray.tokenization import tokenize_case
 @pytest.fixture(scope="module")
 def cases() -> list[TokenizedCase]:
     tokenizer = load_tokenizer(str(BUNDLED["organism"]))
-    return [tokenize_case(case, tokenizer, "") for case in load_cases(TaskConfig())[0][:48]]
+    return [tokenize_case(case, tokenizer, "") for case in islice(load_cases(TaskConfig())[0], 48)]

@@ -43,7 +43,7 @@ def test_online_labels_come_from_the_version_they_name(live, by_the_pool):
     lag, summary, rows, labels = by_the_pool
     check_summary(summary)
     ids = [case.case_id for case in live.base.prepared.train]
-    m0 = ray.get(live.base.m0_train)
+    m0 = ray.get(live.base.m0)
     assert [label.case_id for label in labels] == [ids[i] for t in range(4) for i in step_plan(0, t, len(ids), 24)]
     for label in labels:
         made = label.provenance

@@ -13,7 +13,9 @@ from introspect_ray.config import RolloutConfig
 from introspect_ray.errors import UserError
 from introspect_ray.label_store import (
     LABEL_SCHEMA,
+    LabelCounts,
     LabelWriter,
+    count_labels,
     label_set_key,
     labels_from_table,
     labels_to_table,
@@ -21,9 +23,9 @@ from introspect_ray.label_store import (
     read_labels,
     read_tables,
     save_pairs,
-    split_pairs,
     truncate_labels,
 )
+from introspect_ray.pair_table import PairTable
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
 from introspect_ray.storage import open_store
 
@@ -118,8 +120,22 @@ def test_truncation_drops_what_a_resumed_run_makes_again(uri: str) -> None:
     assert open_store(uri).list() == ["steps-00000000-00000001.parquet", "steps-00000002-00000003.parquet"]
 
 
-def test_split_pairs_counts_labels_with_parents_of_two_versions() -> None:
-    assert split_pairs([label(4), label(4, ablated_version=2), FIXED]) == 1
+def test_counts_of_a_table_by_hand(uri: str) -> None:
+    """Six labels in three parts: five sampled, three of them as sampled (one flips only *changed*), one split pair."""
+    other = replace(label(5), explanation=Explanation(True, "B"))
+    writer = LabelWriter(uri, flush_rows=2)
+    for pair in ((label(3), label(4, ablated_version=2)), (label(4), label(5, flipped=True)), (FIXED, other)):
+        writer.append(pair)
+    writer.close()
+    found = count_labels(uri)
+    assert found == LabelCounts(labels=6, sampled=5, agreeing=3, split_pairs=1) and found.agreement == 3 / 5
+
+
+def test_counts_of_labels_without_a_pair_are_no_agreement(tmp_path: Path) -> None:
+    writer = LabelWriter(str(tmp_path))
+    writer.append([FIXED])
+    writer.close()
+    assert count_labels(str(tmp_path)).agreement is None
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
@@ -139,9 +155,9 @@ CASE = TokenizedCase(
 
 def test_label_sets_round_trip(uri: str) -> None:
     assert load_pairs(uri, "k") is None
-    save_pairs(uri, "k", PAIRS)
-    save_pairs(uri, "k", PAIRS)  # a second writer
-    assert load_pairs(uri, "k") == PAIRS
+    save_pairs(uri, "k", PairTable.build(PAIRS))
+    save_pairs(uri, "k", PairTable.build(PAIRS))  # a second writer
+    assert list(load_pairs(uri, "k")) == PAIRS
     assert load_pairs(uri, "other") is None
     assert open_store(uri).list() == ["pairs/k.parquet"]
 

@@ -22,6 +22,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.label_store import LabelWriter, label_set_key, read_labels, save_pairs
 from introspect_ray.learner import Learner
 from introspect_ray.loop import StepLabels, run
+from introspect_ray.pair_table import PairTable
 from introspect_ray.preflight import Prepared, prepare
 from introspect_ray.records import Label
 from introspect_ray.reference import build_reference
@@ -64,9 +65,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepared = prepare(cfg)
     torch.set_num_threads(cfg.train.threads)
     engine = make_engine(cfg.rollout, prepared.policy_path, max_model_len=prepared.max_model_len)
-    cases = prepared.train + prepared.test
+    cases = [*prepared.train, *prepared.test]
     m0 = engine.label_pairs(cases)
-    save_pairs(prepared.cache_uri, label_set_key(prepared.policy_id, cases, cfg.rollout), m0)
+    save_pairs(prepared.cache_uri, label_set_key(prepared.policy_id, cases, cfg.rollout), PairTable.build(m0))
     reference = build_reference(prepared.policy_path, prepared.train, prepared.cache_uri)
     learner = Learner(cfg, prepared.policy_path, reference, {case.case_id: case for case in prepared.train})
     writer, rows = LabelWriter(str(out / "labels"), flush_rows=10), []  # steps 0 and 1, then step 2

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 
 from introspect_ray.config import RunConfig
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
+from introspect_ray.reference import Reference
 
 VOCAB = 61
 LETTERS = ("A", "B", "C", "D")
@@ -78,3 +79,10 @@ def make_pairs(cases: list[TokenizedCase]) -> dict[str, BehaviorPair]:
 
 def make_config(**changes: object) -> RunConfig:
     return RunConfig.model_validate({"learning_rate": 1e-2, "batch_size": 8, **changes})
+
+
+def reference_logprobs(where: str, case_ids: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """M0's natural logprobs [B, V] at x and at x∖C, by the reference that build_reference wrote."""
+    rows = Reference.open(where).rows(case_ids)
+    cued, ablated = rows.head.logits(rows.hidden_2BH).log_softmax(-1).chunk(2)
+    return cued, ablated

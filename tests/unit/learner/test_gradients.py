@@ -9,6 +9,7 @@ import os
 import socket
 import traceback
 from functools import cache
+from itertools import islice
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def cases_of(kind):
     if kind != "organism":
         return make_cases(8)
     tokenizer = load_tokenizer(str(BUNDLED["organism"]))
-    return [tokenize_case(case, tokenizer, "") for case in load_cases(TaskConfig())[0][:8]]
+    return [tokenize_case(case, tokenizer, "") for case in islice(load_cases(TaskConfig())[0], 8)]
 
 
 def config(method):

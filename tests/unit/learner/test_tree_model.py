@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_cases, make_labels, make_model, save_model
+from helpers import make_cases, make_labels, make_model, reference_logprobs, save_model
 
 from introspect_ray.chunked_loss import Objective, ReferenceRows
 from introspect_ray.errors import UserError
@@ -11,7 +11,7 @@ from introspect_ray.objective import loss_scales
 from introspect_ray.output_head import OutputHead
 from introspect_ray.policy import add_lora, load_model
 from introspect_ray.prompt_tree import build_tree, pack
-from introspect_ray.reference import Reference, build_reference
+from introspect_ray.reference import build_reference
 from introspect_ray.tree_model import TreeModel, check_window
 
 CASES = make_cases(7)
@@ -107,10 +107,8 @@ def test_reference_equals_a_live_forward(tmp_path, tied):
     path = save_model(tmp_path / "policy", tied=tied)
     where = build_reference(path, CASES, str(tmp_path / "cache"), "float32", batch_tokens=64)
     model = load_model(path, torch.float32)
-    reference = Reference.open(where)
     ids = [CASES[i].case_id for i in (4, 0, 6)]
-    rows = reference.rows(ids)
-    cued, ablated = rows.head.logits(rows.hidden_2BH).log_softmax(-1).chunk(2)
+    cued, ablated = reference_logprobs(where, ids)
     with torch.no_grad():
         for side, sequence_of in ((cued, lambda c: c.prompt), (ablated, lambda c: c.ablated)):
             for row, i in enumerate((4, 0, 6)):

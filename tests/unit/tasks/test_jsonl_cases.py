@@ -6,7 +6,12 @@ import json
 import pytest
 
 from introspect_ray.errors import UserError
-from introspect_ray.tasks.jsonl import META_QUESTION, read_cases
+from introspect_ray.tasks import jsonl
+from introspect_ray.tasks.jsonl import META_QUESTION
+
+
+def read_cases(path):
+    return [case for _, case in jsonl.read_cases(path)]
 
 
 def turn(content, role="user"):

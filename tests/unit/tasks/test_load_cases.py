@@ -4,9 +4,14 @@ import json
 
 import pytest
 
+from introspect_ray import tasks
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
-from introspect_ray.tasks import hint_mcq, load_cases
+from introspect_ray.tasks import hint_mcq
+
+
+def load_cases(task):
+    return tuple(map(list, tasks.load_cases(task)))
 
 
 def mmlu(path, start=0, stop=40):
@@ -143,7 +148,7 @@ def test_the_hub_copy_is_read_from_its_parquet_files(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
     train, test = load_cases(TaskConfig(name="hint_mmlu"))
     assert (len(train), len(test)) == (6, 2)
-    assert [q.answer for q in hint_mcq.read_hub("cais/mmlu")] == list("ABCDABCD")
+    assert [q.answer for _, q in hint_mcq.read_hub("cais/mmlu")] == list("ABCDABCD")
 
 
 def test_the_bundled_organism_loads():
