@@ -13,6 +13,7 @@ from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.work import CaseWork
 
 _BATCHED_TOKENS = 8192  # engines/vllm_engine.py: prefill tokens of one engine step
+_CHUNK = 1 << 26  # chunked_loss.py: logits that exist at a time on a GPU
 WIDTH = {"bfloat16": 2, "float32": 4}
 
 
@@ -27,7 +28,7 @@ class TrainerMemory:
     gathered: float  # compute-type copies: the root through the step, two layers; root gradient and its float32 copy
     reference: float  # M0's output head, one copy a GPU
     activations: float  # kept for the backward, at the token budget
-    logits: float  # rows x vocabulary, with their float32 copies
+    logits: float  # a chunk of rows x vocabulary, with their float32 copies
 
     @property
     def total(self) -> float:
@@ -84,14 +85,16 @@ def activation_bytes(shape: ModelShape, tokens: float, width: int, checkpointing
 
 
 def logit_bytes(shape: ModelShape, work: CaseWork, trees: int, width: int) -> float:
-    """Bytes of the logits of `trees` trees at the peak of their backward.
+    """Bytes of the logits of the first chunk of `trees` trees: behaviour rows, and target rows if there is room.
 
-    A row with gradient: logits, float32 copy, log-softmax, gradients of both; a behaviour row also M0's float32
-    logprobs and the KL's own product; a deciding row only logits.
+    A row: logits, float32 copy, log-softmax, gradients of both; a behaviour row also M0's float32 logprobs and the
+    KL's own product. Deciding rows have a chunk of their own, of logits only.
     """
+    room = max(1, _CHUNK // shape.vocab)
+    behaviour = min(2 * trees, room)
+    targets = min(work.targets * trees, room - behaviour)
     row = 2 * width + 3 * 4
-    rows = (2 * (row + 2 * 4) + work.targets * row + work.branches * width) * trees
-    return rows * shape.vocab
+    return (behaviour * (row + 2 * 4) + targets * row) * shape.vocab
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.planning.durations import durations, label_own_seconds, sent_bytes, sync_seconds, update_seconds
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.job import DEFAULTS, make_plan
-from introspect_ray.planning.memory import engine_memory, kept_bytes, trainer_memory
+from introspect_ray.planning.memory import engine_memory, kept_bytes, logit_bytes, trainer_memory
 from introspect_ray.planning.model_shape import read_shape
 from introspect_ray.planning.report import as_text, memory_text
 from introspect_ray.planning.work import assumed_work, common_prefix, pair_flops, step_flops
@@ -78,8 +78,15 @@ def test_trainer_memory_by_hand():
     # 8 cases over 4 GPUs: two trees, but room for the longest case; 36 layer inputs and one layer's inside a token
     inside = 2 * 6 * 4096 + 6 * (4096 + 1024) + 4 * 4096 + 8 * 4096 + 8 * 12288
     assert memory.activations == 732 * (36 * 2 * 4096 + inside)
-    # a row of 16 bytes, 24 where there is a KL (x and x∖C), 2 for the three deciding rows
-    assert memory.logits == pytest.approx(2 * 151_936 * (2 * 24 + 9 * 16 + 3 * 2))
+    # a row of 16 bytes, 24 where there is a KL (x and x∖C)
+    assert memory.logits == pytest.approx(2 * 151_936 * (2 * 24 + 9 * 16))
+
+
+def test_logits_do_not_grow_beyond_a_chunk():
+    """2^26 logits are 441 rows of 151,936: of 100 trees 200 behaviour rows and 241 of the 900 target rows, of 300
+    trees 441 behaviour rows."""
+    assert logit_bytes(SHAPE, WORK, 100, 2) == 151_936 * (200 * 24 + 241 * 16)
+    assert logit_bytes(SHAPE, WORK, 300, 2) == logit_bytes(SHAPE, WORK, 10_000, 2) == 151_936 * 441 * 24
 
 
 def test_offloading_by_hand():
