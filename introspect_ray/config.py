@@ -73,6 +73,9 @@ class RolloutConfig(_Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence an engine accepts; None: the longest case rounded up."""
+    max_batched_tokens: int = Field(8192, ge=256)
+    """vllm: most prompt tokens in one forward of the engine; a longer prompt is read in chunks of so many. On a GPU the
+    activation memory of a forward, set aside at the start, is proportional to it."""
     kv_cache_bytes: int = Field(128 << 20, ge=1 << 20)
     """CPU: size of the engine's KV cache."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)

@@ -48,6 +48,7 @@ class Base:
     m0_explanations: list[Explanation | None]  # untrained, on the test cases
     second_train: dict[str, BehaviorPair] | None
     train: Any  # ref of list[TokenizedCase]
+    prefix_hit_rate: float | None  # of M0's labelling; None where all its labels were kept from before
     seconds: dict[str, float]  # "setup", "eval"
 
 
@@ -67,6 +68,7 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
     pool.wait()
     ready = time.perf_counter()
     pairs = _pairs(cfg, prepared, pool, prepared.policy_id)
+    hit_rate = pool.prompt_tokens.hit_rate
     m0_train = {case.case_id: pairs[case.case_id] for case in prepared.train}
     m0_test = [pairs[case.case_id] for case in prepared.test]
     explanations = explain(pool, prepared, Serving())
@@ -82,6 +84,7 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
         m0_explanations=explanations,
         second_train=second,
         train=ray.put(prepared.train),
+        prefix_hit_rate=hit_rate,
         seconds={"setup": ready - began, "eval": evaluated - ready},
     )
 
@@ -92,7 +95,8 @@ def train_once(
     """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
     began = time.perf_counter()
     one_sided = {finding.name: finding.value for finding in findings(base)}
-    tracker.log_metrics({"before": {**numbers_of(untrained_scores(base)), "collapse": one_sided}}, 0)
+    before = {"collapse": one_sided, "prefix_hit_rate": base.prefix_hit_rate}
+    tracker.log_metrics({"before": {**numbers_of(untrained_scores(base)), **before}}, 0)
     store = open_store(cfg.output_dir)
     store.write_json("run.json", cfg.model_dump(mode="json"))  # a trial's own, for audit and replay
     identity = run_identity(cfg, base.prepared)

@@ -56,6 +56,9 @@ def test_online_labels_come_from_the_version_they_name(live, by_the_pool):
     assert summary["labels"]["realised_at_labelling"] == agreeing
     assert summary["labels"]["requested_agreement"] == NU
     assert summary["labels"]["split_pairs"] == 0
+    longest = max(len(case.prompt) for case in live.base.prepared.train)
+    assert longest < 32 and [row["prefix_hit_rate"] for row in rows] == [0.0] * 4  # no prompt fills a cache block
+    assert live.base.prefix_hit_rate == 0.0
     assert [row["lag"] for row in rows] == [t - label_version(t, lag, 1) for t in range(4)]
     if lag == 0:  # what the trainer reads off its forward is what the engine sampled: same weights, same numbers
         assert all(row["realised_at_consumption"] == row["realised_at_labelling"] for row in rows)
@@ -75,7 +78,7 @@ def test_the_learner_labels_as_the_engine_does(live, by_the_pool):
     assert [(x.case_id, x.provenance) for x in labels] == [(x.case_id, x.provenance) for x in pool]
     assert sum(x.current == y.current for x, y in zip(labels, pool, strict=True)) >= 0.95 * len(pool)
     assert [row["off_format"] for row in rows] == pytest.approx([row["off_format"] for row in theirs], abs=0.05)
-    assert all(row["rollout_idle_s"] == 0 for row in rows)  # no engine took part
+    assert all(row["rollout_idle_s"] == 0 and row["prefix_hit_rate"] is None for row in rows)  # no engine took part
     assert 0 < summary["timing_s"]["rollout"] < sum(row["step_s"] for row in rows)
 
 
