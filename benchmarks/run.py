@@ -21,7 +21,7 @@ from benchmarks.common import ROOT, Goal, last_object
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "RESULTS.md"
-NO_BENCHMARKS = ("__init__", "common", "run")
+NO_BENCHMARKS = ("__init__", "common", "run", "trl_trainer")
 COLUMNS = ("name", "ratio", "goal", "met", "command", "date", "machine", "details")
 WORSE = 0.10
 TITLE = """# Results
