@@ -90,7 +90,7 @@ def measure(
     explanations: Sequence[tuple[int, ...]],
     rate: float,
 ) -> dict[str, float]:
-    """Seconds of all optimizer steps but the first, and the loss on the first step's q + e with the weights of M0."""
+    """Seconds (wall, CPU) of all optimizer steps but the first; loss on the first step's q + e with M0's weights."""
     import torch
     from transformers import TrainerCallback
 
@@ -98,7 +98,7 @@ def measure(
 
     class Watch(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+            ends.append((time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(kind, policy, examples, rate, folder)
@@ -107,4 +107,5 @@ def measure(
         with torch.no_grad():
             first = trainer.compute_loss(trainer.model, explained).item()
         trainer.train()
-    return {"wall_s": ends[-1] - ends[0], "steps": len(ends) - 1, "first_loss": first}
+    wall, cpu = (last - begun for begun, last in zip(ends[0], ends[-1], strict=True))
+    return {"wall_s": wall, "cpu_s": cpu, "steps": len(ends) - 1, "first_loss": first}

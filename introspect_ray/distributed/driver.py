@@ -132,7 +132,9 @@ def train_once(
     rows = step_rows(store)
     cases = (len(base.prepared.train), len(base.prepared.test))
     out = run_summary(cfg, cases, scores, totals, rows, base.seconds, seconds)
-    store.write_json("details.json", details(base.m0_test, pairs, predicted))
+    timing = {part: done.seconds[part] for part in ("imports", "learner", "export")}  # of the summary's set-up
+    timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
+    store.write_json("details.json", {**details(base.m0_test, pairs, predicted), "timing_s": timing})
     store.write_json("summary.json", out)
     monitor.raise_failure()  # a tracker that failed on the way: after the results are safe
     track_results(tracker, store, out, rows)

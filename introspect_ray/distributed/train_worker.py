@@ -142,6 +142,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
 
     spec: WorkerSpec = config["spec"]
     cfg = spec.cfg
+    imported = time.perf_counter()
     torch.set_num_threads(cfg.train.threads)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -158,16 +159,18 @@ def train_worker(config: dict[str, Any]) -> Trained:
     supply = RaySupply(spec, [case.case_id for case in train], rank)
     conductor = RayConductor(spec, rank, world)
     start, restored = _resume(spec, learner, supply, rank)
-    setup = time.perf_counter() - began
+    built = time.perf_counter()
     seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=frozenset(restored))
     conductor.wait()
     synced = time.perf_counter()
     supply.publish(learner, cfg.steps, train[0])
     served = supply.delivered() if rank == 0 else None
     seconds["sync"] += time.perf_counter() - synced
+    published = time.perf_counter()
     _export(cfg, learner, rank)
     conductor.settle()
-    return Trained({**seconds, "setup": setup}, served)
+    setup = {"imports": imported - began, "learner": built - imported, "export": time.perf_counter() - published}
+    return Trained({**seconds, **setup}, served)
 
 
 def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[int]]:
