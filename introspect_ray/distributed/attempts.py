@@ -20,6 +20,7 @@ import ray.train
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 from introspect_ray.checkpoints import FOLDER, newest_usable, step_of
 from introspect_ray.config import RunConfig
@@ -120,13 +121,20 @@ def _retire(relabeler: Any) -> None:
     ray.kill(relabeler)
 
 
+class _Trainer(TorchTrainer):
+    """Without the actor that Ray Train starts each time for Ray Data, which is not used: a second of CPU time a run."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
+
+
 def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
     """Attempts and checkpoints are ours: Ray's own restarts would keep the old relabeler.
 
     Only the wait for room stays Ray's (a start that times out is a failure of its controller).
     """
     resources = {"CPU": cfg.train.num_cpus, **({"GPU": trainer_gpus(cfg)} if cfg.train.use_gpu else {})}
-    return TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
