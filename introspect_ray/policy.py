@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from introspect_ray.errors import UserError
+from introspect_ray.heavy_imports import heavy_imports
 
 if TYPE_CHECKING:
     import torch
@@ -105,17 +106,18 @@ def load_model(path: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     dtype "auto" keeps that of the file. Train mode equals eval mode, but allows activation checkpointing.
     Raises UserError if the folder cannot be loaded.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with heavy_imports():
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(path)
-        for part in (config, config.get_text_config()):
-            for key, value in vars(part).items():
-                if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
-                    setattr(part, key, 0.0)
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"policy {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        try:
+            config = AutoConfig.from_pretrained(path)
+            for part in (config, config.get_text_config()):
+                for key, value in vars(part).items():
+                    if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
+                        setattr(part, key, 0.0)
+            model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"policy {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return model.train()
 
 

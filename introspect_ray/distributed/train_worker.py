@@ -21,6 +21,7 @@ from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Serving
 from introspect_ray.distributed.weight_sync import Expected, probe_case, verify
 from introspect_ray.distributed.weight_transfer import make_transfer
+from introspect_ray.heavy_imports import heavy_imports
 from introspect_ray.label_store import labels_from_table, labels_to_table
 from introspect_ray.loop import StepLabels, run
 from introspect_ray.preflight import local_policy
@@ -136,9 +137,10 @@ class RayConductor:
 def train_worker(config: dict[str, Any]) -> Trained:
     """What Ray Train calls on every rank."""
     began = time.perf_counter()
-    import torch
+    with heavy_imports():
+        import torch
 
-    from introspect_ray.learner import Learner
+        from introspect_ray.learner import Learner
 
     spec: WorkerSpec = config["spec"]
     cfg = spec.cfg
