@@ -2,7 +2,7 @@
 
 The main sweep's job, three values of λ on the organism: Ray Tune, one Ray Train run a trial, real vLLM engines, MLflow.
 `parts` are the seconds a trial spends beside its steps and evaluation: Ray Tune, Ray Train's start (and end), the
-training worker's imports and its making of the learner, the export of the policy, tracking, and the rest. Beside it
+making of the learner (its imports too), the export of the policy, tracking, and the rest. Beside it
 (separate_over_sweep) three `jobs/train.py` runs of the same trials, one after the other, over the whole sweep, imports
 and all: what one set of engines, M0's labels and its reference save.
 """

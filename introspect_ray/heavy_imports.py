@@ -17,9 +17,10 @@ def heavy_imports() -> Iterator[None]:
     """In the body nothing is garbage collected, and what only other uses of these libraries need is not found.
 
     An import leaves its objects alive, hundreds of thousands of them, which the collector would look through again
-    and again. What this process has imported already stays to be had.
+    and again. A process that has transformers already keeps what it has: transformers looks only once what there is.
     """
-    collecting, hidden = gc.isenabled(), [name for name in _UNUSED if name not in sys.modules]
+    collecting, fresh = gc.isenabled(), "transformers" not in sys.modules
+    hidden = [name for name in _UNUSED if fresh and name not in sys.modules]
     gc.disable()
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]  # how Python says: not to be imported

@@ -132,7 +132,7 @@ def train_once(
     rows = step_rows(store)
     cases = (len(base.prepared.train), len(base.prepared.test))
     out = run_summary(cfg, cases, scores, totals, rows, base.seconds, seconds)
-    timing = {part: done.seconds[part] for part in ("imports", "learner", "export")}  # of the summary's set-up
+    timing = {part: done.seconds[part] for part in ("learner", "export")}  # of the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
     store.write_json("details.json", {**details(base.m0_test, pairs, predicted), "timing_s": timing})
     store.write_json("summary.json", out)

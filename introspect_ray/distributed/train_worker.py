@@ -137,27 +137,13 @@ class RayConductor:
 def train_worker(config: dict[str, Any]) -> Trained:
     """What Ray Train calls on every rank."""
     began = time.perf_counter()
-    with heavy_imports():
-        import torch
-
-        from introspect_ray.learner import Learner
-
     spec: WorkerSpec = config["spec"]
     cfg = spec.cfg
-    imported = time.perf_counter()
-    torch.set_num_threads(cfg.train.threads)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     train: list[TokenizedCase] = ray.get(spec.train)
     m0: dict[str, BehaviorPair] = ray.get(spec.m0)
-    learner = Learner(
-        cfg,
-        local_policy(spec.policy),
-        spec.reference_path,
-        {case.case_id: case for case in train},
-        rank=rank,
-        world_size=world,
-    )
+    learner = _learner(spec, train, rank, world)
     supply = RaySupply(spec, [case.case_id for case in train], rank)
     conductor = RayConductor(spec, rank, world)
     start, restored = _resume(spec, learner, supply, rank)
@@ -171,8 +157,25 @@ def train_worker(config: dict[str, Any]) -> Trained:
     published = time.perf_counter()
     _export(cfg, learner, rank)
     conductor.settle()
-    setup = {"imports": imported - began, "learner": built - imported, "export": time.perf_counter() - published}
+    setup = {"learner": built - began, "export": time.perf_counter() - published}
     return Trained({**seconds, **setup}, served)
+
+
+def _learner(spec: WorkerSpec, train: Sequence[TokenizedCase], rank: int, world: int) -> Learner:
+    with heavy_imports():  # transformers is imported for the first time when the policy is loaded
+        import torch
+
+        from introspect_ray.learner import Learner
+
+        torch.set_num_threads(spec.cfg.train.threads)
+        return Learner(
+            spec.cfg,
+            local_policy(spec.policy),
+            spec.reference_path,
+            {case.case_id: case for case in train},
+            rank=rank,
+            world_size=world,
+        )
 
 
 def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[int]]:
