@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.common import Goal, last_object
-from benchmarks.run import COLUMNS, discover, make_row, read_table, verdict, write_table
+from benchmarks.run import COLUMNS, discover, make_row, read_table, run_all, verdict, write_table
 
 
 def row(ratio, goal=">= 7", **facts):
@@ -34,6 +34,21 @@ def test_verdict_names_what_is_over_ten_per_cent():
     assert verdict(row(5.5), row(6)) == "as before"  # 9 %
     assert verdict(row(12), row(6)) == "50% better than 6 (2026-11-23)"
     assert verdict(row(1.5, "<= 1.25"), row(1.2, "<= 1.25")).startswith("25% WORSE")
+
+
+def test_verdict_says_where_another_machine_was_measured():
+    other = row(6) | {"machine": "4 cores"}
+    assert verdict(row(5), other) == "20% WORSE than 6 (2026-11-23, another machine)"
+
+
+@pytest.mark.parametrize("ratio", [None, float("nan"), float("inf"), 0.0])
+def test_what_cannot_be_compared_is_no_result(ratio):
+    with pytest.raises(ValueError, match="no positive number"):
+        row(ratio)
+
+
+def test_a_failing_benchmark_does_not_stop_the_others():
+    assert run_all(["not_there", "not_there_either"], small=True) == ({}, ["not_there", "not_there_either"])
 
 
 def test_table_comes_back_as_it_was():
