@@ -20,7 +20,6 @@ import ray.train
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 from introspect_ray.checkpoints import FOLDER, newest_usable, step_of
 from introspect_ray.config import RunConfig
@@ -125,7 +124,7 @@ class _Trainer(TorchTrainer):
     """Without the actor that Ray Train starts each time for Ray Data, which is not used: a second of CPU time a run."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
 
 
 def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:

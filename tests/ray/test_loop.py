@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,11 @@ def test_the_learner_labels_as_the_engine_does(live, by_the_pool):
 
 def test_the_exported_policy_is_the_evaluated_one(live):
     """Behaviour EM recomputed by another engine (transformers) on the exported folder equals the summary's."""
-    summary, _, out = live.train(kl_weight=0.0)
+    summary, rows, out = live.train(kl_weight=0.0)
+    timing = json.loads((out / "details.json").read_text())["timing_s"]
+    assert timing.keys() == {"learner", "export", "ray_train", "eval"} and min(timing.values()) > 0
+    whole = summary["timing_s"]["total"] - sum(live.base.seconds.values())
+    assert sum(timing.values()) + sum(row["step_s"] for row in rows) < whole  # the last delivery is in neither
     rollout = override(live.cfg, {"rollout.engine": "transformers"}).rollout
     prepared = live.base.prepared
     engine = make_engine(rollout, str(out / "policy"), max_model_len=prepared.max_model_len)

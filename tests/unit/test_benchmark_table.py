@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.common import Goal, last_object
 from benchmarks.run import COLUMNS, discover, make_row, read_table, run_all, verdict, write_table
+from benchmarks.sweep_overhead import breakdown
 
 
 def row(ratio, goal=">= 7", **facts):
@@ -61,6 +62,15 @@ def test_table_comes_back_as_it_was():
     assert read_table("# Results\n") == {}
     with pytest.raises(ValueError, match=f"a row of 2 cells in a table of {len(COLUMNS)}"):
         read_table("| a | b |\n")
+
+
+def test_what_a_sweep_adds_to_a_trial():
+    """Two trials in 20 s, each 10: own steps and evaluation 5, so the ratio is 2; outside its MLflow run 1."""
+    parts = {"steps": 4.0, "eval": 1.0, "tracking": 0.5, "whole": 9.0, "learner": 1.0, "export": 0.25, "ray_train": 2.0}
+    ratio, mean = breakdown([parts | {"learner": 0.5}, parts | {"learner": 1.5}], 20.0)
+    assert ratio == 2.0
+    assert mean.pop("rest") == pytest.approx(10 - 5 - 1 - 0.5 - 1 - 0.25 - 2)
+    assert mean == {"own": 5.0, "tune": 1.0, "tracking": 0.5, "learner": 1.0, "export": 0.25, "ray_train": 2.0}
 
 
 def test_last_object():
