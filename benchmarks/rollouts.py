@@ -68,7 +68,7 @@ def measure(side: str, small: bool, threads: int) -> dict[str, Any]:
         with clock:
             logprobs = label(cases)
         fastest = min(fastest, clock.wall)
-    rate = engine.prefix_cache_hit_rate if engine else None
+    rate = engine.prompt_tokens.hit_rate if engine else None
     return {"wall_s": fastest, "hit_rate": rate, "logprobs": logprobs}
 
 

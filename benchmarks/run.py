@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import os
 import platform
 import subprocess
@@ -21,7 +22,7 @@ from benchmarks.common import ROOT, Goal, last_object
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "RESULTS.md"
-NO_BENCHMARKS = ("__init__", "common", "run")
+NO_BENCHMARKS = ("__init__", "common", "run", "trl_trainer")
 COLUMNS = ("name", "ratio", "goal", "met", "command", "date", "machine", "details")
 WORSE = 0.10
 TITLE = """# Results
@@ -60,10 +61,12 @@ def write_table(rows: Mapping[str, Row]) -> str:
 
 
 def make_row(result: Mapping[str, Any], command: str, date: str, machine: str) -> Row:
-    """The row of a benchmark's last line."""
+    """The row of a benchmark's last line. Raises ValueError for a ratio that is no positive number."""
     known = ("name", "ratio", "goal", "met")
     details = ", ".join(f"{key} {_plain(value)}" for key, value in result.items() if key not in known)
-    goal, ratio = Goal.parse(result["goal"]), float(result["ratio"])
+    goal, ratio = Goal.parse(result["goal"]), result["ratio"]
+    if not isinstance(ratio, int | float) or not 0 < ratio < math.inf:  # NaN would compare as no worse
+        raise ValueError(f"ratio {ratio!r} of {result['name']} is no positive number")
     met = "-" if str(goal) == "none" else "yes" if goal.met(ratio) else "no"
     cells = (result["name"], f"{ratio:.4g}", str(goal), met, command, date, machine, details)
     return dict(zip(COLUMNS, cells, strict=True))
@@ -82,7 +85,8 @@ def verdict(now: Row, before: Row | None) -> str:
     if before is None:
         return "new"
     worse = Goal.parse(now["goal"]).worse_by(float(now["ratio"]), float(before["ratio"]))
-    where = f"than {before['ratio']} ({before['date']})"
+    elsewhere = "" if now["machine"] == before["machine"] else ", another machine"
+    where = f"than {before['ratio']} ({before['date']}{elsewhere})"
     if worse > WORSE:
         return f"{worse:.0%} WORSE {where}"
     return f"{-worse:.0%} better {where}" if worse < -WORSE else "as before"
@@ -133,9 +137,11 @@ def main() -> None:
     before = read_table(RESULTS.read_text()) if RESULTS.is_file() else {}
     rows, failed = run_all(args.names or discover(), args.small)
     print(f"{'name':16} {'ratio':>8}  {'goal':8} {'met':4} {'' if args.small else 'since'}")
+    since = {name: "" if args.small else verdict(row, before.get(name)) for name, row in rows.items()}
     for name, row in rows.items():
-        since = "" if args.small else verdict(row, before.get(name))
-        print(f"{name:16} {row['ratio']:>8}  {row['goal']:8} {row['met']:4} {since}")
+        print(f"{name:16} {row['ratio']:>8}  {row['goal']:8} {row['met']:4} {since[name]}")
+    if worse := [f"{name} ({what})" for name, what in since.items() if "WORSE" in what]:
+        print(f"more than {WORSE:.0%} worse: {', '.join(worse)}", flush=True)
     if args.write and rows:
         RESULTS.write_text(f"{TITLE}\n{write_table({**before, **rows})}")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

@@ -6,11 +6,17 @@ Learner.step, with the reference computed beforehand (its seconds are reported, 
 in the order of the step plan (seed 0), four steps of eight on each side in turn. The step with the longest case is made
 once before and not counted. Both objectives must agree to 1e-4 at every step. How much padding the usual loop carries
 depends on the order.
+
+Beside it, where the `bench` extra is installed, TRL's nearest trainer on the same tokens and steps (ratio_trl: its
+seconds over ours) and its SFTTrainer (ratio_trl_sft); what each leaves out or does more stands in trl_trainer.py. Their
+objectives are others than ours: what can be compared is compared (SFT's cross-entropy on q + e with ours to 1e-3, GKD's
+KL of M0 to itself with 0).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +24,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import Clock, make_cases, make_labels, make_pairs, parser, policy_folder, report, run_main
+from benchmarks import trl_trainer
+from benchmarks.common import Clock, child, make_cases, make_labels, make_pairs, parser, policy_folder, report, run_main
 from introspect_ray.config import RunConfig, override
 from introspect_ray.learner import Learner
 from introspect_ray.policy import load_model
@@ -29,6 +36,8 @@ from introspect_ray.supervision import step_plan
 NAME, GOAL = "train_step", ">= 7"
 BATCH, COUNT, SEED, KL_WEIGHT, RATE, TOLERANCE = 8, 32, 0, 1.0, 1e-5, 1e-4
 IGNORED = -100
+TRL = ("gkd", "sft")
+TRL_TOLERANCE = 1e-3
 
 
 class UsualLoop:
@@ -99,6 +108,36 @@ def profile(learner: Learner, labels: Sequence[Label], cases: Sequence[Tokenized
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
 
 
+def measure_trl(kind: str, policy: str, cases: Sequence[TokenizedCase], labels: Sequence[Label]) -> dict[str, float]:
+    """TRL's steps on all cases, after one with the longest case."""
+    start = longest_batch(cases)
+    order = [*range(start, start + BATCH), *range(len(cases))]
+    explanations = [cases[i].explanations[labels[i].explanation] for i in order]
+    return trl_trainer.measure(kind, policy, [cases[i] for i in order], explanations, RATE)
+
+
+def run_trl(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Each trainer in a process of its own, whose memory (full logits of two models) is free again for ours."""
+    if not trl_trainer.available():
+        print("TRL is not installed (pip install '.[bench]'): ratio_trl is null", flush=True)
+        return {}
+    small = ["--small"] if args.small else []
+    command = ["-m", "benchmarks.train_step", "--threads", str(args.threads), *small]
+    runs = {kind: child([*command, "--trl", kind]) for kind in TRL}
+    for kind, run in runs.items():
+        print(f"TRL {kind}: {run['wall_s']:.2f} s for {run['steps']} steps, first {run['first_loss']:.6f}", flush=True)
+    return runs
+
+
+def check_trl(runs: dict[str, dict[str, float]], cross_entropy: float) -> None:
+    """Exits where a TRL trainer did not see the same tokens and weights. cross_entropy: ours at the first step."""
+    for kind, expected in (("sft", cross_entropy), ("gkd", 0.0)):
+        if kind in runs and not abs(runs[kind]["first_loss"] - expected) <= TRL_TOLERANCE:
+            sys.exit(
+                f"{NAME}: TRL's {kind} begins with {runs[kind]['first_loss']:.6f} on q + e, ours with {expected:.6f}"
+            )
+
+
 def flags() -> argparse.Namespace:
     arguments = parser(__doc__)
     arguments.add_argument("--threads", type=int, default=2, help="torch threads, the same for both (default 2)")
@@ -106,6 +145,7 @@ def flags() -> argparse.Namespace:
     arguments.add_argument(
         "--profile", action="store_true", help="print where one of our steps spends its time, and stop"
     )
+    arguments.add_argument("--trl", choices=TRL, help="measure this TRL trainer in this process, and stop")
     return arguments.parse_args()
 
 
@@ -115,33 +155,18 @@ def main() -> None:
     policy = policy_folder(args.small)
     cases = make_cases(policy, args.small, COUNT)
     cases = [cases[i] for i in step_plan(SEED, 0, len(cases), len(cases))]
-    labels, pairs = make_labels(cases), make_pairs(cases)
-    usual, ours, reference = Clock(), Clock(), Clock()
+    labels = make_labels(cases)
+    if args.trl:
+        return print(json.dumps(measure_trl(args.trl, policy, cases, labels)))
     with tempfile.TemporaryDirectory() as folder:
-        with reference:
+        with (reference := Clock()):
             path = build_reference(policy, cases, folder)
         learner = Learner(config(args.token_budget), policy, path, {case.case_id: case for case in cases})
         if args.profile:
             return profile(learner, labels, cases)
-        loop = UsualLoop(policy)
-        start = longest_batch(cases)
-        warm = slice(start, start + BATCH)  # so that no memory is touched for the first time in what is measured
-        loop.step(cases[warm], labels[warm])
-        learner.step(labels[warm], pairs)
-        for start in range(0, len(cases), BATCH):
-            part = slice(start, start + BATCH)
-            with usual:
-                expected = loop.step(cases[part], labels[part])
-            with ours:
-                metrics = learner.step(labels[part], pairs)
-            gap = abs(metrics["loss"] - expected)
-            print(
-                f"cases {start:2}-{start + BATCH - 1:2}: usual {usual.wall:7.2f} s, ours {ours.wall:6.2f} s so far; "
-                f"objective {expected:.6f} and {metrics['loss']:.6f} (KL {metrics['kl']:.1e})",
-                flush=True,
-            )
-            if not gap <= TOLERANCE:
-                sys.exit(f"{NAME}: the objectives differ by {gap:.2e}, more than {TOLERANCE:g}: no ratio to report")
+        trl = run_trl(args)
+        usual, ours, first = in_turn(UsualLoop(policy), learner, cases, labels)
+    check_trl(trl, first)
     report(
         NAME,
         usual.wall / ours.wall,
@@ -151,10 +176,43 @@ def main() -> None:
         reference_s=reference.wall,
         ratio_with_reference=usual.wall / (ours.wall + reference.wall),
         ratio_cpu=usual.cpu / ours.cpu,
+        ratio_trl=trl["gkd"]["wall_s"] / ours.wall if trl else None,
+        ratio_trl_cpu=trl["gkd"]["cpu_s"] / ours.cpu if trl else None,
+        ratio_trl_sft=trl["sft"]["wall_s"] / ours.wall if trl else None,
+        trl=trl or None,
         cases=len(cases),
         threads=args.threads,
         policy="organism" if args.small else "SmolLM2-135M",
     )
+
+
+def in_turn(
+    loop: UsualLoop, learner: Learner, cases: Sequence[TokenizedCase], labels: Sequence[Label]
+) -> tuple[Clock, Clock, float]:
+    """Clocks of the usual loop and of ours, and our cross-entropy at the first step, which is not counted.
+
+    Exits where the two objectives differ.
+    """
+    usual, ours, pairs = Clock(), Clock(), make_pairs(cases)
+    start = longest_batch(cases)
+    warm = slice(start, start + BATCH)  # so that no memory is touched for the first time in what is measured
+    loop.step(cases[warm], labels[warm])
+    first = learner.step(labels[warm], pairs)["cross_entropy"]
+    for start in range(0, len(cases), BATCH):
+        part = slice(start, start + BATCH)
+        with usual:
+            expected = loop.step(cases[part], labels[part])
+        with ours:
+            metrics = learner.step(labels[part], pairs)
+        gap = abs(metrics["loss"] - expected)
+        print(
+            f"cases {start:2}-{start + BATCH - 1:2}: usual {usual.wall:7.2f} s, ours {ours.wall:6.2f} s so far; "
+            f"objective {expected:.6f} and {metrics['loss']:.6f} (KL {metrics['kl']:.1e})",
+            flush=True,
+        )
+        if not gap <= TOLERANCE:
+            sys.exit(f"{NAME}: the objectives differ by {gap:.2e}, more than {TOLERANCE:g}: no ratio to report")
+    return usual, ours, first
 
 
 if __name__ == "__main__":

@@ -73,6 +73,9 @@ class RolloutConfig(_Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence an engine accepts; None: the longest case rounded up."""
+    max_batched_tokens: int = Field(8192, ge=256)
+    """vllm: most prompt tokens in one forward of the engine; a longer prompt is read in chunks of so many. On a GPU the
+    activation memory of a forward, set aside at the start, is proportional to it."""
     kv_cache_bytes: int = Field(128 << 20, ge=1 << 20)
     """CPU: size of the engine's KV cache."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
@@ -192,10 +195,10 @@ class RunConfig(_Section):
             )
         if self.train.reference == "live" and self.method != "lora":
             raise ValueError("train.reference=live needs method=lora (the reference is the policy with adapters off)")
-        gpu_only = {"train.attention=flex": self.train.attention == "flex", "train.offload=true": self.train.offload}
-        for setting, asked in gpu_only.items():
-            if asked and not self.train.use_gpu:
-                raise ValueError(f"{setting} is for a GPU: set train.use_gpu=true, or leave {setting} out")
+        asked = {"train.attention=flex": self.train.attention == "flex", "train.offload=true": self.train.offload}
+        if any(asked.values()) and not self.train.use_gpu:
+            setting = next(name for name, on in asked.items() if on)
+            raise ValueError(f"{setting} is for a GPU: set train.use_gpu=true, or leave {setting} out")
         if self.batch_size < self.train.num_workers:
             raise ValueError(
                 f"batch_size={self.batch_size} leaves some of the workers (train.num_workers={self.train.num_workers}) "

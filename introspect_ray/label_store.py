@@ -196,9 +196,10 @@ def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: Rollo
     """Address of a policy's pairs on `cases`: a hash of all that decides them.
 
     Besides policy and tokens these are the engine, its version and its numerics (type, group size,
-    threads and sharding move near-ties); not how many actors or how much memory it has.
+    tokens a forward, threads and sharding move near-ties); not how many actors or how much memory it has.
     """
-    numerics = {name: getattr(rollout, name) for name in ("dtype", "group_size", "threads", "tensor_parallel_size")}
+    names = ("dtype", "group_size", "max_batched_tokens", "threads", "tensor_parallel_size")
+    numerics = {name: getattr(rollout, name) for name in names}
     engine = rollout.served_by
     head = {"format": 1, "policy": policy_id, "version": _engine_version(engine), "engine": engine, **numerics}
     digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=16)

@@ -77,6 +77,7 @@ class StepLabels:
     pairs: Sequence[BehaviorPair]
     realised_agreement: float | None  # share of the step's labels equal to E of their pair
     off_format: float | None  # share of the step's answers whose likeliest token is no allowed label
+    prefix_hit_rate: float | None  # share of the prompt tokens that the engines had in their prefix cache
     rollout_s: float  # of the engines
     rollout_idle_s: float
     relabeler_idle_s: float
@@ -224,6 +225,7 @@ def _metrics(
         realised_at_consumption=result["realised_at_consumption"],
         engine_gap=engine_gap(fetched.pairs, learner.last_logprobs) if online and lag == 0 else None,
         off_format=fetched.off_format,
+        prefix_hit_rate=fetched.prefix_hit_rate,
         lag=lag if online else step,
         trainer_idle_s=idle,
         rollout_idle_s=fetched.rollout_idle_s,

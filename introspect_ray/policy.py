@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from introspect_ray.errors import UserError
-from introspect_ray.lean_imports import absent
+from introspect_ray.heavy_imports import heavy_imports
 
 if TYPE_CHECKING:
     import torch
@@ -106,19 +106,22 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", attention: str = "s
     dtype "auto" keeps that of the file; attention is transformers' attn_implementation. Train mode equals eval mode,
     but allows activation checkpointing. Raises UserError if the folder cannot be loaded.
     """
-    with absent("sklearn"):  # its own imports are made on first use, hence the mixin
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin  # noqa: F401
+    with heavy_imports():
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(path)
-        for part in (config, config.get_text_config()):
-            for key, value in vars(part).items():
-                if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
-                    setattr(part, key, 0.0)
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError, KeyError) as error:
-        remedy = "" if attention == "sdpa" else f" (loaded with {attention}; train.attention=sdpa does without)"
-        raise UserError(f"policy {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}{remedy}") from error
+        try:
+            config = AutoConfig.from_pretrained(path)
+            for part in (config, config.get_text_config()):
+                for key, value in vars(part).items():
+                    if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
+                        setattr(part, key, 0.0)
+            model = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, attn_implementation=attention
+            )
+        except (OSError, ValueError, KeyError) as error:
+            remedy = "" if attention == "sdpa" else f" (loaded with {attention}; train.attention=sdpa does without)"
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"policy {path!r} cannot be loaded: {said}{remedy}") from error
     return model.train()
 
 

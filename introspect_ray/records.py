@@ -135,6 +135,7 @@ class StepMetrics:
     realised_at_consumption: float  # share of labels equal to E(M_t), read off the training forward
     engine_gap: float | None  # max |trainer - engine| label logprob, same case and version (lag 0)
     off_format: float | None  # share of the sampled answers (two a pair) whose likeliest token is no allowed label
+    prefix_hit_rate: float | None  # share of the prompt tokens of the rollouts that came from vLLM's prefix cache
     lag: int  # step - weight version of the labels' parents; fixed and mixed: the step, their parents are of version 0
     trainer_idle_s: float
     rollout_idle_s: float

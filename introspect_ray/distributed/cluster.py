@@ -35,8 +35,8 @@ def connect(cfg: RunConfig) -> None:
         os.environ.setdefault(name, value)
     address = cluster_address(cfg)
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
     if address:
+        runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
         try:
             ray.init(address=address, runtime_env=runtime_env, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -51,8 +51,7 @@ def connect(cfg: RunConfig) -> None:
         address="local",
         num_cpus=int(-(-need["CPU"] // 1)) + 1,  # one for what is small: Tune trials, the reference task
         include_dashboard=False,
-        runtime_env=runtime_env,
-        **common,
+        **common,  # no runtime_env: workers inherit this process's environment, and those started ahead can be used
     )
 
 

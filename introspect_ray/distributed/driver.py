@@ -52,6 +52,7 @@ class Base:
     m0_explanations: list[Explanation | None]  # untrained, on the test cases
     second: Mapping[str, BehaviorPair] | None
     train: Any  # ref of the training cases, a CaseTable
+    prefix_hit_rate: float | None  # of M0's labelling; None where all its labels were kept from before
     seconds: dict[str, float]  # "setup", "eval"
 
 
@@ -70,6 +71,7 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
     pool.wait()
     ready = time.perf_counter()
     m0 = _pairs(cfg, prepared, pool, prepared.policy_id)
+    hit_rate = pool.prompt_tokens.hit_rate
     m0_test = [m0[case_id] for case_id in prepared.test.case_ids]
     explanations = explain(pool, prepared, Serving())
     second = _second_pairs(cfg, prepared, [train, test])
@@ -84,6 +86,7 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
         m0_explanations=explanations,
         second=second,
         train=train,
+        prefix_hit_rate=hit_rate,
         seconds={"setup": ready - began, "eval": evaluated - ready},
     )
 
@@ -94,7 +97,8 @@ def train_once(
     """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
     began = time.perf_counter()
     one_sided = {finding.name: finding.value for finding in findings(base)}
-    tracker.log_metrics({"before": {**numbers_of(untrained_scores(base)), "collapse": one_sided}}, 0)
+    before = {"collapse": one_sided, "prefix_hit_rate": base.prefix_hit_rate}
+    tracker.log_metrics({"before": {**numbers_of(untrained_scores(base)), **before}}, 0)
     store = open_store(cfg.output_dir)
     store.write_json("run.json", cfg.model_dump(mode="json"))  # a trial's own, for audit and replay
     identity = run_identity(cfg, base.prepared)
@@ -130,7 +134,9 @@ def train_once(
     rows = step_rows(store)
     cases = (len(base.prepared.train), len(base.prepared.test))
     out = run_summary(cfg, cases, scores, totals, rows, base.seconds, seconds)
-    store.write_json("details.json", details(base.m0_test, pairs, predicted))
+    timing = {part: done.seconds[part] for part in ("learner", "export")}  # of the summary's set-up
+    timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
+    store.write_json("details.json", {**details(base.m0_test, pairs, predicted), "timing_s": timing})
     store.write_json("summary.json", out)
     monitor.raise_failure()  # a tracker that failed on the way: after the results are safe
     track_results(tracker, store, out, rows)

@@ -15,6 +15,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Serving
 from introspect_ray.distributed.weight_sync import verify
+from introspect_ray.engines.base import PromptTokens
 from introspect_ray.label_store import LabelWriter, count_labels, truncate_labels
 from introspect_ray.loop import StepLabels
 from introspect_ray.metrics import off_format
@@ -72,8 +73,9 @@ class Relabeler:
                 results = await self._pool.collect(groups, f"step {step}", self.notes.append)
             pairs = [pair for result in results for pair in result.pairs]
             seconds, idle = sum(result.seconds for result in results), sum(result.idle_s for result in results)
+            tokens = sum((result.prompt_tokens for result in results), PromptTokens())
             self._require_running()
-            slot.ready.set_result(self._label(step, version, pairs, seconds, idle))
+            slot.ready.set_result(self._label(step, version, pairs, seconds, idle, tokens.hit_rate))
         except Exception as error:  # handed to every rank that fetches this step
             slot.fail(error)
 
@@ -101,6 +103,7 @@ class Relabeler:
             made.pairs[rank :: self._world],
             made.realised_agreement,
             made.off_format,
+            made.prefix_hit_rate,
             made.rollout_s,
             made.rollout_idle_s,
             made.relabeler_idle_s,
@@ -126,7 +129,7 @@ class Relabeler:
         for label in labels:
             by_step.setdefault(label.provenance.step, []).append(label)
         for later, ours in by_step.items():
-            self._slot(later).ready.set_result(StepLabels(ours, [], _agreement(ours), None, 0.0, 0.0, 0.0))
+            self._slot(later).ready.set_result(StepLabels(ours, [], _agreement(ours), None, None, 0.0, 0.0, 0.0))
         return sorted(by_step)
 
     async def stop(self) -> list[str]:
@@ -155,7 +158,13 @@ class Relabeler:
         return self._steps[step]
 
     def _label(
-        self, step: int, version: int, pairs: Sequence[BehaviorPair], rollout: float = 0.0, rollout_idle: float = 0.0
+        self,
+        step: int,
+        version: int,
+        pairs: Sequence[BehaviorPair],
+        rollout: float = 0.0,
+        rollout_idle: float = 0.0,
+        prefix_hit_rate: float | None = None,
     ) -> StepLabels:
         """The labels of `step` from all its pairs; rollout: the engines' seconds (the learner keeps its own)."""
         began = time.perf_counter()
@@ -177,7 +186,7 @@ class Relabeler:
         self.seconds["relabel"] += time.perf_counter() - began
         self._free_since = time.perf_counter()
         off = off_format(pairs) if pairs else None
-        return StepLabels(labels, pairs, _agreement(labels), off, rollout, rollout_idle, idle)
+        return StepLabels(labels, pairs, _agreement(labels), off, prefix_hit_rate, rollout, rollout_idle, idle)
 
 
 def unshard(shards: Mapping[int, Sequence[BehaviorPair]]) -> list[BehaviorPair]:

@@ -19,6 +19,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostErro
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_worker import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
 from introspect_ray.distributed.weight_sync import verify
+from introspect_ray.engines.base import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.loop import deal
 from introspect_ray.records import BehaviorPair, Delivery
@@ -48,6 +49,7 @@ class RolloutPool:
         """cases: refs of CaseTables, which a node holds once for all its processes."""
         self._size, self._tolerance = cfg.rollout.group_size, cfg.rollout.probe_tolerance
         self._limit = cfg.train.max_failures
+        self.prompt_tokens = PromptTokens()  # of label_now and explain_now so far
         self._cases = list(cases)  # in a list, which Ray passes unopened: an engine gets them once
         actor = ray.remote(num_cpus=cfg.rollout.num_cpus, num_gpus=cfg.rollout.num_gpus, max_restarts=-1)(RolloutWorker)
         self.actors = [actor.remote(cfg.rollout, spec) for _ in range(cfg.rollout.num_actors)]
@@ -87,6 +89,7 @@ class RolloutPool:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
         results = asyncio.run(self.collect(asked, "evaluation", note))
+        self.prompt_tokens = sum((result.prompt_tokens for result in results), self.prompt_tokens)
         return [answer for result in results for answer in result.answers]
 
     def _ask(self, request: Request, again: int = 0) -> Asked:

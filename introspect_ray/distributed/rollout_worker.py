@@ -21,7 +21,7 @@ import ray
 from introspect_ray.config import RolloutConfig
 from introspect_ray.distributed.weight_sync import Expected, unpack
 from introspect_ray.engines import make_engine
-from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.engines.base import PromptTokens, WeightUpdate
 from introspect_ray.errors import UserError
 from introspect_ray.policy import load_saved
 from introspect_ray.preflight import local_policy
@@ -84,6 +84,7 @@ class RolloutResult:
     receipt: Delivery | None
     seconds: float
     idle_s: float
+    prompt_tokens: PromptTokens
 
     @property
     def pairs(self) -> list[BehaviorPair]:
@@ -141,13 +142,15 @@ class RolloutWorker:
         if not self._cases:
             self._cases = ChainMap(*(table.by_id for table in ray.get(all_cases)))
         cases = [self._cases[case_id] for case_id in request.case_ids]
+        before = self._engine.prompt_tokens
         with self._condemned_on_error():
             if request.task == "label":
                 answers: list[Any] = self._engine.label_pairs(cases)
             else:
                 answers = self._engine.generate([case.question for case in cases], request.max_tokens)
         self._free_since = time.perf_counter()
-        return RolloutResult(answers, self._receipt, self._free_since - began, idle)
+        tokens = self._engine.prompt_tokens - before
+        return RolloutResult(answers, self._receipt, self._free_since - began, idle, tokens)
 
     def _load(self, update: WeightUpdate) -> Delivery:
         with self._condemned_on_error():

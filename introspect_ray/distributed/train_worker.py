@@ -22,6 +22,7 @@ from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Serving
 from introspect_ray.distributed.weight_sync import Expected, probe_case, verify
 from introspect_ray.distributed.weight_transfer import make_transfer
+from introspect_ray.heavy_imports import heavy_imports
 from introspect_ray.label_store import labels_from_table, labels_to_table
 from introspect_ray.loop import StepLabels, run
 from introspect_ray.preflight import local_policy
@@ -137,39 +138,46 @@ class RayConductor:
 def train_worker(config: dict[str, Any]) -> Trained:
     """What Ray Train calls on every rank."""
     began = time.perf_counter()
-    import torch
-
-    from introspect_ray.learner import Learner
-
     spec: WorkerSpec = config["spec"]
     cfg = spec.cfg
-    torch.set_num_threads(cfg.train.threads)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     train: CaseTable = ray.get(spec.train)
     m0: Mapping[str, BehaviorPair] = ray.get(spec.m0)
-    learner = Learner(
-        cfg,
-        local_policy(spec.policy),
-        spec.reference_path,
-        train.by_id,
-        rank=rank,
-        world_size=world,
-        longest=train.longest_explained,
-    )
+    learner = _learner(spec, train, rank, world)
     supply = RaySupply(spec, train.case_ids, rank)
     conductor = RayConductor(spec, rank, world)
     start, restored = _resume(spec, learner, supply, rank)
-    setup = time.perf_counter() - began
+    built = time.perf_counter()
     seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=frozenset(restored))
     conductor.wait()
     synced = time.perf_counter()
     supply.publish(learner, cfg.steps, train[0])
     served = supply.delivered() if rank == 0 else None
     seconds["sync"] += time.perf_counter() - synced
+    published = time.perf_counter()
     _export(cfg, learner, rank)
     conductor.settle()
-    return Trained({**seconds, "setup": setup}, served)
+    setup = {"learner": built - began, "export": time.perf_counter() - published}
+    return Trained({**seconds, **setup}, served)
+
+
+def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learner:
+    with heavy_imports():  # transformers is imported for the first time when the policy is loaded
+        import torch
+
+        from introspect_ray.learner import Learner
+
+        torch.set_num_threads(spec.cfg.train.threads)
+        return Learner(
+            spec.cfg,
+            local_policy(spec.policy),
+            spec.reference_path,
+            train.by_id,
+            rank=rank,
+            world_size=world,
+            longest=train.longest_explained,
+        )
 
 
 def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[int]]:

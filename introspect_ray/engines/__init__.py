@@ -8,6 +8,7 @@ from typing import Literal
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines.base import Engine
 from introspect_ray.errors import UserError
+from introspect_ray.heavy_imports import heavy_imports
 
 
 def make_engine(
@@ -23,14 +24,15 @@ def make_engine(
 
     Raises UserError where vLLM is asked for and not installed, or the folder cannot be served.
     """
-    if rollout.served_by == "transformers":
-        from introspect_ray.engines.transformers_engine import TransformersEngine
-
-        return TransformersEngine(policy_path, rollout, max_model_len, method, lora_rank, seed)
     check_installed(rollout)
-    from introspect_ray.engines.vllm_engine import VLLMEngine
+    with heavy_imports():
+        if rollout.served_by == "transformers":
+            from introspect_ray.engines.transformers_engine import TransformersEngine
 
-    return VLLMEngine(policy_path, rollout, max_model_len, method, lora_rank, seed)
+            return TransformersEngine(policy_path, rollout, max_model_len, method, lora_rank, seed)
+        from introspect_ray.engines.vllm_engine import VLLMEngine
+
+        return VLLMEngine(policy_path, rollout, max_model_len, method, lora_rank, seed)
 
 
 def check_installed(rollout: RolloutConfig) -> None:

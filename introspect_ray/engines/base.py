@@ -28,11 +28,33 @@ class WeightUpdate:
     adapter_config: Mapping[str, object] | None = None
 
 
+@dataclass(frozen=True)
+class PromptTokens:
+    """Prompt tokens an engine was given, and those of them it took from its prefix cache. Example: (200, 96)."""
+
+    given: int = 0
+    cached: int = 0
+
+    def __add__(self, other: PromptTokens) -> PromptTokens:
+        return PromptTokens(self.given + other.given, self.cached + other.cached)
+
+    def __sub__(self, other: PromptTokens) -> PromptTokens:
+        return PromptTokens(self.given - other.given, self.cached - other.cached)
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share taken from the cache; None where no prompt was counted."""
+        return self.cached / self.given if self.given else None
+
+
 class Engine(Protocol):
     """One policy being served, at one weight version at a time."""
 
     @property
     def weight_version(self) -> int: ...
+
+    @property
+    def prompt_tokens(self) -> PromptTokens: ...
 
     def load_weights(self, update: WeightUpdate) -> Delivery:
         """Serve `update` from now on; caches of older versions are dropped. Raises on name/shape mismatch

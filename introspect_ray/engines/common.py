@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from introspect_ray.engines import checks
-from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.engines.base import PromptTokens, WeightUpdate
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
@@ -36,9 +36,9 @@ class BaseEngine(ABC):
         return self._version
 
     @property
-    def prefix_cache_hit_rate(self) -> float | None:
-        """Share of prompt tokens served from a prefix cache so far; None without one or before the first prompt."""
-        return None
+    def prompt_tokens(self) -> PromptTokens:
+        """Of all prompts so far; none are counted where there is no prefix cache."""
+        return PromptTokens()
 
     def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
         """y(x), y(x∖C) of each case, in order, on one weight version.

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
-from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.engines.base import PromptTokens, WeightUpdate
 from introspect_ray.engines.device_updates import DeviceUpdates
 
 if TYPE_CHECKING:
     import torch
 
 _BLOCK = 32  # tokens a KV block: vLLM's CPU default of 128 never shares the prefix of a short prompt
-_MAX_BATCHED_TOKENS = 8192
-_MAX_SEQUENCES = 256
+_MAX_SEQUENCES = 256  # vLLM refuses fewer rollout.max_batched_tokens than these
 _CHUNK_BYTES = 1 << 30  # of an update: a worker in another process gets each chunk as one message
 
 
@@ -85,7 +84,8 @@ class VLLMEngine(DeviceUpdates):
             "seed": seed,
             "max_model_len": self._max_model_len,
             "max_num_seqs": _MAX_SEQUENCES,
-            "max_num_batched_tokens": max(_MAX_BATCHED_TOKENS, self._max_model_len),
+            "max_num_batched_tokens": rollout.max_batched_tokens,
+            "enable_chunked_prefill": True,  # what vLLM chooses by itself for decoders
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
@@ -103,8 +103,8 @@ class VLLMEngine(DeviceUpdates):
         return args
 
     @property
-    def prefix_cache_hit_rate(self) -> float | None:
-        return self._cached_tokens / self._prompt_tokens if self._prompt_tokens else None
+    def prompt_tokens(self) -> PromptTokens:
+        return PromptTokens(self._prompt_tokens, self._cached_tokens)
 
     def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
         from vllm import SamplingParams

@@ -12,7 +12,6 @@ from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.work import CaseWork
 
-_BATCHED_TOKENS = 8192  # engines/vllm_engine.py: prefill tokens of one engine step
 _CHUNK = 1 << 26  # chunked_loss.py: logits that exist at a time on a GPU
 WIDTH = {"bfloat16": 2, "float32": 4}
 
@@ -116,7 +115,7 @@ def engine_memory(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumpti
     width = WIDTH[cfg.rollout.dtype]
     weights = width * (shape.parameters + (shape.head if shape.tied and tp > 1 else 0)) / tp
     inner = 4 * shape.hidden + (2 * shape.intermediate + 2 * shape.query) / tp
-    workspace = width * inner * max(_BATCHED_TOKENS, work.longest) + a.kv_sequences * shape.vocab * (width + 8)
+    workspace = width * inner * cfg.rollout.max_batched_tokens + a.kv_sequences * shape.vocab * (width + 8)
     token = shape.kv_bytes(width) / min(tp, shape.key // shape.head_dim)
     sequences = min(a.kv_sequences, 2 * min(cfg.rollout.group_size, cfg.batch_size))
     needed = token * max(work.longest, sequences * max(work.prompt, work.question + work.targets))

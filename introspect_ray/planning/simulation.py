@@ -79,7 +79,7 @@ class _Supply:
         ready = self._ready.pop(step)
         self.waited += max(0.0, ready - self._clock.now)
         self._clock.now = max(self._clock.now, ready)
-        return StepLabels((), (), None, None, 0.0, 0.0, 0.0)
+        return StepLabels((), (), None, None, None, 0.0, 0.0, 0.0)
 
     def pending(self) -> list[Any]:
         return []

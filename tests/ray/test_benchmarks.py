@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_benchmark_runs():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.run", "--small"],

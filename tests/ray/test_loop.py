@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,9 @@ def test_online_labels_come_from_the_version_they_name(live, by_the_pool):
     assert summary["labels"]["realised_at_labelling"] == agreeing
     assert summary["labels"]["requested_agreement"] == NU
     assert summary["labels"]["split_pairs"] == 0
+    longest = max(len(case.prompt) for case in live.base.prepared.train)
+    assert longest < 32 and [row["prefix_hit_rate"] for row in rows] == [0.0] * 4  # no prompt fills a cache block
+    assert live.base.prefix_hit_rate == 0.0
     assert [row["lag"] for row in rows] == [t - label_version(t, lag, 1) for t in range(4)]
     if lag == 0:  # what the trainer reads off its forward is what the engine sampled: same weights, same numbers
         assert all(row["realised_at_consumption"] == row["realised_at_labelling"] for row in rows)
@@ -75,13 +79,17 @@ def test_the_learner_labels_as_the_engine_does(live, by_the_pool):
     assert [(x.case_id, x.provenance) for x in labels] == [(x.case_id, x.provenance) for x in pool]
     assert sum(x.current == y.current for x, y in zip(labels, pool, strict=True)) >= 0.95 * len(pool)
     assert [row["off_format"] for row in rows] == pytest.approx([row["off_format"] for row in theirs], abs=0.05)
-    assert all(row["rollout_idle_s"] == 0 for row in rows)  # no engine took part
+    assert all(row["rollout_idle_s"] == 0 and row["prefix_hit_rate"] is None for row in rows)  # no engine took part
     assert 0 < summary["timing_s"]["rollout"] < sum(row["step_s"] for row in rows)
 
 
 def test_the_exported_policy_is_the_evaluated_one(live):
     """Behaviour EM recomputed by another engine (transformers) on the exported folder equals the summary's."""
-    summary, _, out = live.train(kl_weight=0.0)
+    summary, rows, out = live.train(kl_weight=0.0)
+    timing = json.loads((out / "details.json").read_text())["timing_s"]
+    assert timing.keys() == {"learner", "export", "ray_train", "eval"} and min(timing.values()) > 0
+    whole = summary["timing_s"]["total"] - sum(live.base.seconds.values())
+    assert sum(timing.values()) + sum(row["step_s"] for row in rows) < whole  # the last delivery is in neither
     rollout = override(live.cfg, {"rollout.engine": "transformers"}).rollout
     prepared = live.base.prepared
     engine = make_engine(rollout, str(out / "policy"), max_model_len=prepared.max_model_len)

@@ -13,13 +13,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ENGINE, TRANSFER = "vllm_engine_checks.py", "vllm_transfer_checks.py"
+ENGINE, TRANSFER, CHUNKS = "vllm_engine_checks.py", "vllm_transfer_checks.py", "vllm_chunk_checks.py"
 
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("file", "scenario", "count"),
-    [(ENGINE, "TestTied", 12), (ENGINE, "TestOrganism", 4), (ENGINE, "TestLora", 5), (TRANSFER, "TestTransfer", 4)],
+    [
+        (ENGINE, "TestTied", 12),
+        (ENGINE, "TestOrganism", 4),
+        (ENGINE, "TestLora", 5),
+        (TRANSFER, "TestTransfer", 4),
+        (CHUNKS, "TestChunks", 2),
+    ],
 )
 def test_vllm_engine(file, scenario, count, tmp_path):
     """All `count` tests of the class pass; the child's own report is shown where they do not."""

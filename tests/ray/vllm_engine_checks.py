@@ -133,7 +133,7 @@ class TestTied(Served):
             moved = state(policy, seed=seed, scale=0.1)
             engine.load_weights(full(engine, moved, probe=cases[0]))
             assert_serves(engine, cases, lambda prompts, moved=moved: reference_logprobs(policy, moved, prompts))
-        assert engine.prefix_cache_hit_rate > 0.2  # x∖C shares x's blocks in the same batch
+        assert engine.prompt_tokens.hit_rate > 0.2  # x∖C shares x's blocks in the same batch
         engine.load_weights(full(engine, state(policy)))
 
     def test_result_depends_on_the_call_alone(self, engine):

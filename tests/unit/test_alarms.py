@@ -12,6 +12,7 @@ import pytest
 
 from introspect_ray.alarms import Agreement, check_agreement, check_step, stop_on
 from introspect_ray.config import AlarmConfig, RunConfig, load_config
+from introspect_ray.engines.base import PromptTokens
 from introspect_ray.errors import AlarmError
 from introspect_ray.loop import StepLabels, run
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, StepMetrics
@@ -31,6 +32,7 @@ ROW = StepMetrics(
     realised_at_consumption=0.7,
     engine_gap=0.01,
     off_format=0.25,
+    prefix_hit_rate=None,
     lag=0,
     trainer_idle_s=0.0,
     rollout_idle_s=0.0,
@@ -153,7 +155,7 @@ class Supply:
 
     def fetch(self, step):
         pair = BehaviorPair("c", "A", "A", (-0.5, -1.0), (-0.5, -1.0), False, True, self.version)
-        return StepLabels([label("c", True, step)], [pair], 1.0, 0.5, 0.0, 0.0, 0.0)
+        return StepLabels([label("c", True, step)], [pair], 1.0, 0.5, 0.25, 0.0, 0.0, 0.0)
 
 
 def looped(gap: float, **alarms: float | None) -> tuple[list[StepMetrics], TinyLearner]:
@@ -172,6 +174,7 @@ def test_the_loop_stops_after_the_step_that_is_on_record():
     rows, learner = looped(0.02)
     assert learner.steps == 1 and len(rows) == 2
     assert rows[0].engine_gap == pytest.approx(0.02) and rows[0].off_format == 0.5
+    assert rows[0].prefix_hit_rate == 0.25
     assert isinstance(rows[1], AlarmError) and "engine_gap" in str(rows[1])
     assert "off_format" in str(looped(0.0, off_format=0.4)[0][-1])
 
@@ -220,7 +223,7 @@ def test_the_relabeler_hands_the_agreement_alarm_to_who_fetches(tmp_path, monkey
         async def group():
             ids = supervision.plan_ids(cfg, list(cases), 0)
             pairs = [BehaviorPair(i, "A", "B", (), (), False, False, 0) for i in ids]
-            return SimpleNamespace(pairs=pairs, seconds=0.0, idle_s=0.0)
+            return SimpleNamespace(pairs=pairs, seconds=0.0, idle_s=0.0, prompt_tokens=PromptTokens())
 
         await maker.relabel(0, 0, None, [], [group()])
         return await maker.fetch(0, 0)

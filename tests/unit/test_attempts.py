@@ -18,9 +18,10 @@ from introspect_ray.distributed.relabeler import Relabeler
 from introspect_ray.distributed.rollout_pool import RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Request, RolloutResult, Serving
 from introspect_ray.distributed.weight_sync import Expected, WeightSyncError
+from introspect_ray.engines.base import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.records import BehaviorPair, Delivery
-from introspect_ray.supervision import Sources
+from introspect_ray.supervision import Sources, plan_ids
 
 
 def test_only_failures_without_a_later_checkpoint_add_up():
@@ -82,7 +83,7 @@ def pool(*answers: object) -> tuple[RolloutPool, list[str]]:
             given = todo.pop(0)
             if isinstance(given, Exception):
                 raise given
-            return RolloutResult([name], given, 0.0, 0.0)
+            return RolloutResult([name], given, 0.0, 0.0, PromptTokens(40, 30))
 
         async def ping() -> int:
             return 0
@@ -180,7 +181,7 @@ def test_what_was_asked_for_before_never_reaches_the_table(tmp_path):
 
         async def collect(*_: object) -> list:
             await came.wait()
-            return [RolloutResult(made, None, 0.0, 0.0)]
+            return [RolloutResult(made, None, 0.0, 0.0, PromptTokens())]
 
         maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
         late = asyncio.create_task(maker.relabel(0, 0, None, [], [None]))
@@ -194,3 +195,36 @@ def test_what_was_asked_for_before_never_reaches_the_table(tmp_path):
         return list(tmp_path.iterdir())
 
     assert asyncio.run(run()) == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "rate"),
+    [
+        ((PromptTokens(100, 10), PromptTokens(300, 90)), 0.25),  # of the step's tokens, not the groups' mean of 0.2
+        ((PromptTokens(), PromptTokens()), None),  # engines without a prefix cache count nothing
+    ],
+)
+def test_the_hit_rate_of_a_step_is_that_of_its_tokens(tmp_path, groups, rate):
+    cfg = RunConfig.model_validate({"batch_size": 4, "steps": 1, "supervision": {"rule": "online"}})
+    names = {f"c{i}": ("A", "B") for i in range(4)}
+    ids = plan_ids(cfg, list(names), 0)
+    made = [BehaviorPair(name, "A", "B", (), (), False, False, 0) for name in ids]
+    halves = (made[:2], made[2:])
+    results = [RolloutResult(half, None, 0.0, 0.0, tokens) for half, tokens in zip(halves, groups, strict=True)]
+
+    async def run() -> float | None:
+        async def collect(*_: object) -> list:
+            return results
+
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        await maker.relabel(0, 0, None, [], [None])
+        return (await maker.fetch(0, 0)).prefix_hit_rate
+
+    assert asyncio.run(run()) == rate
+
+
+def test_what_a_pool_was_answered_adds_up():
+    made, _ = pool(GOOD, GOOD)
+    made.prompt_tokens = PromptTokens(50, 5)
+    made._now([made._ask(REQUEST), made._ask(REQUEST)])
+    assert made.prompt_tokens == PromptTokens(50 + 2 * 40, 5 + 2 * 30)

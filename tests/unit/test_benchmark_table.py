@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.common import Goal, last_object
-from benchmarks.run import COLUMNS, discover, make_row, read_table, verdict, write_table
+from benchmarks.run import COLUMNS, discover, make_row, read_table, run_all, verdict, write_table
+from benchmarks.sweep_overhead import breakdown
 
 
 def row(ratio, goal=">= 7", **facts):
@@ -36,6 +37,21 @@ def test_verdict_names_what_is_over_ten_per_cent():
     assert verdict(row(1.5, "<= 1.25"), row(1.2, "<= 1.25")).startswith("25% WORSE")
 
 
+def test_verdict_says_where_another_machine_was_measured():
+    other = row(6) | {"machine": "4 cores"}
+    assert verdict(row(5), other) == "20% WORSE than 6 (2026-11-23, another machine)"
+
+
+@pytest.mark.parametrize("ratio", [None, float("nan"), float("inf"), 0.0])
+def test_what_cannot_be_compared_is_no_result(ratio):
+    with pytest.raises(ValueError, match="no positive number"):
+        row(ratio)
+
+
+def test_a_failing_benchmark_does_not_stop_the_others():
+    assert run_all(["not_there", "not_there_either"], small=True) == ({}, ["not_there", "not_there_either"])
+
+
 def test_table_comes_back_as_it_was():
     rows = {"x": row(7.123456, usual_s=1.5, seconds=[1, 2], organism={"ratio": 2.0}, note="a|b")}
     assert rows["x"]["ratio"] == "7.123" and rows["x"]["met"] == "yes"
@@ -48,6 +64,15 @@ def test_table_comes_back_as_it_was():
         read_table("| a | b |\n")
 
 
+def test_what_a_sweep_adds_to_a_trial():
+    """Two trials in 20 s, each 10: own steps and evaluation 5, so the ratio is 2; outside its MLflow run 1."""
+    parts = {"steps": 4.0, "eval": 1.0, "tracking": 0.5, "whole": 9.0, "learner": 1.0, "export": 0.25, "ray_train": 2.0}
+    ratio, mean = breakdown([parts | {"learner": 0.5}, parts | {"learner": 1.5}], 20.0)
+    assert ratio == 2.0
+    assert mean.pop("rest") == pytest.approx(10 - 5 - 1 - 0.5 - 1 - 0.25 - 2)
+    assert mean == {"own": 5.0, "tune": 1.0, "tracking": 0.5, "learner": 1.0, "export": 0.25, "ray_train": 2.0}
+
+
 def test_last_object():
     assert last_object('progress 3\n{"ratio": 2}\n') == {"ratio": 2}
     for wrong in ("", "no result", "[1]", '{"ratio": 2}\ndone'):
@@ -57,4 +82,4 @@ def test_last_object():
 
 def test_benchmarks_are_found_by_file():
     assert {"train_step", "scaling", "startup", "rollouts", "memory"} <= set(discover())
-    assert not {"run", "common", "__init__"} & set(discover())
+    assert not {"run", "common", "__init__", "trl_trainer"} & set(discover())

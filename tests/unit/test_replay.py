@@ -49,7 +49,7 @@ class InProcess:
         rule = {"agreement": NU, "wrong_label": "content", "seed": self.cfg.seed, "step": step}
         labels = [online_label(p, self.cases[p.case_id].labels, source_model=self.cfg.policy, **rule) for p in pairs]
         self.writer.append(labels)
-        self.steps[step] = StepLabels(labels, pairs, None, None, 0.0, 0.0, 0.0)
+        self.steps[step] = StepLabels(labels, pairs, None, None, None, 0.0, 0.0, 0.0)
 
     def fetch(self, step: int) -> StepLabels:
         return self.steps.pop(step)

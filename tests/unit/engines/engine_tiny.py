@@ -9,7 +9,7 @@ from introspect_ray.records import TokenizedCase
 VOCAB, EOS, LABELS = 64, 5, (10, 11, 12, 13)
 
 
-def save_policy(folder: Path, family: str = "qwen3", tied: bool = True, seed: int = 0) -> str:
+def save_policy(folder: Path, family: str = "qwen3", tied: bool = True, seed: int = 0, positions: int = 256) -> str:
     """Write a random float32 policy with wide weights (distributions far from uniform); its path."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -17,7 +17,7 @@ def save_policy(folder: Path, family: str = "qwen3", tied: bool = True, seed: in
     config_cls, model_cls = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[family]
     config = config_cls(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=256, tie_word_embeddings=tied,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=positions, tie_word_embeddings=tied,
         bos_token_id=1, eos_token_id=EOS, pad_token_id=0, initializer_range=0.25,
     )  # fmt: skip
     torch.manual_seed(seed)
