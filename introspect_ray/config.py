@@ -181,7 +181,7 @@ class RunConfig(_Section):
     def _consistent(self) -> RunConfig:
         if self.supervision.rule == "mixed" and not self.supervision.second_policy:
             raise ValueError(
-                "supervision.rule=mixed needs supervision.second_policy (a folder, hub id or organism:second)"
+                "supervision.rule=mixed needs supervision.second_policy: a folder, hub id or organism:second"
             )
         if self.rollout.engine == "vllm" and self.rollout.serving_engine != "vllm":
             raise ValueError(
