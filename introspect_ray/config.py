@@ -180,9 +180,7 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.supervision.rule == "mixed" and not self.supervision.second_policy:
-            raise ValueError(
-                "supervision.rule=mixed needs supervision.second_policy: a folder, hub id or organism:second"
-            )
+            raise ValueError("supervision.rule=mixed needs supervision.second_policy: folder, hub id, organism:second")
         if self.rollout.engine == "vllm" and self.rollout.serving_engine != "vllm":
             raise ValueError(
                 f"rollout.serving_engine={self.rollout.serving_engine} does not go with rollout.engine=vllm: set "
