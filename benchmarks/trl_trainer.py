@@ -3,8 +3,8 @@
 `gkd`, the nearest one (trl.experimental.gkd.GKDTrainer, lmbda=0, beta=0): a live teacher M0 and KL(M0 || M) on the
 completions. On x and x∖C, each with one answer token as completion, that is our regulariser exactly. On q + e it is
 KL to M0, too, where we have cross-entropy: a teacher forward on q + e more than ours needs. `sft` (trl.SFTTrainer):
-cross-entropy on the completions of the same sequences, without a reference, so less than ours, and by TRL's fused head
-without logits. Both average over all completion tokens of a step, not by part.
+cross-entropy on the completions of the same sequences, without a reference, so less than ours, and by TRL's fused head,
+which without Triton goes over the vocabulary in torch ops. Both average over all completion tokens, not by part.
 
 Same tokens, micro-batches (eight x, eight x∖C, eight q + e, padded by TRL's collator), dtype, learning rate, AdamW,
 gradient clipping and threads as the usual loop; TRL's defaults of gradient checkpointing and bfloat16 are off, and so
