@@ -132,8 +132,9 @@ class Learner:
         if self._sharded:
             return self.optimizer.zero_grad(set_to_none=True)
         if self._gradients is None:  # not before: an optimizer that sees gradients does not load a state
-            self._gradients = torch.empty(sum(p.numel() for p in self._trained), device=self._device)
-            for p, part in zip(self._trained, self._gradients.split([p.numel() for p in self._trained]), strict=True):
+            sizes = [p.numel() for p in self._trained]
+            self._gradients = torch.empty(sum(sizes), device=self._device)
+            for p, part in zip(self._trained, self._gradients.split(sizes), strict=True):
                 p.grad = part.view_as(p)
         self._gradients.zero_()
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from introspect_ray.label_trie import Branch, Tokens, label_branches
 from introspect_ray.records import Explanation, TokenizedCase
+from introspect_ray.sequences import common_prefix
 
 # Weights in the choice of rows. Row length at which attention costs as much as the rest of a layer
 # (measured on a CPU: 480 at width 64, 2,600 at width 576), and tokens that cost as much as one more batch.
@@ -123,7 +124,7 @@ def _trie(sequences: Iterable[Tokens]) -> tuple[dict[Tokens, list[int]], tuple[n
     node_of: dict[Tokens, list[int]] = {}
     previous: Tokens = ()
     for sequence in sorted(set(sequences)):
-        shared = _common(previous, sequence)
+        shared = common_prefix(previous, sequence)
         first, new = len(token), len(sequence) - shared
         for node in path[shared:]:
             end[node] = first
@@ -139,20 +140,6 @@ def _trie(sequences: Iterable[Tokens]) -> tuple[dict[Tokens, list[int]], tuple[n
     for node in path:
         end[node] = len(token)
     return node_of, tuple(np.array([token, parent, depth, end], np.int64))
-
-
-def _common(a: Tokens, b: Tokens) -> int:
-    limit = min(len(a), len(b))
-    if a[:limit] == b[:limit]:
-        return limit
-    low = 0  # bisect on slices: comparing slices runs in C
-    while low < limit:
-        middle = (low + limit) // 2
-        if a[: middle + 1] == b[: middle + 1]:
-            low = middle + 1
-        else:
-            limit = middle
-    return low
 
 
 def pack(trees: Sequence[PromptTree], token_budget: int) -> list[PackedBatch]:

@@ -12,6 +12,7 @@ from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.prompt_tree import build_tree
 from introspect_ray.records import TokenizedCase
+from introspect_ray.sequences import common_prefix
 from introspect_ray.tokenization import longest_sequence
 
 
@@ -81,11 +82,6 @@ def measured_work(source: str, train: Sequence[TokenizedCase], test_cases: int, 
         longest = max(longest, longest_sequence([case]))
     means = {name: total / len(train) for name, total in totals.items()}
     return CaseWork(source=source, **means, longest=longest, train_cases=len(train), test_cases=test_cases)
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens at which both begin. Example: (1, 2, 3), (1, 2, 4) -> 2."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def whole_blocks(tokens: float, block: int) -> float:

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case, Message
+from introspect_ray.sequences import common_prefix
 from introspect_ray.tasks.seen import Seen
 
 T = TypeVar("T")
@@ -169,8 +170,8 @@ def _check_span(messages: tuple[Message, ...], ablated: tuple[Message, ...], whe
     full, short = _flat(messages), _flat(ablated)
     if full == short:
         raise UserError(f"{where}: ablated_messages equals messages; remove the cue from it")
-    prefix = _common(full, short)
-    suffix = _common(full[::-1], short[::-1])
+    prefix = common_prefix(full, short)
+    suffix = common_prefix(full[::-1], short[::-1])
     if len(short) >= len(full) or prefix + suffix < len(short):
         raise UserError(
             f"{where}: ablated_messages is not messages with one contiguous span removed (they part after "
@@ -181,12 +182,3 @@ def _check_span(messages: tuple[Message, ...], ablated: tuple[Message, ...], whe
 def _flat(turns: tuple[Message, ...]) -> str:
     """The chat as one string; control characters stand for the borders of turns, so a turn is a span too."""
     return "".join(f"{turn['role']}\x1f{turn['content']}\x1e" for turn in turns)
-
-
-def _common(a: str, b: str) -> int:
-    """Length of the common prefix, by bisection: comparing slices runs in C."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low

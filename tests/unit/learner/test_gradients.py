@@ -5,18 +5,14 @@ The step is the learner's own: trees packed under a small budget, the cached ref
 KL has a gradient), FSDP2's reduction. Its gradients are read where the optimizer gets them.
 """
 
-import os
-import socket
-import traceback
 from functools import cache
 from itertools import islice
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from helpers import make_cases, make_config, make_labels, make_model, make_pairs
+from ranks import on_two_ranks
 
 from introspect_ray.config import TaskConfig
 from introspect_ray.learner import Learner
@@ -109,17 +105,9 @@ def by_the_book(kind, method, policy, reference_policy):
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def rank_main(rank, port, policies, references, folder):
-    try:
-        torch.set_num_threads(1)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        dist.init_process_group("gloo", rank=rank, world_size=2)
-        made = {(k, m): step(k, m, policies[k][0], references[k], rank, 2) for k in KINDS for m in METHODS}
-        torch.save(made, f"{folder}/rank{rank}.pt")
-        dist.destroy_process_group()
-    except Exception:
-        traceback.print_exc()
-        raise
+def steps(rank, policies, references):
+    """What `step` gives of every kind and method, on one rank of two."""
+    return {(k, m): step(k, m, policies[k][0], references[k], rank, 2) for k in KINDS for m in METHODS}
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +132,7 @@ def runs(policies, tmp_path_factory):
     """{world: {(kind, method): (loss, gradients)}}; of two ranks rank 0's, after a check that rank 1 has the same."""
     folder = tmp_path_factory.mktemp("ranks")
     references = {k: build_reference(second, cases_of(k), str(folder)) for k, (_, second) in policies.items()}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(rank_main, (port, policies, references, str(folder)), nprocs=2)
-    first, second = (torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2))
+    first, second = on_two_ranks(steps, folder, policies, references)
     for key, (loss, gradients) in first.items():
         assert second[key][0] == loss and all(torch.equal(second[key][1][n], g) for n, g in gradients.items())
     return {1: {(k, m): step(k, m, policies[k][0], references[k]) for k in KINDS for m in METHODS}, 2: first}

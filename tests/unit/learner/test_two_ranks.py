@@ -2,14 +2,11 @@
 uneven and empty shards included."""
 
 import os
-import socket
-import traceback
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers import make_cases, make_config, make_labels, make_pairs, save_model
+from ranks import on_two_ranks
 
 from introspect_ray.errors import UserError
 from introspect_ray.learner import Learner
@@ -58,22 +55,14 @@ def load_offloaded(policy, reference, folder, rank):
     return loaded, learner.weights()
 
 
-def rank_main(rank, port, policy, reference, folder):
-    try:
-        torch.set_num_threads(1)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        dist.init_process_group("gloo", rank=rank, world_size=2)
-        results = {}
-        for name, changes in VARIANTS.items():
-            path = reference["bfloat16" if "bfloat16" in name else "float32"]
-            os.makedirs(f"{folder}/{name}", exist_ok=True)
-            results[name] = run_variant(changes, policy, path, f"{folder}/{name}", rank, 2)
-        results["offload, loaded"] = load_offloaded(policy, reference["float32"], f"{folder}/offload", rank)
-        torch.save(results, f"{folder}/rank{rank}.pt")
-        dist.destroy_process_group()
-    except Exception:
-        traceback.print_exc()
-        raise
+def run_variants(rank, policy, reference, folder):
+    results = {}
+    for name, changes in VARIANTS.items():
+        path = reference["bfloat16" if "bfloat16" in name else "float32"]
+        os.makedirs(f"{folder}/{name}", exist_ok=True)
+        results[name] = run_variant(changes, policy, path, f"{folder}/{name}", rank, 2)
+    results["offload, loaded"] = load_offloaded(policy, reference["float32"], f"{folder}/offload", rank)
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +70,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     policy = save_model(folder / "model")
     reference = {d: build_reference(policy, CASES, str(folder / "cache"), d) for d in ("float32", "bfloat16")}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(rank_main, (port, policy, reference, str(folder)), nprocs=2)
-    ranks = [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2)]
+    ranks = on_two_ranks(run_variants, folder, policy, reference, str(folder))
     return folder, policy, reference, ranks
 
 

@@ -19,7 +19,7 @@ from introspect_ray.planning.job import DEFAULTS, make_plan
 from introspect_ray.planning.memory import engine_memory, kept_bytes, logit_bytes, trainer_memory
 from introspect_ray.planning.model_shape import read_shape
 from introspect_ray.planning.report import as_text, memory_text
-from introspect_ray.planning.work import assumed_work, common_prefix, pair_flops, step_flops
+from introspect_ray.planning.work import assumed_work, pair_flops, step_flops
 from jobs.plan import flags
 from tune_spaces.kl_weight import SPACE
 
@@ -193,11 +193,6 @@ def test_a_plan_where_the_learner_labels():
     assert "trees of x and x∖C, by the trainers" in as_text(made)
     counted = plan("--policy", "organism", "task.name=organism", "rollout.engine=learner").setting.work
     assert counted.both < counted.prompt + counted.ablated and counted.both < counted.tree
-
-
-def test_common_prefix_by_hand():
-    assert common_prefix((1, 2, 3), (1, 2, 4)) == 2
-    assert common_prefix((1, 2), (1, 2, 4)) == 2
 
 
 def test_what_is_given_is_kept_and_counted():
