@@ -7,10 +7,10 @@ in the order of the step plan (seed 0), four steps of eight on each side in turn
 once before and not counted. Both objectives must agree to 1e-4 at every step. How much padding the usual loop carries
 depends on the order.
 
-Beside it, where the `bench` extra is installed, TRL's nearest trainer on the same tokens and steps (ratio_trl: its
-seconds over ours) and its SFTTrainer (ratio_trl_sft); what each leaves out or does more stands in trl_trainer.py. Their
-objectives are others than ours: what can be compared is compared (SFT's cross-entropy on q + e with ours to 1e-3, GKD's
-KL of M0 to itself with 0).
+Beside it, where the `bench` extra is installed, TRL's nearest trainer on the tokens of the first step or steps
+(--trl-steps) and ours on the same (ratio_trl: its seconds over ours), and its SFTTrainer (ratio_trl_sft); what each
+leaves out or does more stands in trl_trainer.py. Their objectives are others than ours: what can be compared is
+compared (SFT's cross-entropy on q + e with ours to 1e-3, GKD's KL of M0 to itself with 0).
 """
 
 from __future__ import annotations
@@ -108,21 +108,26 @@ def profile(learner: Learner, labels: Sequence[Label], cases: Sequence[Tokenized
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
 
 
-def measure_trl(kind: str, policy: str, cases: Sequence[TokenizedCase], labels: Sequence[Label]) -> dict[str, float]:
-    """TRL's steps on all cases, after one with the longest case."""
+def measure_trl(
+    kind: str, policy: str, cases: Sequence[TokenizedCase], labels: Sequence[Label], steps: int
+) -> dict[str, float]:
+    """TRL's first `steps` steps, after one with the longest case."""
     start = longest_batch(cases)
-    order = [*range(start, start + BATCH), *range(len(cases))]
+    order = [*range(start, start + BATCH), *range(steps * BATCH)]
     explanations = [cases[i].explanations[labels[i].explanation] for i in order]
     return trl_trainer.measure(kind, policy, [cases[i] for i in order], explanations, RATE)
 
 
 def run_trl(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Each trainer in a process of its own, whose memory (full logits of two models) is free again for ours."""
+    if not args.trl_steps:
+        return {}
     if not trl_trainer.available():
         print("TRL is not installed (pip install '.[bench]'): ratio_trl is null", flush=True)
         return {}
     small = ["--small"] if args.small else []
-    command = ["-m", "benchmarks.train_step", "--threads", str(args.threads), *small]
+    command = ["-m", "benchmarks.train_step", *small]
+    command += ["--threads", str(args.threads), "--trl-steps", str(args.trl_steps)]
     runs = {kind: child([*command, "--trl", kind]) for kind in TRL}
     for kind, run in runs.items():
         print(f"TRL {kind}: {run['wall_s']:.2f} s for {run['steps']} steps, first {run['first_loss']:.6f}", flush=True)
@@ -145,6 +150,9 @@ def flags() -> argparse.Namespace:
     arguments.add_argument(
         "--profile", action="store_true", help="print where one of our steps spends its time, and stop"
     )
+    arguments.add_argument(
+        "--trl-steps", type=int, choices=range(COUNT // BATCH + 1), default=1, help="of TRL's trainers (default 1)"
+    )
     arguments.add_argument("--trl", choices=TRL, help="measure this TRL trainer in this process, and stop")
     return arguments.parse_args()
 
@@ -157,7 +165,7 @@ def main() -> None:
     cases = [cases[i] for i in step_plan(SEED, 0, len(cases), len(cases))]
     labels = make_labels(cases)
     if args.trl:
-        return print(json.dumps(measure_trl(args.trl, policy, cases, labels)))
+        return print(json.dumps(measure_trl(args.trl, policy, cases, labels, args.trl_steps)))
     with tempfile.TemporaryDirectory() as folder:
         with (reference := Clock()):
             path = build_reference(policy, cases, folder)
@@ -167,18 +175,18 @@ def main() -> None:
         trl = run_trl(args)
         usual, ours, first = in_turn(UsualLoop(policy), learner, cases, labels)
     check_trl(trl, first)
+    ours_s, begun = wall(ours), wall(ours[: args.trl_steps])
     report(
         NAME,
-        usual.wall / ours.wall,
+        wall(usual) / ours_s,
         GOAL,
-        usual_s=usual.wall,
-        ours_s=ours.wall,
+        usual_s=wall(usual),
+        ours_s=ours_s,
         reference_s=reference.wall,
-        ratio_with_reference=usual.wall / (ours.wall + reference.wall),
-        ratio_cpu=usual.cpu / ours.cpu,
-        ratio_trl=trl["gkd"]["wall_s"] / ours.wall if trl else None,
-        ratio_trl_cpu=trl["gkd"]["cpu_s"] / ours.cpu if trl else None,
-        ratio_trl_sft=trl["sft"]["wall_s"] / ours.wall if trl else None,
+        ratio_with_reference=wall(usual) / (ours_s + reference.wall),
+        ratio_cpu=sum(clock.cpu for clock in usual) / sum(clock.cpu for clock in ours),
+        ratio_trl=trl["gkd"]["wall_s"] / begun if trl else None,
+        ratio_trl_sft=trl["sft"]["wall_s"] / begun if trl else None,
         trl=trl or None,
         cases=len(cases),
         threads=args.threads,
@@ -186,27 +194,33 @@ def main() -> None:
     )
 
 
+def wall(clocks: Sequence[Clock]) -> float:
+    return sum(clock.wall for clock in clocks)
+
+
 def in_turn(
     loop: UsualLoop, learner: Learner, cases: Sequence[TokenizedCase], labels: Sequence[Label]
-) -> tuple[Clock, Clock, float]:
-    """Clocks of the usual loop and of ours, and our cross-entropy at the first step, which is not counted.
+) -> tuple[list[Clock], list[Clock], float]:
+    """Clocks of the usual loop's steps and of ours, and our cross-entropy at the first step, which is not counted.
 
     Exits where the two objectives differ.
     """
-    usual, ours, pairs = Clock(), Clock(), make_pairs(cases)
+    usual, ours, pairs = [], [], make_pairs(cases)
     start = longest_batch(cases)
     warm = slice(start, start + BATCH)  # so that no memory is touched for the first time in what is measured
     loop.step(cases[warm], labels[warm])
     first = learner.step(labels[warm], pairs)["cross_entropy"]
     for start in range(0, len(cases), BATCH):
         part = slice(start, start + BATCH)
-        with usual:
+        usual.append(Clock())
+        with usual[-1]:
             expected = loop.step(cases[part], labels[part])
-        with ours:
+        ours.append(Clock())
+        with ours[-1]:
             metrics = learner.step(labels[part], pairs)
         gap = abs(metrics["loss"] - expected)
         print(
-            f"cases {start:2}-{start + BATCH - 1:2}: usual {usual.wall:7.2f} s, ours {ours.wall:6.2f} s so far; "
+            f"cases {start:2}-{start + BATCH - 1:2}: usual {usual[-1].wall:6.2f} s, ours {ours[-1].wall:5.2f} s; "
             f"objective {expected:.6f} and {metrics['loss']:.6f} (KL {metrics['kl']:.1e})",
             flush=True,
         )
