@@ -5,48 +5,32 @@ Shape suffixes: N rows, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import json
-import mmap
-import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
+from introspect_ray.mapped_tensors import MappedTensors
+
 _SLICE_BYTES = 1 << 25  # of a mapped weight in memory at a time
 
 
 class MappedWeight:
-    """A matrix that stays in its safetensors file, mapped into memory; at most 32 MiB of it are there at a time.
+    """A matrix that stays in its safetensors file, mapped into memory; at most 32 MiB of it are there at a time."""
 
-    What was read is let go again. It stays in the system's page cache while there is room, so reading it once more
-    costs page faults, not a read.
-    """
-
-    def __init__(self, file: Path, name: str) -> None:
-        with file.open("rb") as handle:
-            (size,) = struct.unpack("<Q", handle.read(8))  # of the header, a JSON object that follows
-            found = json.loads(handle.read(size))[name]
-            self._map = mmap.mmap(handle.fileno(), 0, flags=mmap.MAP_PRIVATE)  # a write would not reach the file
-        self._first, end = (8 + size + offset for offset in found["data_offsets"])
-        dtype = _TYPES[found["dtype"]]
-        count = (end - self._first) // dtype.itemsize
-        self.weight_VH = torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._first).view(found["shape"])
+    def __init__(self, file: MappedTensors, name: str) -> None:
+        self._file, self._name = file, name
+        self.weight_VH = self._file.tensors[name]
 
     def slices(self) -> Iterator[Tensor]:
-        """The matrix in parts of some rows."""
-        row_bytes = self.weight_VH[0].nbytes
-        at = self._first
+        """The matrix in parts of some rows; what was read is let go again."""
+        row_bytes, done = self.weight_VH[0].nbytes, 0
         for part in self.weight_VH.split(max(1, _SLICE_BYTES // row_bytes)):
             yield part
-            page = mmap.PAGESIZE
-            start, at = -(-at // page) * page, at + part.nbytes
-            if at // page * page > start:
-                self._map.madvise(mmap.MADV_DONTNEED, start, at // page * page - start)
+            self._file.release(self._name, done, done + part.nbytes)
+            done += part.nbytes
 
 
 class OutputHead(NamedTuple):

@@ -14,11 +14,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from introspect_ray.chunked_loss import ReferenceRows
 from introspect_ray.errors import UserError
+from introspect_ray.mapped_tensors import MappedTensors
 from introspect_ray.output_head import MappedWeight, OutputHead
 from introspect_ray.policy import load_model, new_folder, policy_id
 from introspect_ray.prompt_tree import PackedBatch, build_tree, pack
@@ -72,18 +71,20 @@ def _write(policy_path: str, cases: Sequence[TokenizedCase], work: Path, dtype: 
     if len(row) != len(cases):
         raise ValueError(f"{len(cases) - len(row)} case ids occur twice")
     head = model.get_output_embeddings()
-    tensors = {side: torch.zeros(len(cases), head.weight.shape[1], dtype=head.weight.dtype) for side in SIDES}
+    constants = {"head": head.weight} | ({} if head.bias is None else {"bias": head.bias})
+    shapes = {side: (len(cases), head.weight.shape[1]) for side in SIDES}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in constants.items()}
+    (work / "tensors").mkdir()
+    file = MappedTensors.create(work / "tensors" / TENSORS, shapes, compute)
     with torch.no_grad():
+        for name, tensor in constants.items():
+            file.tensors[name].copy_(tensor)
         for batch in _packed(cases, batch_tokens):
             rows = torch.tensor([row[tree.case_id] for tree in batch.trees])
             hidden_2BH = module.hidden(batch).cpu()
             for side, hidden_BH in zip(SIDES, hidden_2BH.chunk(2), strict=True):
-                tensors[side][rows] = hidden_BH
-    tensors["head"] = head.weight.detach().cpu().clone()
-    if head.bias is not None:
-        tensors["bias"] = head.bias.detach().cpu().clone()
-    (work / "tensors").mkdir()
-    save_file(tensors, work / "tensors" / TENSORS)
+                file.tensors[side][rows] = hidden_BH
+            file.release_all()
     index = {"case_ids": list(row), "dtype": dtype, "policy": policy_id(policy_path), "scaling": module.scaling}
     (work / INDEX).write_text(json.dumps(index))
 
@@ -108,12 +109,11 @@ class Reference:
         index = json.loads((folder / INDEX).read_text())
         self._row = {case_id: i for i, case_id in enumerate(index["case_ids"])}
         self.policy: str = index["policy"]
-        file = folder / "tensors" / TENSORS
-        mapped = MappedWeight(file, "head") if torch.device(device).type == "cpu" else None
-        with safe_open(file, "pt") as tensors:
-            self._hidden = tuple(tensors.get_tensor(side) for side in SIDES)
-            weight = mapped.weight_VH if mapped else tensors.get_tensor("head").to(device)
-            bias = tensors.get_tensor("bias").to(device) if "bias" in tensors.keys() else None  # noqa: SIM118
+        self._file = MappedTensors(folder / "tensors" / TENSORS)
+        tensors = self._file.tensors
+        mapped = MappedWeight(self._file, "head") if torch.device(device).type == "cpu" else None
+        weight = mapped.weight_VH if mapped else tensors["head"].to(device)
+        bias = tensors["bias"].to(device) if "bias" in tensors else None
         self.head = OutputHead(weight, bias, index["scaling"], mapped)
 
     @classmethod
@@ -142,5 +142,6 @@ class Reference:
         if unknown:
             raise UserError(f"the reference lacks {len(unknown)} of {len(case_ids)} cases, e.g. {unknown[0]!r}")
         rows = torch.tensor([self._row[case_id] for case_id in case_ids], dtype=torch.int64)
-        hidden = torch.cat([side.index_select(0, rows) for side in self._hidden])
+        hidden = torch.cat([self._file.tensors[side].index_select(0, rows) for side in SIDES])
+        self._file.release_all()
         return ReferenceRows(hidden.to(self.head.weight_VH.device), self.head)

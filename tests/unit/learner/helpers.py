@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import torch
@@ -86,3 +87,14 @@ def reference_logprobs(where: str, case_ids: list[str]) -> tuple[torch.Tensor, t
     rows = Reference.open(where).rows(case_ids)
     cued, ablated = rows.head.logits(rows.hidden_2BH).log_softmax(-1).chunk(2)
     return cued, ablated
+
+
+def resident_kb(file: Path) -> int:
+    """Memory of this process that the mappings of `file` occupy."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            ours = line.endswith(str(file))
+        elif ours and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found

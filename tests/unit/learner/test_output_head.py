@@ -1,26 +1,14 @@
 """The output head: a weight that stays in its file gives the same logits and leaves memory again."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import resident_kb
 from safetensors.torch import save_file
 
 from introspect_ray import output_head
+from introspect_ray.mapped_tensors import MappedTensors
 from introspect_ray.output_head import MappedWeight, OutputHead
-
-
-def resident_kb(file):
-    """Memory of this process that the mappings of `file` occupy."""
-    found, ours = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            ours = line.endswith(str(file))
-        elif ours and line.startswith("Rss:"):
-            found += int(line.split()[1])
-    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -31,7 +19,7 @@ def test_a_mapped_weight_gives_the_same_logits(tmp_path, monkeypatch, dtype, bia
     weight, hidden, odd = torch.randn(10, 8).to(dtype), torch.randn(4, 8).to(dtype), torch.ones(7)
     save_file({"cued": odd, "head": weight}, tmp_path / "file.safetensors")
     monkeypatch.setattr(output_head, "_SLICE_BYTES", 3 * 8 * weight.element_size())
-    mapped = MappedWeight(tmp_path / "file.safetensors", "head")
+    mapped = MappedWeight(MappedTensors(tmp_path / "file.safetensors"), "head")
     assert torch.equal(mapped.weight_VH, weight) and [len(part) for part in mapped.slices()] == [3, 3, 3, 1]
     b = torch.randn(10).to(dtype) if bias else None
     head = OutputHead(mapped.weight_VH, b, {}, mapped)
@@ -46,7 +34,7 @@ def test_what_was_read_of_a_mapped_weight_leaves_memory(tmp_path, monkeypatch):
     file = tmp_path / "file.safetensors"
     save_file({"head": torch.randn(4096, 1024)}, file)
     monkeypatch.setattr(output_head, "_SLICE_BYTES", 4 << 20)
-    mapped = MappedWeight(file, "head")
+    mapped = MappedWeight(MappedTensors(file), "head")
     total = mapped.weight_VH.sum()
     assert resident_kb(file) >= 16 << 10
     peak = 0
