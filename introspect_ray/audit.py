@@ -6,9 +6,7 @@ step, whatever the length of the run. Nothing of the trainer or of Ray is import
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +18,10 @@ from introspect_ray.alarms import Agreement
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
+from introspect_ray.label_checks import problems
 from introspect_ray.label_store import LABEL_SCHEMA, LabelCounts, agrees, labels_from_table, read_tables
-from introspect_ray.loop import label_version
-from introspect_ray.records import Label
 from introspect_ray.storage import Store, open_store
-from introspect_ray.supervision import MADE_ONCE, binomial_interval, draw
+from introspect_ray.supervision import binomial_interval
 
 TAIL = 1e-5  # probability, a side, with which the realised agreement of a correct run is called wrong
 REQUIRED = [column.name for column in LABEL_SCHEMA if not column.nullable]
@@ -51,7 +48,6 @@ class Audit:
     labels: int = 0
     steps: int = 0
     finished: bool = False
-    split_pairs: int = 0
     flipped: int = 0
     requested: float | None = None
     realised: float | None = None  # share of labels equal to E of their pair, as in summary.json
@@ -63,6 +59,10 @@ class Audit:
     @property
     def clean(self) -> bool:
         return not self.violations
+
+    @property
+    def split_pairs(self) -> int:
+        return self.violations["split_pair"]
 
     def add(self, name: str, example: str, count: int = 1) -> None:
         self.violations[name] += count
@@ -135,8 +135,7 @@ def audit(store: Store) -> Audit:
             beyond.update(steps[~ours].tolist())
         table = _complete(table, found)
         found.flipped += pc.sum(table["flipped"]).as_py() or 0
-        for label in labels_from_table(table.filter(pa.array(_suspect(table, cfg)))):
-            _check(label, cfg, found)
+        _check(table, cfg, found)
         _count_draws(table, seen)
         counts.add(table)
     _check_steps(per_step, beyond, cfg, found)
@@ -180,78 +179,17 @@ def _complete(table: pa.Table, found: Audit) -> pa.Table:
     return table
 
 
-def _suspect(table: pa.Table, cfg: RunConfig) -> np.ndarray:
-    """Which labels `_check` may object to (bool [n]): the same checks on whole columns, so that only they are read."""
-    rule, step, flipped = cfg.supervision, table["step"].to_numpy(), table["flipped"].to_numpy()
-    ids, sampled = table["case_id"].to_pylist(), table["current_content"].is_valid().to_numpy()
-    expected = np.fromiter(map(_drawer(cfg), step.tolist(), ids), np.float64, len(table))
-    drawn, cued, ablated = (table[name].to_numpy() for name in ("draw", "cued_version", "ablated_version"))
-    second = expected < rule.mixing_ratio if rule.rule == "mixed" else np.zeros(len(table), bool)
-    ours, theirs = (pc.equal(table["source_model"], name or "").to_numpy() for name in (cfg.policy, rule.second_policy))
-    bad = ~np.where(second, theirs, ours) | (cued != ablated)
-    bad |= ~pc.equal(table["rule"], rule.rule).to_numpy() | (table["seed"].to_numpy() != cfg.seed)
-    bad |= (drawn != expected) & ~(np.isnan(drawn) & np.isnan(expected))
-    if rule.rule != "online":
-        return bad | (cued != 0) | flipped | sampled
-    sync = cfg.rollout.sync_every
-    bad |= ~sampled | (cued != np.maximum(0, step - cfg.lag) // sync * sync)
-    bad |= (flipped != (expected >= rule.agreement)) | (flipped == agrees(table).to_numpy())
-    kept = pc.equal(table["content"], table["current_content"]).fill_null(False).to_numpy()
-    return bad | (flipped & kept) if rule.wrong_label == "content" else bad
-
-
-def _check(label: Label, cfg: RunConfig, found: Audit) -> None:
-    """Check one label against `cfg`; adds to `found`."""
-    made, where = label.provenance, f"case {label.case_id!r} of step {label.provenance.step}"
-    wanted = {"rule": cfg.supervision.rule, "seed": cfg.seed, "source_model": _source(label, cfg)}
-    for name, value in wanted.items():
-        if getattr(made, name) != value:
-            found.add("foreign", f"{where}: {name} is {getattr(made, name)!r}, the run's {value!r}")
-            break
-    if made.cued_version != made.ablated_version:
-        found.split_pairs += 1
-        found.add("split_pair", f"{where}: versions {made.cued_version} and {made.ablated_version}")
-    online = cfg.supervision.rule == "online"
-    version = label_version(made.step, cfg.lag, cfg.rollout.sync_every) if online else 0
-    if made.cued_version != version:
-        found.add("wrong_version", f"{where}: version {made.cued_version}, lag {cfg.lag} allows {version} only")
-    expected = _drawer(cfg)(made.step, label.case_id)
-    if made.draw != expected and not (math.isnan(made.draw) and math.isnan(expected)):
-        found.add("wrong_draw", f"{where}: draw {made.draw}, recomputed {expected}")
-    if problem := _flip_problem(label, cfg, expected):
-        found.add("wrong_flip", f"{where}: {problem}")
-
-
-def _drawer(cfg: RunConfig) -> Callable[[int, str], float]:
-    """(step, case id) -> the draw recomputed; NaN where the rule draws nothing."""
-    if cfg.supervision.rule == "online":
-        return lambda step, case_id: draw(cfg.seed, step, case_id, "agreement")
-    if cfg.supervision.rule == "mixed":
-        return lambda step, case_id: draw(cfg.seed, MADE_ONCE, case_id, "mixing")
-    return lambda step, case_id: math.nan
-
-
-def _source(label: Label, cfg: RunConfig) -> str | None:
-    """The policy whose behaviour must be the parent; for mixed the mask decides."""
-    rule = cfg.supervision
-    second = rule.rule == "mixed" and _drawer(cfg)(label.provenance.step, label.case_id) < rule.mixing_ratio
-    return rule.second_policy if second else cfg.policy
-
-
-def _flip_problem(label: Label, cfg: RunConfig, number: float) -> str | None:
-    """What is wrong about a label's flip; None if it is as the draw `number` and the rule say."""
-    flipped = label.provenance.flipped
-    if cfg.supervision.rule != "online":
-        return f"flipped={flipped}, current={label.current}: nothing to flip" if flipped or label.current else None
-    if label.current is None:
-        return "no E of the pair it was made from"
-    if flipped != (number >= cfg.supervision.agreement):
-        return f"flipped={flipped} at draw {number:.4f}, agreement {cfg.supervision.agreement:g}"
-    if flipped != (label.explanation != label.current):
-        return f"flipped={flipped}, label {tuple(label.explanation)}, E of the pair {tuple(label.current)}"
-    if flipped and cfg.supervision.wrong_label == "content" and label.explanation.content == label.current.content:
-        return f"the wrong label keeps the content {label.current.content!r}"
-    return None
+def _check(table: pa.Table, cfg: RunConfig, found: Audit) -> None:
+    """Check the labels of a part against `cfg`. A label that fails a check in two ways counts once, as the first."""
+    counted = dict.fromkeys(CHECKS, np.zeros(len(table), bool))
+    for name, bad, say in problems(table, cfg):
+        bad = bad & ~counted[name]
+        counted[name] = counted[name] | bad
+        if bad.any():
+            row = int(bad.argmax())
+            label = labels_from_table(table.slice(row, 1))[0]
+            where = f"case {label.case_id!r} of step {label.provenance.step}"
+            found.add(name, f"{where}: {say(label, row)}", int(bad.sum()))
 
 
 def _check_steps(per_step: np.ndarray, beyond: Counter[int], cfg: RunConfig, found: Audit) -> None:
