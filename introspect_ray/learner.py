@@ -63,8 +63,8 @@ class Sums:
 class Learner:
     """Trains one policy from `policy_path` on labels, regularised towards the reference (paper eq. 2).
 
-    With torch.distributed initialised and several ranks, or on a GPU, the model is sharded by FSDP2;
-    a single CPU process uses the plain module. AdamW with a constant rate; float32 master weights.
+    With torch.distributed initialised, and several ranks or a GPU, the model is sharded by FSDP2;
+    a single process without it uses the plain module. AdamW with a constant rate; float32 master weights.
     `tokenized` holds every case that can be trained on; `longest`, if known, the most tokens of a q with its
     explanation. `device` None: this rank's GPU if cfg.train.use_gpu.
     """
@@ -280,7 +280,7 @@ class Learner:
         Returns once the state is copied; the future ends when it is in `folder`. Ranks may write to different folders;
         their union is the checkpoint.
         """
-        if self.world_size > 1 and self._writers is None:
+        if dist.is_initialized() and self._writers is None:  # also for one rank: its default group may be NCCL's alone
             self._writers = dist.new_group(backend="gloo")
         return save_checkpoint(folder, self.module, self.optimizer, self._writers)
 

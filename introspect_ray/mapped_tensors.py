@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from introspect_ray.errors import UserError
 
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
@@ -33,7 +36,7 @@ class MappedTensors:
 
     @classmethod
     def create(cls, file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> MappedTensors:
-        """A new file of zeros, shared. No shape may have a dimension of 0."""
+        """A new file of zeros, shared. No shape may have a dimension of 0. Raises UserError where there is no room."""
         header, end = {}, 0
         for name, shape in shapes.items():
             start, end = end, end + math.prod(shape) * dtype.itemsize
@@ -42,7 +45,14 @@ class MappedTensors:
         text += b" " * (-len(text) % 8)  # so that the tensors are aligned
         with file.open("xb") as handle:
             handle.write(struct.pack("<Q", len(text)) + text)
-            handle.truncate(8 + len(text) + end)
+            handle.flush()
+            try:  # now: a page that finds no room when it is written to would kill the process
+                os.posix_fallocate(handle.fileno(), 0, 8 + len(text) + end)
+            except OSError as error:
+                raise UserError(
+                    f"{end / 2**20:.0f} MiB for {file} cannot be had ({error.strerror}): make room there, or set "
+                    "cache_dir to a folder that has some"
+                ) from None
         return cls(file, shared=True)
 
     def _tensor(self, name: str, dtype: str, shape: list[int]) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
+from introspect_ray.weight_files import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ BUNDLED = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 SAMPLE_BYTES = 1 << 20
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+NOT_FROM_HUB = ["consolidated*", "original/*"]  # the weights once more, in their maker's own format
 
 
 def resolve_policy(name: str, cache: str | None = None) -> str:
@@ -90,7 +92,7 @@ def policy_id(path: str) -> str:
     for name in ("config.json", "tokenizer_config.json", "chat_template.jinja", *TOKENIZER_FILES):
         if (folder / name).is_file():
             digest.update(name.encode() + (folder / name).read_bytes())
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+    for file in [*weight_files(folder), *sorted(folder.glob("pytorch_model*.bin"))]:
         size = file.stat().st_size
         digest.update(f"{file.name}|{size}".encode())
         with file.open("rb") as handle:
@@ -192,7 +194,7 @@ def load_saved(folder: str, method: str = "full") -> tuple[dict[str, torch.Tenso
     """What save_policy was given: (tensors, adapter_config); a tied head is there again, under its own name."""
     from safetensors.torch import load_file
 
-    tensors = {name: t for file in sorted(Path(folder).glob("*.safetensors")) for name, t in load_file(file).items()}
+    tensors = {name: t for file in weight_files(folder) for name, t in load_file(file).items()}
     if method == "lora":
         return tensors, json.loads(Path(folder, "adapter_config.json").read_text())
     embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
@@ -210,7 +212,7 @@ def _gguf_file(path: Path) -> Path | None:
 
 
 def _convert_gguf(file: Path, cache: Path) -> Path:
-    """An HF folder (float32, tokenizer included) made from a GGUF file, once; named by size and sampled content."""
+    """An HF folder (float32, tokenizer included) made from a GGUF file, once; named by sampled content."""
     digest = hashlib.blake2b(digest_size=8)
     size = file.stat().st_size
     with file.open("rb") as handle:
@@ -273,7 +275,7 @@ def _download(name: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=HUB_FILES)
+        return snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB)
     except Exception as error:  # requests, hub and OS errors share no base class
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

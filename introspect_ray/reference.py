@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 
+from introspect_ray.architecture import check_architecture, check_tree_forward
 from introspect_ray.chunked_loss import ReferenceRows
 from introspect_ray.errors import UserError
 from introspect_ray.mapped_tensors import MappedTensors
@@ -23,50 +25,71 @@ from introspect_ray.policy import load_model, new_folder, policy_id
 from introspect_ray.prompt_tree import PackedBatch, build_tree, pack
 from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import is_remote, open_store
-from introspect_ray.tree_model import TreeModel, check_window
+from introspect_ray.tree_attention import AskedAttention, choose_attention
+from introspect_ray.tree_model import TreeModel
 
 INDEX, TENSORS = "index.json", "tensors.safetensors"
 SIDES = ("cued", "ablated")
 PACKED_CASES = 4096  # cases that are packed together
 
 
-def reference_key(policy: str, cases: Sequence[TokenizedCase], dtype: str) -> str:
-    """16 hex digits over the policy's content, the compute type and the tokens of x and x∖C of all cases."""
-    digest = hashlib.blake2b(f"{policy_id(policy)}|{dtype}".encode(), digest_size=8)
+def reference_key(policy: str, cases: Sequence[TokenizedCase], dtype: str, attention: str = "sdpa") -> str:
+    """16 hex digits over the policy's content, the compute type, the attention implementation and the tokens of x and
+    x∖C of all cases."""
+    how = dtype if attention == "sdpa" else f"{dtype}|{attention}"
+    digest = hashlib.blake2b(f"{policy_id(policy)}|{how}".encode(), digest_size=8)
     for case in cases:
         digest.update(json.dumps([case.case_id, case.prompt, case.ablated]).encode())
     return digest.hexdigest()
 
 
 def build_reference(
-    policy_path: str, cases: Sequence[TokenizedCase], out_dir: str, dtype: str = "float32", batch_tokens: int = 2048
+    policy_path: str,
+    cases: Sequence[TokenizedCase],
+    out_dir: str,
+    dtype: str = "float32",
+    batch_tokens: int = 2048,
+    attention: AskedAttention = "auto",
 ) -> str:
     """Compute M0's reference for `cases` unless `out_dir` has it; returns its folder (or s3:// prefix).
 
-    dtype: compute and storage type, "float32" or "bfloat16". Runs on a GPU if there is one. The folder
-    appears in one rename; on S3 the index comes last. Raises UserError for a policy that cannot be loaded.
+    dtype: compute and storage type, "float32" or "bfloat16". attention: train.attention, so that M0 is computed as the
+    policy is. Runs on a GPU if there is one. The folder appears in one rename; on S3 the index comes last. Raises
+    UserError for a policy that cannot be loaded or trained on trees, and where there is no room for the tensors.
     """
-    name = f"references/{reference_key(policy_path, cases, dtype)}"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = choose_attention(attention, device)
+    write = partial(_write, policy_path, cases, dtype=dtype, batch_tokens=batch_tokens, attention=chosen, device=device)
+    name = f"references/{reference_key(policy_path, cases, dtype, chosen)}"
     store = open_store(out_dir)
     if not store.exists(f"{name}/{INDEX}"):
         local = store.local_path(name)
         if local is not None:
             with new_folder(local) as work:
-                _write(policy_path, cases, work, dtype, batch_tokens)
+                write(work)
         else:
             kept = _download_cache(store.join(name))
             with new_folder(kept) as work:
-                _write(policy_path, cases, work, dtype, batch_tokens)
+                write(work)
             store.upload_dir(kept / "tensors", f"{name}/tensors")
             store.write_bytes(f"{name}/{INDEX}", (kept / INDEX).read_bytes())
     return store.join(name)
 
 
-def _write(policy_path: str, cases: Sequence[TokenizedCase], work: Path, dtype: str, batch_tokens: int) -> None:
+def _write(
+    policy_path: str,
+    cases: Sequence[TokenizedCase],
+    work: Path,
+    dtype: str,
+    batch_tokens: int,
+    attention: str,
+    device: str,
+) -> None:
     compute = getattr(torch, dtype)
-    model = load_model(policy_path, compute)
-    check_window(model.config, max((max(len(c.prompt), len(c.ablated)) for c in cases), default=0))
-    module = TreeModel(model, compute).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(policy_path, compute, attention)
+    check_architecture(model.config, max((max(len(c.prompt), len(c.ablated)) for c in cases), default=0), attention)
+    module = TreeModel(model, compute).to(device)
+    check_tree_forward(module, cases[0])
     row = {case.case_id: i for i, case in enumerate(cases)}
     if len(row) != len(cases):
         raise ValueError(f"{len(cases) - len(row)} case ids occur twice")

@@ -105,7 +105,12 @@ def train_again(cfg: RunConfig, prepared: Prepared, labels_uri: str, tracker: Tr
     reference = None
     if cfg.train.reference == "cache":
         reference = build_reference(
-            prepared.policy_path, prepared.train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget
+            prepared.policy_path,
+            prepared.train,
+            prepared.cache_uri,
+            cfg.train.dtype,
+            cfg.train.token_budget,
+            cfg.train.attention,
         )
     m0 = _m0_pairs(cfg, prepared)
     skipped = _FROM_M0 if isinstance(m0, _Unknown) else ()

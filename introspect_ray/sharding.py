@@ -20,11 +20,13 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from introspect_ray.architecture import check_architecture
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.policy import add_lora, load_model
+from introspect_ray.prompt_tree import placeholder
 from introspect_ray.tree_attention import choose_attention
-from introspect_ray.tree_model import TreeModel, check_window
+from introspect_ray.tree_model import TreeModel
 
 # A frozen LoRA base is neither saved nor loaded: it is the policy folder.
 CHECKPOINT = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -36,14 +38,14 @@ def build_module(
     """The trainable policy on `device`, and whether FSDP2 shards it (torch.distributed with ranks, or a GPU).
 
     Trained weights are float32 masters; a frozen LoRA base keeps the compute type. Weights are cast after
-    sharding, so the float32 copy of a large model never exists in one place. `longest`: tokens, see check_window.
-    Raises UserError for train.offload in a single process without torch.distributed.
+    sharding, so the float32 copy of a large model never exists in one place. `longest`: tokens, see
+    check_architecture. Raises UserError for train.offload in a single process without torch.distributed.
     """
     compute = getattr(torch, cfg.train.dtype)
     # Loaded in its type, not cast to it: model.to(bfloat16) would round the rotary frequencies as well.
     attention = choose_attention(cfg.train.attention, device)
     model = load_model(path, compute if cfg.method == "lora" else "auto", attention)
-    check_window(model.config, longest)
+    check_architecture(model.config, longest, attention)
     if cfg.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if cfg.method == "lora":
@@ -64,6 +66,11 @@ def build_module(
         module.float()  # PEFT makes adapters float32 by itself
         if not sharded:
             _spare_head_gradients(module)
+    if sharded and cfg.train.reference == "live":
+        # FSDP notes in its first forward which weights are trained; in M0's, with the adapters off, none is.
+        with torch.no_grad():
+            module(placeholder())
+        module.reshard()
     return module, sharded
 
 
@@ -78,7 +85,9 @@ def _spare_head_gradients(module: TreeModel) -> None:
 def _shard(module: TreeModel, device: torch.device, world_size: int, compute: torch.dtype, offload: bool) -> None:
     """fully_shard each decoder layer, then the root with the embeddings, final norm and output head."""
     mesh = dist.init_device_mesh(device.type, (world_size,))
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    # No cast of inputs: what comes from the embeddings has the type already, and to look for more FSDP would rebuild
+    # every tree of a batch, token by token.
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     where = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     for layer in module.causal_lm.get_decoder().layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=where)

@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 if TYPE_CHECKING:
     from introspect_ray.prompt_tree import PackedBatch
 
+AskedAttention = Literal["auto", "sdpa", "flex"]  # train.attention
 Implementation = Literal["sdpa", "flex_attention"]  # transformers' names
 
 # FlexAttention is compiled for shapes as they come, and beyond a limit of 8 compilations torch goes on with a warning
@@ -29,7 +30,7 @@ FLEX_LEAST = 129
 FLEX_COMPILATIONS = 16
 
 
-def choose_attention(asked: Literal["auto", "sdpa", "flex"], device: torch.device | str) -> Implementation:
+def choose_attention(asked: AskedAttention, device: torch.device | str) -> Implementation:
     """The implementation on a device. auto: FlexAttention on a GPU, SDPA on a CPU."""
     if asked == "auto":
         asked = "sdpa" if torch.device(device).type == "cpu" else "flex"

@@ -9,13 +9,12 @@ Shape suffixes: R rows, T tokens a row, N output nodes, B cases, P (row, token) 
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from introspect_ray.chunked_loss import Objective, ReferenceRows, TreeOutput, evaluate
-from introspect_ray.errors import UserError
 from introspect_ray.output_head import OutputHead, logit_scaling
 from introspect_ray.prompt_tree import PackedBatch
 from introspect_ray.tree_attention import attention_mask, attention_rows
@@ -68,21 +67,6 @@ class TreeModel(nn.Module):
         states = body(input_ids=tokens_RT, attention_mask=mask, position_ids=positions_RT, use_cache=False)
         hidden_RTH = states.last_hidden_state[:, : batch.tokens_RT.shape[1]]
         return hidden_RTH.flatten(0, 1).index_select(0, outputs_N)
-
-
-def check_window(config: Any, longest: int) -> None:
-    """Refuse a prompt longer than the model's sliding window: the tree mask has no window.
-
-    Raises UserError with both lengths.
-    """
-    config = config.get_text_config()
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if window and longest > window and (sliding or getattr(config, "use_sliding_window", True)):
-        raise UserError(
-            f"the longest sequence has {longest} tokens, more than the policy's attention window of {window}: "
-            "take shorter cases or a policy with full attention"
-        )
 
 
 def label_logprobs(batch: PackedBatch, flat_P: Tensor) -> list[LogprobPair]:

@@ -230,7 +230,7 @@ def _reference_task(cfg: RunConfig) -> Any:
         from introspect_ray.reference import build_reference
 
         torch.set_num_threads(cfg.train.threads)
-        return build_reference(local_policy(policy), cases, cache_uri, dtype, budget)
+        return build_reference(local_policy(policy), cases, cache_uri, dtype, budget, cfg.train.attention)
 
     return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=trainer_gpus(cfg))(build)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.errors import UserError
 from introspect_ray.records import BehaviorPair, TokenizedCase
+from introspect_ray.weight_files import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ def policy_shapes(policy_path: str) -> Shapes:
     """
     from safetensors import safe_open
 
-    files = sorted(Path(policy_path).glob("*.safetensors"))
+    files = weight_files(policy_path)
     if not files:
         raise UserError(f"policy folder {policy_path} has no *.safetensors: save it with save_pretrained")
     shapes: Shapes = {}

@@ -60,10 +60,13 @@ def main(rank: int, port: int, cases: list[TokenizedCase], folder: str) -> None:
     """One rank is enough: on a GPU FSDP2 shards it too."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.cuda.set_device(0)
-    dist.init_process_group("cpu:gloo,cuda:nccl", rank=rank, world_size=1)  # as distributed/attempts.py asks Ray for
-    made: dict[str, Any] = {m: [train(o, m, cases, folder) for o in (False, True)] for m in ("full", "lora")}
+    made: dict[str, Any] = {"full": [], "lora": []}
+    for offload, backend in ((False, "nccl"), (True, "cpu:gloo,cuda:nccl")):  # as distributed/attempts.py asks Ray for
+        dist.init_process_group(backend, rank=rank, world_size=1)
+        for method, weights in made.items():
+            weights.append(train(offload, method, cases, folder))
+        dist.destroy_process_group()
     torch.save(made, f"{folder}/weights.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.timeout(900)

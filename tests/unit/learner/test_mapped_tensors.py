@@ -1,10 +1,13 @@
 """Tensors written where they lie in a file are what safetensors reads from it, and leave memory again."""
 
+import resource
+
 import pytest
 import torch
 from helpers import resident_kb
 from safetensors.torch import load_file
 
+from introspect_ray.errors import UserError
 from introspect_ray.mapped_tensors import MappedTensors
 
 
@@ -40,3 +43,13 @@ def test_what_was_written_leaves_memory_and_stays_in_the_file(tmp_path):
     file.release_all()
     assert resident_kb(path) == 0
     assert file.tensors["head"].sum() == 4096 * 1024
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(UserError, match=r"4 MiB for .*file.safetensors cannot be had .*cache_dir"):
+            MappedTensors.create(tmp_path / "file.safetensors", {"head": (1024, 1024)}, torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -7,9 +7,12 @@ import sys
 import pytest
 import torch
 from helpers import make_model, save_model
+from safetensors.torch import load_file, save_file
 
+from introspect_ray.engines.checks import policy_shapes
 from introspect_ray.errors import UserError
 from introspect_ray.policy import add_lora, check_policy, load_model, policy_id, resolve_policy, save_policy
+from introspect_ray.weight_files import weight_files
 
 TOKENS = torch.tensor([[1, 30, 31, 3, 10, 4]])
 
@@ -104,3 +107,18 @@ def test_unloadable_policy_is_a_user_error(folder):
     (folder / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(UserError, match="cannot be loaded"):
         load_model(str(folder))
+
+
+def test_weights_that_are_there_twice_count_once(folder):
+    """As repositories with consolidated.safetensors have them, in the names of their maker."""
+    once = (policy_id(str(folder)), policy_shapes(str(folder)))
+    save_file({"layers.0.attention.wq.weight": torch.zeros(3)}, folder / "consolidated.safetensors")
+    assert (policy_id(str(folder)), policy_shapes(str(folder))) == once
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = {f"model-0000{i}-of-00002.safetensors": list(weights)[i - 1 :: 2] for i in (1, 2)}
+    for file, names in parts.items():
+        save_file({name: weights[name] for name in names}, folder / file)
+    index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert policy_shapes(str(folder)) == once[1] and [file.name for file in weight_files(folder)] == list(parts)

@@ -6,13 +6,12 @@ import torch.nn.functional as F
 from helpers import make_cases, make_labels, make_model, reference_logprobs, save_model
 
 from introspect_ray.chunked_loss import Objective, ReferenceRows
-from introspect_ray.errors import UserError
 from introspect_ray.objective import loss_scales
 from introspect_ray.output_head import OutputHead
 from introspect_ray.policy import add_lora, load_model
 from introspect_ray.prompt_tree import build_tree, pack
 from introspect_ray.reference import build_reference
-from introspect_ray.tree_model import TreeModel, check_window
+from introspect_ray.tree_model import TreeModel
 
 CASES = make_cases(7)
 LABELS = make_labels(CASES)
@@ -125,14 +124,6 @@ def test_reference_is_addressed_by_content_and_built_once(tmp_path):
     assert (tmp_path / "cache").glob("references/*/index.json").__next__().stat().st_mtime_ns == stamp
     assert build_reference(path, CASES[1:], str(tmp_path / "cache")) != first
     assert [p.name for p in (tmp_path / "cache" / "references").iterdir() if p.name.startswith(".")] == []
-
-
-def test_window_shorter_than_the_prompt_is_refused():
-    config = make_model("llama").config
-    config.sliding_window = 16
-    check_window(config, 16)
-    with pytest.raises(UserError, match=r"17 tokens.*window of 16"):
-        check_window(config, 17)
 
 
 def test_logit_softcap_is_applied():

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from helpers import make_cases, make_config, make_labels, make_pairs, save_model
+from helpers import make_cases, make_config, make_labels, make_model, make_pairs, save_model
 from ranks import on_two_ranks
 
 from introspect_ray.errors import UserError
@@ -23,13 +23,25 @@ VARIANTS = {
     "lora": {"method": "lora", "lora_rank": 4},
     "checkpointing": {"train": {"activation_checkpointing": True, "token_budget": 60}},
     "offload": {"train": {"use_gpu": True, "offload": True, "token_budget": 60}},
+    "full-bfloat16": {"train": {"dtype": "bfloat16"}},
     "lora-bfloat16-live": {"method": "lora", "lora_rank": 4, "train": {"dtype": "bfloat16", "reference": "live"}},
 }
+FIXED = "lora-bfloat16-live"  # trained once more as with fixed labels: a step comes first
 
 
 def config(changes):
     # A small rate: Adam turns rounding noise in tiny gradients into steps of the size of the rate.
     return make_config(**{"learning_rate": 1e-3, **changes})
+
+
+def policy_of(policies, name):
+    """The one in the variant's type, as a large policy's file is: its weights are cast once they are sharded."""
+    return policies["bfloat16" if "bfloat16" in name else "float32"]
+
+
+def step_first(changes, policy, rank, world):
+    learner = Learner(config(changes), policy, None, TOKENIZED, rank=rank, world_size=world, device="cpu")
+    return learner.step(LABELS[SHARDS[0][rank]] if world > 1 else LABELS, M0)
 
 
 def run_variant(changes, policy, reference, folder, rank, world):
@@ -55,23 +67,25 @@ def load_offloaded(policy, reference, folder, rank):
     return loaded, learner.weights()
 
 
-def run_variants(rank, policy, reference, folder):
+def run_variants(rank, policies, reference, folder):
     results = {}
     for name, changes in VARIANTS.items():
         path = reference["bfloat16" if "bfloat16" in name else "float32"]
         os.makedirs(f"{folder}/{name}", exist_ok=True)
-        results[name] = run_variant(changes, policy, path, f"{folder}/{name}", rank, 2)
-    results["offload, loaded"] = load_offloaded(policy, reference["float32"], f"{folder}/offload", rank)
+        results[name] = run_variant(changes, policy_of(policies, name), path, f"{folder}/{name}", rank, 2)
+    results["offload, loaded"] = load_offloaded(policies["float32"], reference["float32"], f"{folder}/offload", rank)
+    results["step first"] = step_first(VARIANTS[FIXED], policies["bfloat16"], rank, 2)
     return results
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    policy = save_model(folder / "model")
-    reference = {d: build_reference(policy, CASES, str(folder / "cache"), d) for d in ("float32", "bfloat16")}
-    ranks = on_two_ranks(run_variants, folder, policy, reference, str(folder))
-    return folder, policy, reference, ranks
+    policies = {"float32": save_model(folder / "model"), "bfloat16": str(folder / "half")}
+    make_model().to(torch.bfloat16).save_pretrained(policies["bfloat16"])
+    reference = {d: build_reference(path, CASES, str(folder / "cache"), d) for d, path in policies.items()}
+    ranks = on_two_ranks(run_variants, folder, policies, reference, str(folder))
+    return folder, policies, reference, ranks
 
 
 def assert_same_pairs(one, two, version, tolerance):
@@ -89,11 +103,11 @@ def assert_same_pairs(one, two, version, tolerance):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_equal_one_process(runs, name, tmp_path):
-    _, policy, reference, ranks = runs
+    _, policies, reference, ranks = runs
     half = "bfloat16" in name
     path = reference["bfloat16" if half else "float32"]
     metrics, probe, weights, pairs = run_variant(
-        ONE_PROCESS.get(name, VARIANTS[name]), policy, path, str(tmp_path), 0, 1
+        ONE_PROCESS.get(name, VARIANTS[name]), policy_of(policies, name), path, str(tmp_path), 0, 1
     )
     (metrics_0, probe_0, weights_0, pairs_0), (metrics_1, probe_1, weights_1, pairs_1) = (rank[name] for rank in ranks)
     assert metrics_0 == metrics_1, "ranks report different global metrics"
@@ -113,11 +127,21 @@ def test_two_ranks_equal_one_process(runs, name, tmp_path):
         assert probe == pytest.approx(probe_0, abs=1e-4)
 
 
+def test_a_run_may_begin_with_a_step(runs):
+    """No labelling and no probe before it, as with fixed labels."""
+    _, policies, _, ranks = runs
+    one = step_first(VARIANTS[FIXED], policies["bfloat16"], 0, 1)
+    first, second = (rank["step first"] for rank in ranks)
+    assert first == second and first["grad_norm"] > 0.01
+    for key in ("loss", "cross_entropy", "grad_norm"):
+        assert first[key] == pytest.approx(one[key], rel=0.05), key
+
+
 def test_offloaded_checkpoint_goes_on(runs):
     """The optimizer's state included: one more step from it equals one in a single process without offloading."""
-    folder, policy, reference, ranks = runs
+    folder, policies, reference, ranks = runs
     loaded, after = ranks[0]["offload, loaded"]
-    learner = Learner(config(ONE_PROCESS["offload"]), policy, reference["float32"], TOKENIZED)
+    learner = Learner(config(ONE_PROCESS["offload"]), policies["float32"], reference["float32"], TOKENIZED)
     learner.load_checkpoint(str(folder / "offload" / "checkpoint-2"))
     learner.step(LABELS, M0)
     expected = learner.weights()
@@ -128,16 +152,19 @@ def test_offloaded_checkpoint_goes_on(runs):
 
 
 def test_offload_without_sharding_is_refused(runs):
-    _, policy, reference, _ = runs
+    _, policies, reference, _ = runs
     with pytest.raises(UserError, match="init_process_group"):
-        Learner(config(VARIANTS["offload"]), policy, reference["float32"], TOKENIZED, device="cpu")
+        Learner(config(VARIANTS["offload"]), policies["float32"], reference["float32"], TOKENIZED, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "offload"])
 def test_checkpoint_of_two_ranks_loads_in_one(runs, name):
-    folder, policy, reference, ranks = runs
+    folder, policies, reference, ranks = runs
     learner = Learner(
-        config({**ONE_PROCESS.get(name, VARIANTS[name]), "seed": 9}), policy, reference["float32"], TOKENIZED
+        config({**ONE_PROCESS.get(name, VARIANTS[name]), "seed": 9}),
+        policies["float32"],
+        reference["float32"],
+        TOKENIZED,
     )
     learner.load_checkpoint(str(folder / name / "checkpoint-2"))
     for key, tensor in learner.weights().items():
