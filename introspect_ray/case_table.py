@@ -29,8 +29,8 @@ CASE_SCHEMA = pa.schema(
         *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in SEQUENCES),
     ]
 )
-BATCH_ROWS, BATCH_TOKENS = 4096, 1 << 20  # a batch ends at whichever comes first
-RELEASE_ROWS = 64  # read in order from a mapped file between two releases of its pages
+BATCH_ROWS, BATCH_TOKENS = 1024, 1 << 18  # a batch ends at whichever comes first
+RELEASE_EVERY = 64  # rows, or batches when they are opened, read of a mapped file between two releases of its pages
 
 
 class AnswerSet(NamedTuple):
@@ -78,7 +78,11 @@ class CaseTable(RecordTable[TokenizedCase]):
                 "or name a folder that has some with TMPDIR and HOME"
             ) from None
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        batches = []
+        for i in range(reader.num_record_batches):
+            batches.append(reader.get_batch(i))
+            if i % RELEASE_EVERY == 0:
+                mapped.madvise(mmap.MADV_DONTNEED)
         return cls(batches, IdIndex.build(np.asarray(keys)), answers.sets, mapped)
 
     def __getitem__(self, row: int | slice) -> Any:
@@ -89,7 +93,7 @@ class CaseTable(RecordTable[TokenizedCase]):
     def __iter__(self) -> Iterator[TokenizedCase]:
         for row, case in enumerate(super().__iter__(), start=1):
             yield case
-            if row % RELEASE_ROWS == 0:
+            if row % RELEASE_EVERY == 0:
                 self._release()
 
     def _release(self) -> None:
