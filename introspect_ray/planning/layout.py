@@ -184,5 +184,5 @@ def balanced_engines(layout: Layout) -> float | None:
     if learner_labels(cfg):
         return None
     n = cfg.rollout.sync_every
-    room = times.gather + n * times.update - times.deliver
+    room = n * times.update - times.deliver + (0 if times.rendezvous else times.gather)
     return n * cfg.batch_size * times.label_case / room if room > 0 else None

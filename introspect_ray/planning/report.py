@@ -8,7 +8,7 @@ from typing import Any
 
 from introspect_ray.config import RunConfig, override
 from introspect_ray.loop import learner_labels
-from introspect_ray.planning.durations import durations, sent_bytes, sync_seconds
+from introspect_ray.planning.durations import durations, sent_bytes
 from introspect_ray.planning.layout import TENSOR_PARALLEL, Layout, Setting, balanced_engines
 from introspect_ray.planning.memory import engine_fits, engine_memory, kept_bytes, trainer_fits, trainer_memory
 from introspect_ray.planning.scaling import Scaled
@@ -121,17 +121,10 @@ def work_text(plan: Plan) -> str:
 
 
 def sync_text(plan: Plan) -> str:
-    shape, a, cfg = plan.setting.shape, plan.setting.assumed, plan.chosen.cfg
+    shape, cfg = plan.setting.shape, plan.chosen.cfg
     rows = []
     for path, what in (("host", "through host memory"), ("device", "from GPU to GPU")):
-        publish, deliver = sync_seconds(
-            shape,
-            cfg,
-            a,
-            plan.chosen.trainers,
-            cfg.rollout.tensor_parallel_size,
-            path,  # type: ignore[arg-type]
-        )
+        publish, deliver = _sync(plan, path)
         planned = "planned with" if path == plan.setting.transfer else ""
         rows.append([path, what, f"{publish:.3f}", f"{deliver:.3f}", planned])
     title = f"weight sync: {sent_bytes(shape, cfg) / GB:.2f} GB a version; seconds"

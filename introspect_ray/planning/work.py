@@ -132,8 +132,11 @@ def pair_flops(shape: ModelShape, work: CaseWork) -> float:
 
 def label_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> float:
     """FLOPs of labelling one case: an engine's pair, or a trainer's forward over the tree of x and x∖C."""
-    if not learner_labels(cfg):
-        return pair_flops(shape, work)
+    return tree_flops(shape, work) if learner_labels(cfg) else pair_flops(shape, work)
+
+
+def tree_flops(shape: ModelShape, work: CaseWork) -> float:
+    """FLOPs of a trainer's forward over the tree of x and x∖C, with two rows of logits."""
     return shape.body_flops(work.both) + shape.attention_flops(work.both**2) + shape.head_flops(2)
 
 

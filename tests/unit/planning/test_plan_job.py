@@ -144,16 +144,43 @@ def test_flops_of_a_step_by_hand():
 
 
 def test_sync_by_hand():
-    """16.38 GB by the host: the fingerprints, the copies and the object store; from GPU to GPU over NVLink."""
-    cfg, size = config(), 2 * P
-    publish, deliver = sync_seconds(SHAPE, cfg, A, 4, 1, "host")
+    """16.38 GB by the host: the fingerprints, the copies and the object store; from GPU to GPU over NVLink, hashed once
+    and, on the engine, read and written. Either way four trainers first gather 4 bytes a parameter, and 2 more for the
+    probe's forward (longer than 36 layers' launches); an engine's probe is two prompts and 36 launches."""
+    cfg, size, link = config(), 2 * P, 0.75 * 450e9
+    gathers = (4 + 2) * P * 3 / 4 / link
+    probe = 36 * 8e-4 + 2 * 5e-4
     copies = size / 1e9 * (1 / 6 + 1 / 6.6 + 1 / 2)
-    assert publish == pytest.approx(2 * size * 3 / 4 / (0.75 * 450e9) + copies)
-    assert deliver == pytest.approx(copies)
-    publish, deliver = sync_seconds(SHAPE, cfg, A, 4, 1, "device")
-    assert publish == pytest.approx(size * (3 / 4 + 1) / (0.75 * 450e9) + size / 3.35e12)
-    far, _ = sync_seconds(SHAPE, cfg, A, 16, 1, "device")  # another node: one 400 Gb/s port to the engine
-    assert far == pytest.approx(size * 15 / 16 / (0.75 * 400e9) + size / (0.75 * 50e9) + size / 3.35e12)
+    assert sync_seconds(SHAPE, WORK, cfg, A, 4, 1, "host") == pytest.approx((gathers + copies, copies + probe))
+    memory = size * (1 + 2) / 3.35e12
+    device = (gathers + size / link + memory, probe)
+    assert sync_seconds(SHAPE, WORK, cfg, A, 4, 1, "device") == pytest.approx(device)
+    lone, _ = sync_seconds(SHAPE, WORK, cfg, A, 1, 1, "device")  # nothing to gather: the probe is its launches
+    assert lone == pytest.approx(36 * 8e-4 + size / link + memory)
+
+
+def test_a_transfer_that_leaves_the_node_goes_through_one_port():
+    """Rank 0 and all engines are one NCCL group: 4 trainers and 4 engines are one node, a fifth engine is on another,
+    behind one 400 Gb/s port, however many GPUs an engine has. A shard of two GPUs is written in half the time."""
+    size, link = 2 * P, 0.75 * 450e9
+    gathers = (4 + 2) * P * 3 / 4 / link
+    for engines, tp, wire in ((4, 1, 450e9), (5, 1, 50e9), (2, 2, 450e9), (3, 2, 50e9)):
+        cfg = config(rollout__num_actors=engines)
+        publish, _ = sync_seconds(SHAPE, WORK, cfg, A, 4, tp, "device")
+        assert publish == pytest.approx(gathers + size / (0.75 * wire) + size * (1 + 2 / tp) / 3.35e12)
+
+
+def test_offloaded_masters_are_copied_to_the_gpu_before_they_are_gathered():
+    """A quarter of 4 bytes a parameter at 40 GB/s, for the gather and again for the probe, where the copy takes longer
+    than the links. An adapter's share is its own; the frozen base is copied for the probe alone."""
+    link = 0.75 * 450e9
+    publish, _ = sync_seconds(SHAPE, WORK, config(train__offload=True), A, 4, 1, "device")
+    assert publish == pytest.approx(4 * P * 3 / 4 / link + 2 * 4 * P / 4 / 40e9 + 2 * P / link + 3 * 2 * P / 3.35e12)
+    adapter = SHAPE.lora_parameters(32)
+    publish, _ = sync_seconds(SHAPE, WORK, config(method="lora", train__offload=True), A, 4, 1, "host")
+    gather = 4 * adapter * 3 / 4 / link + 4 * adapter / 4 / 40e9
+    copies = 2 * adapter / 1e9 * (1 / 6 + 1 / 6.6 + 1 / 2)
+    assert publish == pytest.approx(gather + (2 * P + 4 * adapter) / 4 / 40e9 + copies)
 
 
 def test_update_is_bound_by_links_at_the_papers_batch_and_by_arithmetic_at_a_large_one():
