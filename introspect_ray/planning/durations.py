@@ -52,24 +52,26 @@ def update_seconds(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumpt
     """One optimizer step: the micro-batches of the busiest rank, then clipping and Adam on its shard.
 
     In each micro-batch FSDP2 gathers the weights for the forward and again for the backward and reduces float32
-    gradients; it prefetches, so links and arithmetic overlap. Under train.offload its shards come from host memory
-    for both gathers and the gradients go there, clipping and Adam too.
+    gradients; it prefetches, so links and arithmetic overlap. A live reference is one forward more. Under train.offload
+    the shards come from host memory for all gathers and the gradients go there, clipping and Adam too.
     """
     share = -(-cfg.batch_size // workers)
     rounds = mean_micro_batches(work.tree, share, cfg.train.token_budget)
     width = WIDTH[cfg.train.dtype]
     full = cfg.method == "full"
     trained = shape.parameters if full else shape.lora_parameters(cfg.lora_rank)
-    passes = 3 + cfg.train.activation_checkpointing  # forward, again under checkpointing, backward twice
+    live = cfg.train.reference == "live"
+    passes = 3 + cfg.train.activation_checkpointing + live  # forward, again to recompute, backward twice
     arithmetic = step_flops(shape, work, cfg).train * share / cfg.batch_size / (a.peak(cfg.train.dtype) * a.mfu_train)
     traffic = rounds * passes * width * shape.parameters / (1e12 * a.hbm_tb_s)
     launches = rounds * (passes - 1) * shape.layers * a.host_s_per_layer  # backward is one pass of launches
-    moved = (2 * width * shape.parameters + 4 * trained) * (workers - 1) / workers
+    gathers = 2 + live
+    moved = (gathers * width * shape.parameters + 4 * trained) * (workers - 1) / workers
     links = rounds * moved / a.link(workers)
     copied, memory = 0.0, 1e12 * a.hbm_tb_s
     if cfg.train.offload:
         masters, gradients, _ = kept_bytes(shape, cfg, workers)
-        copied = rounds * (2 * masters + gradients) / (1e9 * a.pinned_copy_gb_s)
+        copied = rounds * (gathers * masters + gradients) / (1e9 * a.pinned_copy_gb_s)
         memory = 1e9 * a.host_memory_gb_s
     return max(arithmetic, traffic, launches, links, copied) + _ADAM_BYTES * trained / workers / memory
 

@@ -13,7 +13,6 @@ from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.prompt_tree import build_tree
 from introspect_ray.records import TokenizedCase
 from introspect_ray.sequences import common_prefix
-from introspect_ray.tokenization import longest_sequence
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class CaseWork:
     both: float  # nodes of the tree of x and x∖C alone: what a trainer's labelling forward computes
     targets: float  # tokens of e
     branches: float  # deciding nodes of the label trie, rows of logits without gradient
-    longest: int
+    longest: int  # sequence that an engine must take: q + e, or x with its answer
+    longest_tree: int
     train_cases: int
     test_cases: int
 
@@ -59,17 +59,20 @@ def assumed_work(a: Assumptions) -> CaseWork:
         targets=a.target_tokens,
         branches=a.branch_rows,
         longest=a.longest_tokens,
+        longest_tree=a.longest_tree_tokens,
         train_cases=a.train_cases,
         test_cases=a.test_cases,
     )
 
 
-def measured_work(source: str, train: Sequence[TokenizedCase], test_cases: int, block: int) -> CaseWork:
-    """Counted on the cases themselves, their trees built as the learner builds them."""
+def measured_work(source: str, train: Sequence[TokenizedCase], longest: int, test_cases: int, block: int) -> CaseWork:
+    """Counted on the training cases themselves, their trees built as the learner builds them; `longest` sequence of
+    an engine and number of held-out cases as given."""
     totals: Counter[str] = Counter()
-    longest = 0
+    longest_tree = 0
     for case in train:
-        tree = build_tree(case, next(iter(case.explanations)))
+        label, target = next(iter(case.explanations.items()))
+        tree = build_tree(case, label)
         totals["tree"] += len(tree)
         totals["tree_pairs"] += len(tree) ** 2
         totals["prompt"] += len(case.prompt)
@@ -79,9 +82,17 @@ def measured_work(source: str, train: Sequence[TokenizedCase], test_cases: int, 
         totals["both"] += len(build_tree(case, None))
         totals["targets"] += len(tree.targets)
         totals["branches"] += len(tree.branches)
-        longest = max(longest, longest_sequence([case]))
+        longer = max(map(len, case.explanations.values())) - len(target)
+        longest_tree = max(longest_tree, len(tree) + longer)
     means = {name: total / len(train) for name, total in totals.items()}
-    return CaseWork(source=source, **means, longest=longest, train_cases=len(train), test_cases=test_cases)
+    return CaseWork(
+        source=source,
+        **means,
+        longest=longest,
+        longest_tree=longest_tree,
+        train_cases=len(train),
+        test_cases=test_cases,
+    )
 
 
 def whole_blocks(tokens: float, block: int) -> float:
@@ -96,7 +107,7 @@ class StepFlops:
     forward: float  # body of the trees, and the heads of all rows
     backward: float
     recompute: float  # the body again under activation checkpointing
-    reference: float  # M0's output head at the behaviour positions
+    reference: float  # M0's output head at the behaviour positions; live: its body as well
     rollout: float  # labelling, by the engines or by the trainers (rollout.engine=learner)
 
     @property
@@ -107,8 +118,9 @@ class StepFlops:
 def step_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> StepFlops:
     """FLOPs of one step of cfg.batch_size cases.
 
-    A backward costs two forwards (gradients of inputs and of weights); a frozen LoRA base takes only the first.
-    Rows with gradient: x, x∖C and each token of e; the label trie's rows have none.
+    A backward costs two forwards (gradients of inputs and of weights); a frozen LoRA base takes only the first. A live
+    reference costs another forward of the body. Rows with gradient: x, x∖C and each token of e; the label trie's rows
+    have none.
     """
     cases = cfg.batch_size
     body = shape.body_flops(work.tree * cases) + shape.attention_flops(work.tree_pairs * cases)
@@ -119,7 +131,7 @@ def step_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> StepFlops:
         forward=body + rows + shape.head_flops(work.branches * cases),
         backward=(2 if full else 1) * (body + rows),
         recompute=body if cfg.train.activation_checkpointing else 0.0,
-        reference=shape.head_flops(2 * cases),
+        reference=shape.head_flops(2 * cases) + (body if cfg.train.reference == "live" else 0.0),
         rollout=label_flops(shape, work, cfg) * cases if online else 0.0,
     )
 
