@@ -11,9 +11,12 @@ import pytest
 import yaml
 from planned import plan
 
+from introspect_ray.cli import parse
 from introspect_ray.errors import UserError
-from introspect_ray.planning.job import DEFAULTS
+from introspect_ray.planning.job import DEFAULTS, plan_job
 from introspect_ray.planning.report import as_text
+from jobs.plan import flags
+from tune_spaces.kl_weight import SPACE
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,6 +39,14 @@ def test_the_command_prints_the_plan_without_torch_or_ray(tmp_path):
     chosen, simulated = numbers["chosen"], numbers["simulated"]
     assert chosen["predicted"]["step"] == pytest.approx(simulated["step"], rel=0.03)
     assert chosen["sweep_usd"] == pytest.approx(chosen["sweep_seconds"] / 3600 * 64 * 6.88)
+
+
+def test_the_example_of_the_docs_is_what_the_command_prints(capsys):
+    """After a change: python jobs/plan.py --policy Qwen/Qwen3-8B --gpus 64 | sed -n '/^---$/,$p'"""
+    plan_job(parse("plan", ["--policy", "Qwen/Qwen3-8B", "--gpus", "64"], flags), SPACE)
+    said = capsys.readouterr().out
+    example = said[said.index("\n---\n") + 1 :]
+    assert f"```\n{example}```\n" in (ROOT / "docs" / "plan.md").read_text()
 
 
 def test_defaults_are_those_of_the_cluster_file():
