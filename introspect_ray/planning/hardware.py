@@ -62,8 +62,7 @@ class Assumptions:
     branch_rows: float = _is(3, "rows a case", "the same: deciding nodes of the label trie")
     longest_tokens: int = _is(1_099, "tokens", "the same: longest q + e")
     longest_tree_tokens: int = _is(1_112, "tokens", "the same: longest tree")
-    train_cases: int = _is(10_532, "cases", "MMLU's 14,042 test questions, none repeated, less those held out")
-    test_cases: int = _is(3_510, "cases", "task.test_fraction=0.25 of them")
+    cases: int = _is(14_042, "cases", "MMLU's test questions on the hub, repeated ones (15 in 12,376) not taken out")
     startup_s: float = _is(120, "s a run", "assumed: processes, engine start; once in a sweep_lambda.py")
     trainer_startup_s: float = _is(60, "s a run", "assumed: Ray Train's workers, loading and sharding the policy")
     price: float = _is(

@@ -115,7 +115,7 @@ def case_work(cfg: RunConfig, assumed: Assumptions, tokenizer: str | None) -> Ca
     Raises UserError where cases are given without a tokenizer to count them with.
     """
     if cfg.task.name != "organism" and cfg.task.path is None:
-        return assumed_work(assumed)
+        return assumed_work(assumed, cfg.task)
     folder = tokenizer or (str(BUNDLED[cfg.policy]) if cfg.policy in BUNDLED else cfg.policy)
     if not Path(folder, "tokenizer_config.json").is_file():
         raise UserError(

@@ -147,7 +147,7 @@ def sync_text(plan: Plan) -> str:
     shape, cfg = plan.setting.shape, plan.chosen.cfg
     rows = []
     for path, what in (("host", "through host memory"), ("device", "from GPU to GPU")):
-        publish, deliver = sync_seconds(plan, path)
+        publish, deliver = chosen_sync(plan, path)
         planned = "planned with" if path == plan.setting.transfer else ""
         if path == "device" and cfg.method == "lora":
             planned = "not for adapters"
@@ -251,7 +251,7 @@ def assumptions_text(plan: Plan) -> str:
     return table("assumptions (assume.NAME=VALUE)", ["name", "value", "unit", "source"], plan.setting.assumed.rows())
 
 
-def sync_seconds(plan: Plan, path: Any) -> tuple[float, float]:
+def chosen_sync(plan: Plan, path: Any) -> tuple[float, float]:
     """(publish, deliver) of the chosen layout by "host" or "device"."""
     c = plan.chosen
     times = durations(

@@ -8,7 +8,7 @@ from typing import Any
 from introspect_ray.planning.durations import sent_bytes
 from introspect_ray.planning.layout import TENSOR_PARALLEL, Layout
 from introspect_ray.planning.memory import engine_fits, engine_memory, reference_bytes, trainer_fits, trainer_memory
-from introspect_ray.planning.report import Plan, memory_counts, sweep_cost, sync_seconds
+from introspect_ray.planning.report import Plan, chosen_sync, memory_counts, sweep_cost
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "sync": {
             "bytes": sent_bytes(shape, c.cfg),
             **{
-                path: dict(zip(("publish", "deliver"), sync_seconds(plan, path), strict=True))
+                path: dict(zip(("publish", "deliver"), chosen_sync(plan, path), strict=True))
                 for path in ("host", "device")
             },
         },

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from introspect_ray.config import RunConfig
+from introspect_ray.config import RunConfig, TaskConfig
 from introspect_ray.loop import learner_labels
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
@@ -45,8 +45,9 @@ class CaseWork:
         return self.prompt**2 / 2 + (self.ablated**2 - self.reused**2) / 2
 
 
-def assumed_work(a: Assumptions) -> CaseWork:
-    """The case of the assumptions table."""
+def assumed_work(a: Assumptions, task: TaskConfig) -> CaseWork:
+    """The case of the assumptions table, as many of them as the split and the limits of `task` leave."""
+    test = min(max(1, round(task.test_fraction * a.cases)), a.cases - 1)  # as tasks/split.py
     return CaseWork(
         source="assumptions (give task.path for the cases themselves)",
         tree=a.tree_tokens,
@@ -60,8 +61,8 @@ def assumed_work(a: Assumptions) -> CaseWork:
         branches=a.branch_rows,
         longest=a.longest_tokens,
         longest_tree=a.longest_tree_tokens,
-        train_cases=a.train_cases,
-        test_cases=a.test_cases,
+        train_cases=min(task.train_cases or a.cases, a.cases - test),
+        test_cases=min(task.test_cases or test, test),
     )
 
 

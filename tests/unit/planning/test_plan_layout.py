@@ -10,10 +10,10 @@ import pytest
 from planned import HEAD, SHAPE, WORK, A, config, plan
 
 from introspect_ray.cli import parse
-from introspect_ray.config import load_config
+from introspect_ray.config import TaskConfig, load_config
 from introspect_ray.planning.job import plan_job
 from introspect_ray.planning.layout import Setting, balanced_engines, fixed_seconds, make_layout
-from introspect_ray.planning.work import measured_work
+from introspect_ray.planning.work import assumed_work, measured_work
 from introspect_ray.preflight import prepare
 from introspect_ray.records import Explanation, TokenizedCase
 from jobs.plan import flags
@@ -84,6 +84,17 @@ def test_engines_in_balance_by_hand():
     stored = replace(layout, times=replace(times, rendezvous=False))
     room = times.gather + times.update - times.deliver
     assert balanced_engines(stored) == pytest.approx(8 * times.label_case / room)
+
+
+def test_assumed_cases_are_split_and_limited_as_the_task_says():
+    """A quarter of 14,042 questions is 3,510.5 and holds out 3,510, a tenth 1,404. Limits cut either side."""
+    for task, counts in (
+        (TaskConfig(), (10_532, 3_510)),
+        (TaskConfig(test_fraction=0.1), (12_638, 1_404)),
+        (TaskConfig(train_cases=500, test_cases=100), (500, 100)),
+    ):
+        work = assumed_work(A, task)
+        assert (work.train_cases, work.test_cases) == counts
 
 
 def test_counted_cases_by_hand():
