@@ -70,7 +70,6 @@ def prepare(cfg: RunConfig) -> Prepared:
     if cfg.rollout.served_by == "vllm":
         label_ids = (answers.label_ids for table in tables for answers in table.answers)
         check_vllm_limits(label_ids, cfg.lora_rank if cfg.method == "lora" else 0)
-    new_tokens = cfg.eval.max_new_tokens or max(table.longest_explanation for table in tables)
     return Prepared(
         policy_path=policy_path,
         policy_id=policy_id(policy_path),
@@ -79,8 +78,8 @@ def prepare(cfg: RunConfig) -> Prepared:
         train=tables[0],
         test=tables[1],
         tokenizer=tokenizer,
-        max_model_len=_model_len(cfg, tables, new_tokens),
-        max_explanation_tokens=new_tokens,
+        max_model_len=model_len(cfg, tables),
+        max_explanation_tokens=_new_tokens(cfg, tables),
         cache_uri=cache,
     )
 
@@ -176,8 +175,14 @@ def _check_same_tokens(tokenizer: Any, path: str, other: str) -> None:
             raise UserError(f"policy {other!r} has another {what} than {path!r}: use two policies of one tokenizer")
 
 
-def _model_len(cfg: RunConfig, tables: Sequence[CaseTable], new_tokens: int) -> int:
-    """Longest sequence an engine sees: x and its answer, q and its explanation; in steps of 32. Raises UserError."""
+def _new_tokens(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:
+    return cfg.eval.max_new_tokens or max(table.longest_explanation for table in tables)
+
+
+def model_len(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:
+    """Longest sequence an engine sees, of training and held-out cases: x and its answer, q and its explanation; in
+    steps of 32. Raises UserError where rollout.max_model_len is less."""
+    new_tokens = _new_tokens(cfg, tables)
     need = max(max(table.longest_sequence + 1, table.longest_question + new_tokens) for table in tables)
     given = cfg.rollout.max_model_len
     if given is not None and given < need:

@@ -14,7 +14,7 @@ from introspect_ray.errors import UserError
 
 PREFIX = "assume."  # of overrides on the command line
 _SHEET = "NVIDIA H100 SXM data sheet"
-_MMLU = "mean of 2,000 MMLU test cases, short wording, SmolLM2 tokenizer (README's task file)"
+_MMLU = "mean of 12,361 cases (47 of MMLU's 57 test subjects), short wording, SmolLM2 tokenizer"
 
 
 def _is(value: float, unit: str, source: str) -> Any:
@@ -52,18 +52,19 @@ class Assumptions:
     hash_gb_s: float = _is(6.6, "GB/s", "measured: fingerprints of 538 MB in 0.08 s, one core (benchmarks/sync.py)")
     prefix_block: int = _is(16, "tokens", "vLLM's default KV block on CUDA: only whole blocks are shared")
     kv_sequences: int = _is(256, "sequences", "engines/vllm_engine.py: the most that run at once")
-    tree_tokens: float = _is(199.7, "tokens a case", f"{_MMLU}; ignored where cases are given")
-    tree_tokens_squared: float = _is(48_762, "tokens² a case", "the same; its attention")
-    prompt_tokens: float = _is(162.7, "tokens a case", "the same: x")
-    ablated_tokens: float = _is(157.7, "tokens a case", "the same: x∖C")
-    shared_tokens: float = _is(151.7, "tokens a case", "the same: common prefix of x and x∖C")
-    question_tokens: float = _is(177.7, "tokens a case", "the same: q")
+    tree_tokens: float = _is(199.6, "tokens a case", f"{_MMLU}; ignored where cases are given")
+    tree_tokens_squared: float = _is(49_725, "tokens² a case", "the same; its attention")
+    prompt_tokens: float = _is(162.6, "tokens a case", "the same: x")
+    ablated_tokens: float = _is(157.6, "tokens a case", "the same: x∖C")
+    shared_tokens: float = _is(151.6, "tokens a case", "the same: common prefix of x and x∖C")
+    question_tokens: float = _is(177.6, "tokens a case", "the same: q")
     target_tokens: float = _is(9, "tokens a case", "the same: e with its end of turn")
     branch_rows: float = _is(3, "rows a case", "the same: deciding nodes of the label trie")
-    longest_tokens: int = _is(732, "tokens", "the same: longest q + e")
-    train_cases: int = _is(9_271, "cases", "task.test_fraction=0.25 of MMLU's test questions (12,376 rows)")
-    test_cases: int = _is(3_090, "cases", "the same")
-    startup_s: float = _is(180, "s a run", "assumed: processes, model loading, engine start")
+    longest_tokens: int = _is(1_099, "tokens", "the same: longest q + e")
+    longest_tree_tokens: int = _is(1_112, "tokens", "the same: longest tree")
+    cases: int = _is(14_042, "cases", "MMLU's test questions on the hub, repeated ones (15 in 12,376) not taken out")
+    startup_s: float = _is(120, "s a run", "assumed: processes, engine start; once in a sweep_lambda.py")
+    trainer_startup_s: float = _is(60, "s a run", "assumed: Ray Train's workers, loading and sharding the policy")
     price: float = _is(
         6.88, "USD a GPU hour", "AWS p5.48xlarge on demand: 98.32 USD an hour less 44 % (June 2025), 8 GPUs"
     )

@@ -10,15 +10,18 @@ from introspect_ray.case_table import CaseTable
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets, load_config
 from introspect_ray.errors import UserError
+from introspect_ray.planning.durations import Transfer
 from introspect_ray.planning.hardware import Assumptions, split_assumptions
 from introspect_ray.planning.layout import Setting, choose, layouts
+from introspect_ray.planning.memory import check_reference
 from introspect_ray.planning.model_shape import read_shape
-from introspect_ray.planning.report import Plan, as_json, as_text, memory_text
+from introspect_ray.planning.report import Plan, as_text, memory_text
+from introspect_ray.planning.report_json import as_json
 from introspect_ray.planning.scaling import scaling
 from introspect_ray.planning.simulation import simulate
 from introspect_ray.planning.work import CaseWork, assumed_work, measured_work
 from introspect_ray.policy import BUNDLED
-from introspect_ray.preflight import load_tokenizer, plan_text
+from introspect_ray.preflight import load_tokenizer, model_len, plan_text
 from introspect_ray.search_space import Space, split_overrides, trial_config
 from introspect_ray.tasks import load_cases
 from introspect_ray.tokenization import tokenize_case
@@ -38,6 +41,7 @@ DEFAULTS = {
     "rollout.probe_tolerance": 0.1,
     "alarms.engine_gap": 0.5,
 }
+TRANSFERS = {"host": "object_store", "device": "nccl"}  # --transfer -> rollout.weight_transfer
 
 
 def plan_job(args: Arguments, space: Space) -> None:
@@ -65,18 +69,22 @@ def make_plan(args: Arguments, space: Space) -> Plan:
         raise UserError(f"{args.config} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
     if flags.get("policy"):
         rest["policy"] = flags["policy"]
+    if flags.get("transfer"):
+        rest["rollout.weight_transfer"] = TRANSFERS[flags["transfer"]]
     if flags["gpus"] < 1:
         raise UserError(f"--gpus {flags['gpus']}: expected at least 1")
     defaults = {key: value for key, value in DEFAULTS.items() if not file_sets(args.config, key)}
     cfg = load_config(args.config, {**defaults, **rest})
-    given = frozenset(key for key in _layout_keys(cfg) if key in rest or file_sets(args.config, key))
+    given = frozenset(key for key in _layout_keys() if key in rest or file_sets(args.config, key))
+    check_modelled(cfg)
     shape = read_shape(cfg.policy)
+    transfer: Transfer = "host" if weight_transfer(cfg) == "object_store" else "device"
     work = case_work(cfg, assumed, flags.get("tokenizer"))
-    transfer = flags.get("transfer") or ("host" if weight_transfer(cfg) == "object_store" else "device")
     setting = Setting(shape, work, assumed, transfer, flags["gpus"], len(values) * len(seeds))
     trial = trial_config(cfg, space, values[0], seeds[0])
     found = layouts(setting, trial, given)
     try:
+        check_reference(shape, work, trial, assumed)
         chosen = choose(setting, found)
     except UserError:
         print(memory_text(setting, trial))  # where it would fit
@@ -84,8 +92,21 @@ def make_plan(args: Arguments, space: Space) -> Plan:
     return Plan(setting, cfg, found, chosen, simulate(chosen.cfg, chosen.times), scaling(setting, cfg))
 
 
-def _layout_keys(cfg: RunConfig) -> list[str]:
-    return ["train.num_workers", *(f"rollout.{key}" for key in ("num_actors", "tensor_parallel_size", "group_size"))]
+def check_modelled(cfg: RunConfig) -> None:
+    """Raises UserError for a run of another kind than a plan is of: one whose trainers and engines have GPUs of their
+    own."""
+    if cfg.rollout.weight_transfer == "ipc":
+        raise UserError(
+            "rollout.weight_transfer=ipc: engines on their trainers' GPUs are not modelled: leave it out, or set nccl "
+            "or object_store"
+        )
+    if not cfg.train.use_gpu:
+        raise UserError("train.use_gpu=false: a plan is of training on GPUs: leave it out")
+
+
+def _layout_keys() -> list[str]:
+    keys = ("num_actors", "tensor_parallel_size", "group_size", "num_gpus")
+    return ["train.num_workers", *(f"rollout.{key}" for key in keys)]
 
 
 def case_work(cfg: RunConfig, assumed: Assumptions, tokenizer: str | None) -> CaseWork:
@@ -94,7 +115,7 @@ def case_work(cfg: RunConfig, assumed: Assumptions, tokenizer: str | None) -> Ca
     Raises UserError where cases are given without a tokenizer to count them with.
     """
     if cfg.task.name != "organism" and cfg.task.path is None:
-        return assumed_work(assumed)
+        return assumed_work(assumed, cfg.task)
     folder = tokenizer or (str(BUNDLED[cfg.policy]) if cfg.policy in BUNDLED else cfg.policy)
     if not Path(folder, "tokenizer_config.json").is_file():
         raise UserError(
@@ -102,6 +123,9 @@ def case_work(cfg: RunConfig, assumed: Assumptions, tokenizer: str | None) -> Ca
             "give --tokenizer FOLDER"
         )
     reader: Any = load_tokenizer(folder)
-    train, test = load_cases(cfg.task)
-    cases = CaseTable.build(tokenize_case(case, reader, cfg.task.answer_prefix) for case in train)
-    return measured_work(f"{len(train)} training cases, tokenizer {folder}", cases, len(test), assumed.prefix_block)
+    train, test = (
+        CaseTable.build(tokenize_case(case, reader, cfg.task.answer_prefix) for case in side)
+        for side in load_cases(cfg.task)
+    )
+    source = f"{len(train)} training cases, tokenizer {folder}"
+    return measured_work(source, train, model_len(cfg, (train, test)), len(test), assumed.prefix_block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from introspect_ray.planning.memory import (
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.schedule import Pace, predict
 from introspect_ray.planning.work import CaseWork
+from introspect_ray.preflight import resources
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 _NEAR = 1.02  # times within 2 % are the same; then fewer GPUs win
@@ -47,6 +49,8 @@ class Layout:
     times: Durations
     pace: Pace
     run_seconds: float
+    shared_seconds: float  # of a run, what a sweep on one set of GPUs takes once: see fixed_seconds
+    gpus: int  # of one run, at its widest
     at_once: int  # runs side by side on all GPUs
     sweep_seconds: float  # of all trials, side by side
 
@@ -58,10 +62,9 @@ class Layout:
     def engines(self) -> int:
         return self.cfg.rollout.num_actors
 
-    @property
-    def gpus(self) -> int:
-        """GPUs of one run."""
-        return self.trainers + self.engines * self.cfg.rollout.tensor_parallel_size
+    def in_turn_seconds(self, trials: int) -> float:
+        """Of a sweep that runs one trial after another on the GPUs of one run (jobs/sweep_lambda.py)."""
+        return self.shared_seconds + trials * (self.run_seconds - self.shared_seconds)
 
 
 def tensor_parallel(setting: Setting, cfg: RunConfig, given: frozenset[str]) -> int:
@@ -96,14 +99,18 @@ def make_layout(setting: Setting, cfg: RunConfig, trainers: int, engines: int, t
     times = durations(shape, work, cfg, assumed, trainers, tp, setting.transfer)
     pace = predict(cfg, times)
     delivered = times.gather + times.deliver  # of the last version, for the evaluation
-    run = cfg.steps * pace.step + delivered + fixed_seconds(setting, cfg, trainers, engines, tp)
-    at_once = max(1, min(setting.trials, setting.gpus // (trainers + engines * tp)))
+    shared, own = fixed_seconds(setting, cfg, engines, tp)
+    run = shared + cfg.steps * pace.step + delivered + own
+    gpus = math.ceil(resources(cfg)["GPU"])
+    at_once = max(1, min(setting.trials, setting.gpus // gpus))
     return Layout(
         cfg=cfg,
         memory=trainer_memory(shape, work, cfg, trainers),
         times=times,
         pace=pace,
         run_seconds=run,
+        shared_seconds=shared,
+        gpus=gpus,
         at_once=at_once,
         sweep_seconds=-(-setting.trials // at_once) * run,
     )
@@ -115,23 +122,30 @@ def layouts(setting: Setting, cfg: RunConfig, given: frozenset[str]) -> list[Lay
     `given` are the config keys a user set: they are kept.
     """
     tp = tensor_parallel(setting, cfg, given)
+    if "rollout.num_gpus" in given and cfg.rollout.num_gpus != tp:
+        raise UserError(
+            f"rollout.num_gpus={cfg.rollout.num_gpus:g}: a plan gives each engine {tp} GPU(s) of its own (tensor "
+            f"parallelism), engines that share GPUs are not modelled: set rollout.num_gpus={tp}, or leave it out"
+        )
     most = min(cfg.batch_size, setting.gpus - tp)
     if most < 1:
         raise UserError(f"--gpus {setting.gpus}: a run needs one to train and {tp} to sample")
     trainers = [cfg.train.num_workers] if "train.num_workers" in given else list(_counts(most))
-    found = []
+    found, least = [], None
     for count in trainers:
-        room = (setting.gpus - count) // tp
-        engines = (
-            [cfg.rollout.num_actors] if "rollout.num_actors" in given else list(_counts(min(room, cfg.batch_size)))
-        )
-        if room < engines[0]:
-            raise UserError(
-                f"train.num_workers={count} and rollout.num_actors={engines[0]} of {tp} GPUs need "
-                f"{count + engines[0] * tp} GPUs, --gpus is {setting.gpus}"
-            )
+        room = max(1, min((setting.gpus - count) // tp, cfg.batch_size))
+        engines = [cfg.rollout.num_actors] if "rollout.num_actors" in given else list(_counts(room))
         regroup = "rollout.group_size" not in given
-        found.append(best([make_layout(setting, cfg, count, n, tp, regroup) for n in engines]))
+        made = [make_layout(setting, cfg, count, n, tp, regroup) for n in engines]
+        least = least or made[0]
+        if fitting := [layout for layout in made if layout.gpus <= setting.gpus]:
+            found.append(best(fitting))
+    if not found and least:
+        second = ", a mixed run's second engine included" if cfg.supervision.rule == "mixed" else ""
+        raise UserError(
+            f"train.num_workers={least.trainers} and rollout.num_actors={least.engines} of {tp} GPUs need "
+            f"{least.gpus} GPUs{second}; --gpus is {setting.gpus}"
+        )
     return found
 
 
@@ -164,17 +178,24 @@ def _counts(most: int) -> Iterator[int]:
     yield most
 
 
-def fixed_seconds(setting: Setting, cfg: RunConfig, trainers: int, engines: int, tp: int) -> float:
-    """A run outside its steps: start, M0's labels and reference, the evaluation's labels and explanations."""
+def fixed_seconds(setting: Setting, cfg: RunConfig, engines: int, tp: int) -> tuple[float, float]:
+    """(shared, own): a run outside its steps, by what all trials of a sweep share (driver.start_base) and the rest.
+
+    Shared: start of the engines, M0's labels and explanations; beside them, on a training GPU, its reference where it
+    is cached. Own: start of the trainers, the evaluation's labels and explanations.
+    """
     shape, work, a = setting.shape, setting.work, setting.assumed
     _, case = label_seconds(shape, work, cfg, a, tp)
-    labelled = (work.train_cases + 2 * work.test_cases) * case / engines
-    reference = shape.body_flops(work.rollout_tokens) * work.train_cases / (a.peak(cfg.train.dtype) * a.mfu_train)
     share = work.test_cases / engines
     asked = shape.body_flops(work.question) / tp / (a.peak(cfg.rollout.dtype) * a.mfu_prefill) + a.request_s
     weights = WIDTH[cfg.rollout.dtype] * shape.parameters / tp / (1e12 * a.hbm_tb_s)
     decode = max(weights, shape.layers * a.host_s_per_layer) * work.targets * -(-share // a.kv_sequences)
-    return a.startup_s + labelled + reference + 2 * (share * asked + decode)
+    evaluated = share * (case + asked) + decode
+    labelled = work.train_cases / engines * case
+    reference = 0.0
+    if cfg.train.reference == "cache":
+        reference = shape.body_flops(work.both) * work.train_cases / (a.peak(cfg.train.dtype) * a.mfu_train)
+    return a.startup_s + max(labelled + evaluated, reference), a.trainer_startup_s + evaluated
 
 
 def balanced_engines(layout: Layout) -> float | None:
@@ -184,5 +205,5 @@ def balanced_engines(layout: Layout) -> float | None:
     if learner_labels(cfg):
         return None
     n = cfg.rollout.sync_every
-    room = times.gather + n * times.update - times.deliver
+    room = n * times.update - times.deliver + (0 if times.rendezvous else times.gather)
     return n * cfg.batch_size * times.label_case / room if room > 0 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from introspect_ray.config import RunConfig
+from introspect_ray.errors import UserError
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.work import CaseWork
@@ -24,9 +25,9 @@ class TrainerMemory:
     masters: float  # float32 weights, sharded; a frozen LoRA base in the compute type
     gradients: float  # float32, sharded
     adam: float  # two float32 moments, sharded
-    gathered: float  # compute-type copies: the root through the step, two layers; root gradient and its float32 copy
+    gathered: float  # compute-type copies: the root through the step, two layers; gradients of the root and of a layer
     reference: float  # M0's output head, one copy a GPU
-    activations: float  # kept for the backward, at the token budget
+    activations: float  # kept for the backward of the largest micro-batch
     logits: float  # a chunk of rows x vocabulary, with their float32 copies
 
     @property
@@ -43,24 +44,53 @@ def kept_bytes(shape: ModelShape, cfg: RunConfig, workers: int) -> tuple[float, 
 
 
 def trainer_memory(shape: ModelShape, work: CaseWork, cfg: RunConfig, workers: int) -> TrainerMemory:
-    """Memory of one of `workers` training GPUs."""
+    """Memory of one of `workers` training GPUs.
+
+    A micro-batch holds up to the token budget (a longer tree alone: itself), or all of a rank's cases, each as long as
+    the longest. Gradients of gathered weights come with the float32 copy in which they are reduced.
+    """
     width = WIDTH[cfg.train.dtype]
-    full = cfg.method == "full"
     masters, gradients, adam = (0.0, 0.0, 0.0) if cfg.train.offload else kept_bytes(shape, cfg, workers)
     share = -(-cfg.batch_size // workers)
     trees = min(share, max(1, int(cfg.train.token_budget // work.tree)))
-    tokens = max(trees * work.tree, min(work.longest, cfg.train.token_budget))
+    tokens = min(micro_batch(work, cfg), share * work.longest_tree)
     copies = width * (shape.root + 2 * shape.layer)
-    root_gradient = (width + 4) * shape.root if full else 0
+    unsharded = (width + 4) * (shape.root + shape.layer) if cfg.method == "full" else 0
     return TrainerMemory(
         masters=masters,
         gradients=gradients,
         adam=adam,
-        gathered=copies + root_gradient,
+        gathered=copies + unsharded,
         reference=WIDTH[cfg.train.dtype] * shape.head if cfg.train.reference == "cache" else 0,
         activations=activation_bytes(shape, tokens, width, cfg.train.activation_checkpointing),
         logits=logit_bytes(shape, work, trees, width),
     )
+
+
+def micro_batch(work: CaseWork, cfg: RunConfig) -> int:
+    """Most tokens of one forward over packed trees."""
+    return max(cfg.train.token_budget, work.longest_tree)
+
+
+def reference_bytes(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> tuple[float, float]:
+    """(weights, activations) of the task that computes M0's reference: the whole policy on one GPU, with what one
+    layer holds in a forward of full batches. Zeros for a live reference."""
+    if cfg.train.reference != "cache":
+        return 0.0, 0.0
+    width = WIDTH[cfg.train.dtype]
+    return width * shape.parameters, layer_activation_bytes(shape, width) * micro_batch(work, cfg)
+
+
+def check_reference(shape: ModelShape, work: CaseWork, cfg: RunConfig, a: Assumptions) -> None:
+    """Raises UserError where M0's reference does not fit on the one GPU that computes it."""
+    weights, activations = reference_bytes(shape, work, cfg)
+    if weights + activations > 1e9 * a.memory_gb:
+        smaller = " or a smaller train.token_budget" if weights < 1e9 * a.memory_gb else ""
+        raise UserError(
+            f"train.reference=cache: one GPU of {a.memory_gb:g} GB is to compute M0's reference with all of "
+            f"{shape.name}, {weights / 1e9:.1f} GB of weights and {activations / 1e9:.1f} GB of activations: set "
+            f"train.reference=live with method=lora{smaller}"
+        )
 
 
 def layer_activation_bytes(shape: ModelShape, width: int) -> float:

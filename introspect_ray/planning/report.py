@@ -1,16 +1,23 @@
-"""A plan as text and as JSON; both read off the same numbers."""
+"""A plan as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from introspect_ray.config import RunConfig, override
 from introspect_ray.loop import learner_labels
-from introspect_ray.planning.durations import durations, sent_bytes, sync_seconds
+from introspect_ray.planning.durations import durations, sent_bytes
 from introspect_ray.planning.layout import TENSOR_PARALLEL, Layout, Setting, balanced_engines
-from introspect_ray.planning.memory import engine_fits, engine_memory, kept_bytes, trainer_fits, trainer_memory
+from introspect_ray.planning.memory import (
+    engine_fits,
+    engine_memory,
+    kept_bytes,
+    reference_bytes,
+    trainer_fits,
+    trainer_memory,
+)
 from introspect_ray.planning.scaling import Scaled
 from introspect_ray.planning.schedule import predict
 from introspect_ray.planning.simulation import Simulated, simulate
@@ -99,7 +106,23 @@ def memory_text(setting: Setting, cfg: RunConfig) -> str:
         ["tensor parallel", "weights", "workspace", "KV room", "KV needed", ""],
         engines,
     )
-    return f"{table(title, [*head, '', switched], rows)}\n\n{served}"
+    return f"{table(title, [*head, '', switched], rows)}\n{start_text(setting, cfg)}\n\n{served}"
+
+
+def start_text(setting: Setting, cfg: RunConfig) -> str:
+    """What holds the whole policy before and beside sharded training: M0's reference task, and each worker's host."""
+    shape, a = setting.shape, setting.assumed
+    weights, activations = (value / GB for value in reference_bytes(shape, setting.work, cfg))
+    fits = "fits" if weights + activations <= a.memory_gb else "does not fit"
+    reference = (
+        f"M0's reference, one task on one GPU: {weights:.1f} GB of weights, {activations:.1f} of activations: {fits}"
+    )
+    loaded, near = 2 * shape.parameters / GB, min(cfg.train.num_workers, a.gpus_per_node)
+    host = (
+        f"host memory at the start: every training worker loads the whole policy, {loaded:.1f} GB if it is stored in "
+        f"bfloat16; {near} on a node: {near * loaded:.1f} GB"
+    )
+    return f"{reference}\n{host}" if cfg.train.reference == "cache" else host
 
 
 def memory_counts(setting: Setting, cfg: RunConfig) -> list[int]:
@@ -121,18 +144,13 @@ def work_text(plan: Plan) -> str:
 
 
 def sync_text(plan: Plan) -> str:
-    shape, a, cfg = plan.setting.shape, plan.setting.assumed, plan.chosen.cfg
+    shape, cfg = plan.setting.shape, plan.chosen.cfg
     rows = []
     for path, what in (("host", "through host memory"), ("device", "from GPU to GPU")):
-        publish, deliver = sync_seconds(
-            shape,
-            cfg,
-            a,
-            plan.chosen.trainers,
-            cfg.rollout.tensor_parallel_size,
-            path,  # type: ignore[arg-type]
-        )
+        publish, deliver = chosen_sync(plan, path)
         planned = "planned with" if path == plan.setting.transfer else ""
+        if path == "device" and cfg.method == "lora":
+            planned = "not for adapters"
         rows.append([path, what, f"{publish:.3f}", f"{deliver:.3f}", planned])
     title = f"weight sync: {sent_bytes(shape, cfg) / GB:.2f} GB a version; seconds"
     return table(title, ["transfer", "", "publish (trainer waits)", "deliver (engine)", ""], rows)
@@ -162,7 +180,8 @@ def split_text(plan: Plan) -> str:
 def label_time(layout: Layout) -> float:
     """Seconds of one group on an engine, or of one step's cases on the trainers, whoever labels."""
     own = learner_labels(layout.cfg)
-    return layout.times.label_own if own else layout.times.label(layout.cfg.rollout.group_size)
+    group = min(layout.cfg.rollout.group_size, layout.cfg.batch_size)
+    return layout.times.label_own if own else layout.times.label(group)
 
 
 def sweep_cost(plan: Plan, layout: Layout) -> float:
@@ -190,14 +209,14 @@ def chosen_text(plan: Plan) -> str:
         f"label {label_time(c):.3f} s, update {times.update:.3f} s; "
         f"the simulation runs the loop for {plan.cfg.steps} steps"
     )
-    run = c.run_seconds / 3600
+    run, in_turn = c.run_seconds / 3600, c.in_turn_seconds(trials) / 3600
     cost = (
         f"cost: {plan.setting.gpus * a.price:,.2f} USD an hour for {plan.setting.gpus} GPUs\n"
         f"a run of {plan.cfg.steps} steps: {run:.2f} h, {s.seconds / 3600:.2f} h of them steps (simulated), "
         f"{run * c.gpus * a.price:,.0f} USD on its {c.gpus} GPUs\n"
         f"the sweep of {trials} runs: {c.at_once} side by side (a jobs/train.py each) {c.sweep_seconds / 3600:.2f} h, "
         f"{sweep_cost(plan, c):,.0f} USD; one after another (jobs/sweep_lambda.py on {c.gpus} GPUs) "
-        f"{trials * run:.2f} h, {trials * run * c.gpus * a.price:,.0f} USD"
+        f"{in_turn:.2f} h, {in_turn * c.gpus * a.price:,.0f} USD"
     )
     return f"{table(title, head, rows)}\n\n{cost}"
 
@@ -232,59 +251,11 @@ def assumptions_text(plan: Plan) -> str:
     return table("assumptions (assume.NAME=VALUE)", ["name", "value", "unit", "source"], plan.setting.assumed.rows())
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """All numbers of the plan; seconds, bytes, FLOPs, USD."""
-    setting, c = plan.setting, plan.chosen
-    shape, work, a = setting.shape, setting.work, setting.assumed
-    tps = {tp: engine_memory(shape, work, c.cfg, a, tp) for tp in TENSOR_PARALLEL}
-    trainers = {n: trainer_memory(shape, work, c.cfg, n) for n in memory_counts(setting, c.cfg)}
-    return {
-        "policy": {**asdict(shape), "parameters": shape.parameters},
-        "gpus": setting.gpus,
-        "trials": setting.trials,
-        "config": c.cfg.model_dump(mode="json"),
-        "work": asdict(work),
-        "flops": {**asdict(plan.flops), "train": plan.flops.train},
-        "trainer_memory": {n: {**asdict(m), "total": m.total, "fits": trainer_fits(m, a)} for n, m in trainers.items()},
-        "engine_memory": {n: {**asdict(m), "fits": engine_fits(m)} for n, m in tps.items()},
-        "sync": {
-            "bytes": sent_bytes(shape, c.cfg),
-            **{path: dict(zip(("publish", "deliver"), _sync(plan, path), strict=True)) for path in ("host", "device")},
-        },
-        "splits": [_layout_json(plan, layout) for layout in plan.layouts],
-        "chosen": _layout_json(plan, c),
-        "simulated": {"seconds": plan.simulated.seconds, **asdict(plan.simulated.pace)},
-        "scaling": [
-            {
-                "gpus": row.gpus, "lag": row.lag, "batch": row.layout.cfg.batch_size, "error": row.error,
-                **_layout_json(plan, row.layout), "simulated": asdict(row.simulated.pace),
-            }
-            for row in plan.scaled
-        ],
-        "assumptions": {name: {"value": getattr(a, name), "unit": u, "source": s} for name, _, u, s in a.rows()},
-    }  # fmt: skip
-
-
-def _sync(plan: Plan, path: Any) -> tuple[float, float]:
+def chosen_sync(plan: Plan, path: Any) -> tuple[float, float]:
+    """(publish, deliver) of the chosen layout by "host" or "device"."""
     c = plan.chosen
     times = durations(
         plan.setting.shape, plan.setting.work, c.cfg, plan.setting.assumed, c.trainers,
         c.cfg.rollout.tensor_parallel_size, path,
     )  # fmt: skip
     return times.gather, times.deliver
-
-
-def _layout_json(plan: Plan, layout: Layout) -> dict[str, Any]:
-    return {
-        "trainers": layout.trainers,
-        "engines": layout.engines,
-        "tensor_parallel": layout.cfg.rollout.tensor_parallel_size,
-        "gpus": layout.gpus,
-        "fits": trainer_fits(layout.memory, plan.setting.assumed),
-        "durations": asdict(layout.times),
-        "predicted": asdict(layout.pace),
-        "run_seconds": layout.run_seconds,
-        "runs_at_once": layout.at_once,
-        "sweep_seconds": layout.sweep_seconds,
-        "sweep_usd": sweep_cost(plan, layout),
-    }

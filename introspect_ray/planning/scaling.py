@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from introspect_ray.config import RunConfig, override
-from introspect_ray.errors import UserError
 from introspect_ray.planning.layout import Layout, Setting, make_layout, tensor_parallel
 from introspect_ray.planning.memory import trainer_fits
 from introspect_ray.planning.simulation import Simulated, simulate
@@ -51,15 +50,22 @@ def _quickest(setting: Setting, cfg: RunConfig, tp: int) -> Layout | None:
     share = max(1, int(cfg.train.token_budget // setting.work.tree))
     found = []
     for engines in _engine_counts(setting.gpus, tp):
-        trainers = setting.gpus - engines * tp
-        grown = override(cfg, {"train.num_workers": 1, "batch_size": share * trainers})
-        try:
-            layout = make_layout(setting, grown, trainers, engines, tp)
-        except UserError:
-            continue
-        if trainer_fits(layout.memory, setting.assumed):
+        layout = _filled(setting, cfg, share, engines, tp)
+        if layout is not None and trainer_fits(layout.memory, setting.assumed):
             found.append(layout)
     return max(found, key=lambda layout: layout.cfg.batch_size / layout.pace.step, default=None)
+
+
+def _filled(setting: Setting, cfg: RunConfig, share: int, engines: int, tp: int) -> Layout | None:
+    """All GPUs beside the engines train, `share` cases each; None if there is none left."""
+    trainers = setting.gpus - engines * tp
+    while trainers > 0:
+        grown = override(cfg, {"train.num_workers": 1, "batch_size": share * trainers})
+        layout = make_layout(setting, grown, trainers, engines, tp)
+        if layout.gpus <= setting.gpus:
+            return layout
+        trainers -= layout.gpus - setting.gpus  # a mixed run's second engine
+    return None
 
 
 def _engine_counts(gpus: int, tp: int) -> list[int]:

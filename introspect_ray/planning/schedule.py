@@ -12,6 +12,10 @@ step (j = 0 ... n - 1), after which the updates up to the next publication follo
 and n = 1 this is g + d + r + u: everything in turn. At lag 1 it is max(g + u, d + b, (g + d + r + u) / 2),
 so max(g + u, d + b) where all engines share a step (r = b).
 
+Where publishing is a rendezvous (weights from GPU to GPU by NCCL) a publication begins when every engine is free and
+takes their time as well, so that a cycle takes at least g + d + r with r = max r_j, the labelling of the busiest
+engine, in place of d + b. A version then goes round as above: its publication finds the engines free.
+
 Where the learner labels (rollout.engine=learner) nothing is published and no engine works: every step takes its
 labelling and its update, whatever the lag.
 """
@@ -27,7 +31,8 @@ from introspect_ray.planning.durations import Durations
 
 @dataclass(frozen=True)
 class Pace:
-    """A run's steady state. Idle shares are of the whole time: the trainer's wait for labels, the engines' for work."""
+    """A run's steady state. Idle shares are of the whole time: the trainer's wait for labels and for engines to be
+    free, the engines' for work."""
 
     step: float  # seconds
     trainer_idle: float
@@ -41,16 +46,19 @@ def predict(cfg: RunConfig, times: Durations) -> Pace:
         return Pace(times.update, 0.0, 1.0)
     if learner_labels(cfg):
         return Pace(times.label_own + times.update, 0.0, 1.0)
-    labelling = label_load(cfg, times)
-    cycle = max(times.gather + n * times.update, times.deliver + labelling)
-    for j, ready in enumerate(labels_ready(cfg, times)):
+    readied = labels_ready(cfg, times)
+    shared = times.gather if times.rendezvous else 0.0  # of a publication, by the engines
+    work = shared + times.deliver + label_load(cfg, times)
+    engines = shared + times.deliver + max(readied) if times.rendezvous else work
+    cycle = max(times.gather + n * times.update, engines)
+    for j, ready in enumerate(readied):
         rounds = -(-(lag + j + 1) // n)
         trip = times.gather + times.deliver + ready
         cycle = max(cycle, (trip + (rounds * n - lag - j) * times.update) / rounds)
     return Pace(
         step=cycle / n,
         trainer_idle=1 - (times.gather + n * times.update) / cycle,
-        engine_idle=1 - (times.deliver + labelling) / cycle,
+        engine_idle=1 - work / cycle,
     )
 
 

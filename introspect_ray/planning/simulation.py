@@ -1,8 +1,9 @@
 """An event simulation of a run: the real loop (introspect_ray.loop.run) on a clock that only jumps.
 
 The loop decides what is published, requested and fetched when; here only stand a learner and a supply whose
-work takes given seconds. An engine does what reaches it in order of arrival; labels of a step are ready when
-every engine has confirmed its version and every group is done, as in the relabeler.
+work takes given seconds. An engine does what reaches it in order of arrival: a publication by NCCL, in which all
+engines take part, waits behind the labels still being made. Labels of a step are ready when every engine has confirmed
+its version and every group is done, as in the relabeler.
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class _Supply:
         return self._free[engine]
 
     def publish(self, learner: Any, version: int, probe: Any) -> None:
+        if self._times.rendezvous:
+            self._wait(max(self._free))
+            for engine in range(len(self._free)):
+                self._work(engine, self._times.gather)
         self._clock.now += self._times.gather
         self._delivered = max(self._work(engine, self._times.deliver) for engine in range(len(self._free)))
 
@@ -76,13 +81,15 @@ class _Supply:
         self._ready[step] = self._clock.now
 
     def fetch(self, step: int) -> StepLabels:
-        ready = self._ready.pop(step)
-        self.waited += max(0.0, ready - self._clock.now)
-        self._clock.now = max(self._clock.now, ready)
+        self._wait(self._ready.pop(step))
         return StepLabels((), (), None, None, None, 0.0, 0.0, 0.0)
 
     def pending(self) -> list[Any]:
         return []
+
+    def _wait(self, until: float) -> None:
+        self.waited += max(0.0, until - self._clock.now)
+        self._clock.now = max(self._clock.now, until)
 
 
 class _Conductor:

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from introspect_ray.config import RunConfig
+from introspect_ray.config import RunConfig, TaskConfig
 from introspect_ray.loop import learner_labels
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.prompt_tree import build_tree
 from introspect_ray.records import TokenizedCase
 from introspect_ray.sequences import common_prefix
-from introspect_ray.tokenization import longest_sequence
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class CaseWork:
     both: float  # nodes of the tree of x and x∖C alone: what a trainer's labelling forward computes
     targets: float  # tokens of e
     branches: float  # deciding nodes of the label trie, rows of logits without gradient
-    longest: int
+    longest: int  # sequence that an engine must take: q + e, or x with its answer
+    longest_tree: int
     train_cases: int
     test_cases: int
 
@@ -45,8 +45,9 @@ class CaseWork:
         return self.prompt**2 / 2 + (self.ablated**2 - self.reused**2) / 2
 
 
-def assumed_work(a: Assumptions) -> CaseWork:
-    """The case of the assumptions table."""
+def assumed_work(a: Assumptions, task: TaskConfig) -> CaseWork:
+    """The case of the assumptions table, as many of them as the split and the limits of `task` leave."""
+    test = min(max(1, round(task.test_fraction * a.cases)), a.cases - 1)  # as tasks/split.py
     return CaseWork(
         source="assumptions (give task.path for the cases themselves)",
         tree=a.tree_tokens,
@@ -59,17 +60,20 @@ def assumed_work(a: Assumptions) -> CaseWork:
         targets=a.target_tokens,
         branches=a.branch_rows,
         longest=a.longest_tokens,
-        train_cases=a.train_cases,
-        test_cases=a.test_cases,
+        longest_tree=a.longest_tree_tokens,
+        train_cases=min(task.train_cases or a.cases, a.cases - test),
+        test_cases=min(task.test_cases or test, test),
     )
 
 
-def measured_work(source: str, train: Sequence[TokenizedCase], test_cases: int, block: int) -> CaseWork:
-    """Counted on the cases themselves, their trees built as the learner builds them."""
+def measured_work(source: str, train: Sequence[TokenizedCase], longest: int, test_cases: int, block: int) -> CaseWork:
+    """Counted on the training cases themselves, their trees built as the learner builds them; `longest` sequence of
+    an engine and number of held-out cases as given."""
     totals: Counter[str] = Counter()
-    longest = 0
+    longest_tree = 0
     for case in train:
-        tree = build_tree(case, next(iter(case.explanations)))
+        label, target = next(iter(case.explanations.items()))
+        tree = build_tree(case, label)
         totals["tree"] += len(tree)
         totals["tree_pairs"] += len(tree) ** 2
         totals["prompt"] += len(case.prompt)
@@ -79,9 +83,17 @@ def measured_work(source: str, train: Sequence[TokenizedCase], test_cases: int, 
         totals["both"] += len(build_tree(case, None))
         totals["targets"] += len(tree.targets)
         totals["branches"] += len(tree.branches)
-        longest = max(longest, longest_sequence([case]))
+        longer = max(map(len, case.explanations.values())) - len(target)
+        longest_tree = max(longest_tree, len(tree) + longer)
     means = {name: total / len(train) for name, total in totals.items()}
-    return CaseWork(source=source, **means, longest=longest, train_cases=len(train), test_cases=test_cases)
+    return CaseWork(
+        source=source,
+        **means,
+        longest=longest,
+        longest_tree=longest_tree,
+        train_cases=len(train),
+        test_cases=test_cases,
+    )
 
 
 def whole_blocks(tokens: float, block: int) -> float:
@@ -96,7 +108,7 @@ class StepFlops:
     forward: float  # body of the trees, and the heads of all rows
     backward: float
     recompute: float  # the body again under activation checkpointing
-    reference: float  # M0's output head at the behaviour positions
+    reference: float  # M0's output head at the behaviour positions; live: its body as well
     rollout: float  # labelling, by the engines or by the trainers (rollout.engine=learner)
 
     @property
@@ -107,8 +119,9 @@ class StepFlops:
 def step_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> StepFlops:
     """FLOPs of one step of cfg.batch_size cases.
 
-    A backward costs two forwards (gradients of inputs and of weights); a frozen LoRA base takes only the first.
-    Rows with gradient: x, x∖C and each token of e; the label trie's rows have none.
+    A backward costs two forwards (gradients of inputs and of weights); a frozen LoRA base takes only the first. A live
+    reference costs another forward of the body. Rows with gradient: x, x∖C and each token of e; the label trie's rows
+    have none.
     """
     cases = cfg.batch_size
     body = shape.body_flops(work.tree * cases) + shape.attention_flops(work.tree_pairs * cases)
@@ -119,7 +132,7 @@ def step_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> StepFlops:
         forward=body + rows + shape.head_flops(work.branches * cases),
         backward=(2 if full else 1) * (body + rows),
         recompute=body if cfg.train.activation_checkpointing else 0.0,
-        reference=shape.head_flops(2 * cases),
+        reference=shape.head_flops(2 * cases) + (body if cfg.train.reference == "live" else 0.0),
         rollout=label_flops(shape, work, cfg) * cases if online else 0.0,
     )
 
@@ -132,8 +145,11 @@ def pair_flops(shape: ModelShape, work: CaseWork) -> float:
 
 def label_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> float:
     """FLOPs of labelling one case: an engine's pair, or a trainer's forward over the tree of x and x∖C."""
-    if not learner_labels(cfg):
-        return pair_flops(shape, work)
+    return tree_flops(shape, work) if learner_labels(cfg) else pair_flops(shape, work)
+
+
+def tree_flops(shape: ModelShape, work: CaseWork) -> float:
+    """FLOPs of a trainer's forward over the tree of x and x∖C, with two rows of logits."""
     return shape.body_flops(work.both) + shape.attention_flops(work.both**2) + shape.head_flops(2)
 
 

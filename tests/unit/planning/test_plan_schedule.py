@@ -73,6 +73,46 @@ def test_the_first_steps_second_by_second():
     assert run.pace.engine_idle == pytest.approx(1 - (3 * 2 + 3 * 4) / 30)  # three deliveries, three labellings
 
 
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({"lag": 0}, 1 + 2 + 4 + 7),  # the engines are free at each publication: nothing changes
+        ({"lag": 1}, 1 + 7),  # max(publish + update, publish + deliver + label) = max(8, 7)
+        ({"lag": 1, "batch_size": 16, "rollout__group_size": 16}, 1 + 2 + 8),  # max(8, 11): the engine publishes too
+        # Two engines, one group a step: each labels every other step, but both are free only when it is done.
+        ({"lag": 2, "batch_size": 16, "rollout__group_size": 16, "rollout__num_actors": 2}, 1 + 2 + 8),
+        # Every two steps a version labels two, 16 s: 19 a cycle, where the trainer takes 1 + 2 x 7.
+        ({"lag": 1, "batch_size": 16, "rollout__group_size": 16, "rollout__sync_every": 2}, (1 + 2 + 16) / 2),
+    ],
+)
+def test_step_time_by_hand_where_publishing_is_a_rendezvous(changes, step):
+    """A publication waits until all engines are free, and takes a second of theirs as well."""
+    cfg, times = config(**changes), replace(TIMES, rendezvous=True)
+    assert predict(cfg, times).step == pytest.approx(step)
+    assert simulate(cfg, times).pace.step == pytest.approx(step, rel=0.02)
+
+
+def test_the_first_steps_of_a_rendezvous_second_by_second():
+    """Lag 1, 8 s of labelling: version 0 is out at 1 and confirmed at 3, steps 0 and 1 are labelled at 11 and 19. Step
+    0 ends at 18. Version 1 begins when the engine is free, at 19, and is out at 20; step 1 ends at 27. Version 1 is
+    confirmed at 22, step 2 labelled at 30; version 2 begins then, is out at 31, and step 2 ends at 38."""
+    cfg = config(lag=1, batch_size=16, rollout__group_size=16)
+    run = simulate(cfg, replace(TIMES, rendezvous=True), steps=3)
+    assert run.ends == (18.0, 27.0, 38.0)
+    assert run.pace.trainer_idle == pytest.approx((10 + 1 + 3) / 38)  # labels of step 0, then twice the engine
+    assert run.pace.engine_idle == pytest.approx(1 - (3 * (1 + 2) + 3 * 8) / 38)
+
+
+def test_idle_shares_where_publishing_is_a_rendezvous():
+    """Two engines that take turns, 8 s a step: of 11 s both publish and confirm (3 s) and one labels, 4 s on average;
+    the trainer publishes and updates for 8 s."""
+    cfg = config(lag=2, batch_size=16, rollout__group_size=16, rollout__num_actors=2)
+    times = replace(TIMES, rendezvous=True)
+    for pace in (predict(cfg, times), simulate(cfg, times).pace):
+        assert pace.trainer_idle == pytest.approx(3 / 11, abs=0.01)
+        assert pace.engine_idle == pytest.approx(1 - 7 / 11, abs=0.01)
+
+
 def test_idle_shares_by_hand():
     """Lag 0: of 14 s the trainer waits for delivery and labels (6 s), the engine works for those 6 s."""
     for pace in (predict(config(lag=0), TIMES), simulate(config(lag=0), TIMES).pace):
@@ -110,15 +150,18 @@ def test_the_simulation_asks_for_what_the_loop_asks_for(lag, sync_every):
 
 
 def test_formula_and_simulation_agree_over_a_grid():
-    """Wherever every engine gets the same work a step, the formula is the simulated steady state, within 3 %."""
+    """Wherever every engine gets the same work a step, the formula is the simulated steady state, within 3 %, through
+    the object store and from GPU to GPU."""
     seconds = (0.1, 1.0, 3.0)
     for lag, sync_every, engines in itertools.product((0, 1, 2), (1, 2, 4), (1, 4, 16)):
         cfg = config(
             lag=lag, rollout__sync_every=sync_every, rollout__num_actors=engines, batch_size=32,
             rollout__group_size=32 // engines, steps=200,
         )  # fmt: skip
-        for gather, deliver, label, update in itertools.product((0.1, 2.0), seconds, seconds, seconds):
-            times = Durations(gather, deliver, 0.0, label * engines / 32, update)
+        for gather, deliver, label, update, met in itertools.product(
+            (0.1, 2.0), seconds, seconds, seconds, (False, True)
+        ):
+            times = Durations(gather, deliver, 0.0, label * engines / 32, update, rendezvous=met)
             ours, theirs = predict(cfg, times), simulate(cfg, times).pace
             assert ours.step == pytest.approx(theirs.step, rel=0.03), (lag, sync_every, engines, times)
             assert ours.trainer_idle == pytest.approx(theirs.trainer_idle, abs=0.03)
