@@ -1,7 +1,7 @@
 """The configuration tree: pydantic, frozen, unknown keys refused; every field documented once, here.
 
-Layers, later wins: field defaults < preset of the task (configs/<task.name>.yaml) < --config FILE <
-dotted key=value overrides. Everything is validated once, before any heavy import.
+Layers, later wins: field defaults < preset of the task (configs/<task.name>.yaml) < the job's defaults <
+--config FILE < dotted key=value overrides. Everything is validated once, before any heavy import.
 """
 
 from __future__ import annotations
@@ -207,20 +207,19 @@ class RunConfig(_Section):
         return self
 
 
-def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
-    """Merge preset, file and dotted overrides (already parsed values) into a validated RunConfig.
+def load_config(file: str | None, overrides: dict[str, Any], defaults: dict[str, Any] | None = None) -> RunConfig:
+    """Merge preset, a job's `defaults`, file and overrides (both dotted, values parsed) into a validated RunConfig.
 
     Raises UserError naming the key, the value and the remedy.
     """
-    from_file = read_yaml(Path(file)) if file else {}
-    user = merge(from_file, nest(overrides))
+    user = merge(read_yaml(Path(file)) if file else {}, nest(overrides))
     name = (
         (user.get("task") or {}).get("name", TaskConfig().name) if isinstance(user.get("task"), dict | None) else None
     )
     preset = PRESETS / f"{name}.yaml"
-    layers = merge(read_yaml(preset), user) if preset.is_file() else user
+    below = merge(read_yaml(preset) if preset.is_file() else {}, nest(defaults or {}))
     try:
-        cfg = RunConfig.model_validate(layers)
+        cfg = RunConfig.model_validate(merge(below, user))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
     # Workers have other working folders than the driver.

@@ -11,12 +11,12 @@ from typing import Any
 
 from introspect_ray.checkpoints import list_names
 from introspect_ray.cli import Arguments
-from introspect_ray.config import RunConfig, file_sets, load_config, override
+from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.metrics import constant_explainer
 from introspect_ray.preflight import Prepared, check_resume, plan_text, prepare
 from introspect_ray.results import log_files, open_tracker
-from introspect_ray.search_space import split_overrides, trial_config
+from introspect_ray.search_space import Space, load_sweep, trial_config
 from introspect_ray.storage import Store, check_output, is_remote, open_store, prepare_output
 from introspect_ray.tracking import tracking_uri
 from introspect_ray.tracking_mlflow import check_server
@@ -48,15 +48,16 @@ def train_job(args: Arguments) -> None:
     print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracking or 'none'}")
 
 
-def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = None) -> list[dict[str, Any]] | None:
+def sweep_job(
+    args: Arguments, space: Space, after: Callable[..., None] | None = None, output_dir: str | None = None
+) -> list[dict[str, Any]] | None:
     """All trials of a one-key sweep, on one set of engines. Raises UserError before anything heavy starts.
 
-    `after(cfg, base, (tracking uri, parent run id))` runs on the same engines when the trials are done.
+    `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after(cfg, base,
+    (tracking uri, parent run id))` runs on the same engines when the trials are done.
     """
-    values, seeds, rest = split_overrides(space, args.overrides)
-    if file_sets(args.config, space.key):
-        raise UserError(f"{args.config} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
-    cfg = load_config(args.config, {"output_dir": f"runs/sweep_{space.leaf}", **rest})
+    default = output_dir or f"runs/sweep_{space.leaf}"
+    values, seeds, cfg = load_sweep(space, args.config, args.overrides, default)
     trials = [trial_config(cfg, space, value, seed) for value in values for seed in seeds]
     prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the one that may not fit
     tracking = reachable(cfg, args)
@@ -86,7 +87,7 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
 
 def evaluate_job(args: Arguments) -> None:
     """Metrics of eval.policy (default: M0 itself) against M0 on the held-out cases, to evaluation.json."""
-    cfg = load_config(args.config, {"output_dir": "runs/evaluate", **args.overrides})
+    cfg = load_config(args.config, args.overrides, {"output_dir": "runs/evaluate"})
     if not is_remote(cfg.eval.policy or ""):
         return _evaluate(cfg, cfg, args)
     with tempfile.TemporaryDirectory() as folder:  # on this node, where the engines must then be
