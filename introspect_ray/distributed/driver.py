@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -143,20 +146,17 @@ def train_once(
     return out
 
 
-def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
+def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None) -> dict[str, Any]:
     """Scores of eval.policy (or adapter) on the held-out cases, an engine pool a policy.
 
-    "explanation": {"orig": against M0 = cfg.policy, "self": against itself}; "against": the same by policy of
-    eval.against (A→B).
+    `folder` is eval.policy on this machine. Returns "explanation": {"orig": against M0 = cfg.policy, "self": against
+    itself}; "against": the same by policy of eval.against (A→B).
     """
     ids = prepared.test.case_ids
     cases = [ray.put(prepared.test)]
     pairs: dict[str, list[BehaviorPair]] = {}
     predicted: list[Explanation | None] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        trained = cfg.eval.policy or cfg.policy
-        if is_adapter(trained):
-            trained = merge_adapter(prepared.policy_path, trained, f"{scratch}/merged")
+    with _served(cfg, prepared, folder) as trained:
         for policy in dict.fromkeys([cfg.policy, *cfg.eval.against, trained]):
             pool = _pool(override(cfg, _PLAIN), policy, prepared, 1, cases)
             pairs[policy] = pool.label_now(ids, Serving())
@@ -170,6 +170,24 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
         **evaluate(pairs[trained], pairs[cfg.policy], predicted),
         "against": {policy: explanation_scores(predicted, truth) for policy, truth in truths.items()},
     }
+
+
+@contextmanager
+def _served(cfg: RunConfig, prepared: Prepared, folder: str | None) -> Iterator[str]:
+    """The policy to evaluate by a name that every node can resolve; a merged adapter lies below the cache meanwhile."""
+    if not is_adapter(folder):
+        yield cfg.eval.policy or cfg.policy
+        return
+    store, name = open_store(prepared.cache_uri), f"evaluated/{uuid.uuid4().hex}"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            local = store.local_path(name)
+            merge_adapter(prepared.policy_path, folder, str(local or scratch))
+            if local is None:
+                store.upload_dir(Path(scratch), name)
+        yield store.join(name)
+    finally:
+        store.delete_prefix(name)
 
 
 def explain(pool: RolloutPool, prepared: Prepared, serving: Serving) -> list[Explanation | None]:

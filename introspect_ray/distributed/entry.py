@@ -88,31 +88,38 @@ def sweep_job(
 def evaluate_job(args: Arguments) -> None:
     """Metrics of eval.policy (default: M0 itself) against M0 on the held-out cases, to evaluation.json."""
     cfg = load_config(args.config, args.overrides, {"output_dir": "runs/evaluate"})
-    if not is_remote(cfg.eval.policy or ""):
+    given = cfg.eval.policy or ""
+    if args.overwrite and f"{given}/".startswith(f"{cfg.output_dir.rstrip('/')}/"):
+        raise UserError(f"--overwrite would delete eval.policy={given} with {cfg.output_dir}: give another output_dir")
+    if not is_remote(given):
         return _evaluate(cfg, cfg, args)
-    with tempfile.TemporaryDirectory() as folder:  # on this node, where the engines must then be
-        if not open_store(cfg.eval.policy).download_dir("", folder):
-            raise UserError(f"eval.policy={cfg.eval.policy}: there is nothing; give the policy/ folder of a run")
+    with tempfile.TemporaryDirectory() as folder:  # to check it, and to merge an adapter; each engine gets its own
+        try:
+            open_store(given).download_dir("", folder)
+        except FileNotFoundError:
+            raise UserError(f"eval.policy={given}: there is nothing; give the policy/ folder of a run") from None
         _evaluate(cfg, override(cfg, {"eval.policy": folder}), args)
 
 
 def _evaluate(cfg: RunConfig, local: RunConfig, args: Arguments) -> None:
+    """`local`: the same with eval.policy on this machine."""
     prepared = prepare(local)
     check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
         return print_plan([cfg], prepared)
     from introspect_ray.distributed.driver import evaluate_policies
 
-    with claimed(cfg, args) as store:
-        result = {"policy": cfg.eval.policy or cfg.policy, **evaluate_policies(local, prepared)}
+    with claimed(cfg, args, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
+        trained = cfg.eval.policy or cfg.policy
+        result = {"policy": trained, **evaluate_policies(cfg, prepared, local.eval.policy)}
         store.write_json("evaluation.json", result)
     print(json.dumps(result, indent=2))
     print(f"written  {store.join('evaluation.json')}")
 
 
 @contextmanager
-def claimed(cfg: RunConfig, args: Arguments) -> Iterator[Store]:
-    """Ray joined or started, and the output folder ours with the resolved config in run.json.
+def claimed(cfg: RunConfig, args: Arguments, record: str = "run.json") -> Iterator[Store]:
+    """Ray joined or started, and the output folder ours with the resolved config in its file `record`.
 
     What can be refused is refused first: nothing is written before the cluster has room for the run. A
     cluster that was joined stays up; one started here goes with us.
@@ -124,7 +131,7 @@ def claimed(cfg: RunConfig, args: Arguments) -> Iterator[Store]:
     connect(cfg)
     try:
         store = prepare_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
-        store.write_json("run.json", cfg.model_dump(mode="json"))
+        store.write_json(record, cfg.model_dump(mode="json"))
         print(f"output   {store.join()}", flush=True)
         yield store
     finally:

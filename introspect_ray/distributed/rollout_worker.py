@@ -26,7 +26,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.policy import load_saved
 from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
-from introspect_ray.storage import open_store
+from introspect_ray.storage import is_remote, open_store
 
 _REPLY_S = 0.5  # for an error to reach its caller before the process ends
 
@@ -35,7 +35,7 @@ _REPLY_S = 0.5  # for an error to reach its caller before the process ends
 class EngineSpec:
     """What a rollout actor needs to start its engine."""
 
-    policy: str  # a name that every node resolves on its own disk
+    policy: str  # a name that every node resolves on its own disk, or an s3:// folder
     max_model_len: int
     method: str
     lora_rank: int
@@ -91,18 +91,30 @@ class RolloutResult:
         return self.answers
 
 
+@contextmanager
+def _on_this_node(policy: str) -> Iterator[str]:
+    """The policy's folder while an engine starts; what lies on S3 is copied for just so long."""
+    if not is_remote(policy):
+        yield local_policy(policy)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        open_store(policy).download_dir("", folder)
+        yield folder
+
+
 class RolloutWorker:
     """One engine in one process. Ray restarts the process when it dies, with the same arguments."""
 
     def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
-        self._engine = make_engine(
-            rollout,
-            local_policy(spec.policy),
-            max_model_len=spec.max_model_len,
-            method=spec.method,
-            lora_rank=spec.lora_rank,
-            seed=spec.seed,
-        )
+        with _on_this_node(spec.policy) as folder:
+            self._engine = make_engine(
+                rollout,
+                folder,
+                max_model_len=spec.max_model_len,
+                method=spec.method,
+                lora_rank=spec.lora_rank,
+                seed=spec.seed,
+            )
         self._method = spec.method
         self._cases: Mapping[str, TokenizedCase] = {}
         self._receipt: Delivery | None = None

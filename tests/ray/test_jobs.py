@@ -61,12 +61,16 @@ def test_lora_alpha_train_and_evaluate_by_transformers_engine(tmp_path):
     check_summary(summary)
     assert summary["method"] == "lora" and summary["supervision"]["mixing_ratio"] == 0.5
     assert (out / "policy" / "adapter_model.safetensors").is_file()
+    recorded = (out / "run.json").read_text()
     evaluated = job(
-        "evaluate", *SMALL, f"output_dir={tmp_path / 'eval'}", f"eval.policy={out / 'policy'}",
+        "evaluate", *SMALL, f"output_dir={out}", "--resume", f"eval.policy={out / 'policy'}",
         "rollout.engine=transformers", "eval.against=[organism:second]",
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr
-    scores = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
+    scores = json.loads((out / "evaluation.json").read_text())
+    assert (out / "run.json").read_text() == recorded  # whose method and rule the evaluation does not have
+    assert json.loads((out / "evaluation_run.json").read_text())["method"] == "full"
+    assert not list((out / "cache" / "evaluated").iterdir())  # the merged adapter was there meanwhile
     assert scores["explanation"] == summary["explanation"] and scores["behavior"] == summary["behavior"]
     (third,) = scores["against"].values()  # another model's behaviour is explained by other numbers
     assert third.keys() == scores["explanation"]["self"].keys() and third != scores["explanation"]["orig"]
