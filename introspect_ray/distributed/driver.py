@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 import uuid
@@ -31,7 +32,7 @@ from introspect_ray.pair_table import PairTable
 from introspect_ray.policy import is_adapter, merge_adapter
 from introspect_ray.preflight import Prepared, local_policy, run_identity
 from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.results import numbers_of, run_summary, step_rows, track_results
+from introspect_ray.results import missing_rows, numbers_of, run_summary, step_rows, track_results
 from introspect_ray.storage import open_store
 from introspect_ray.supervision import Sources
 from introspect_ray.tokenization import decode_explanation
@@ -121,7 +122,7 @@ def train_once(
             checkpoint=checkpoint,
         )
 
-    with Monitor(base.status, run_name, tracker, on_row) as monitor:
+    with Monitor(base.status, run_name, tracker, on_row, cfg.train.checkpoint_every) as monitor:
         labelled, done = train_on(cfg, identity, lambda: _relabeler(cfg, base), spec, base.status, run_name)
     totals = {**labelled, **done.seconds}
     trained = time.perf_counter()
@@ -135,11 +136,16 @@ def train_once(
     seconds = {"train": trained - began, "eval": finished - trained}
     tracker.flush()
     rows = step_rows(store)
+    lacking = missing_rows(rows, cfg.steps)
+    for line in lacking:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     cases = (len(base.prepared.train), len(base.prepared.test))
     out = run_summary(cfg, cases, scores, totals, rows, base.seconds, seconds)
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # of the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
-    store.write_json("details.json", {**details(base.m0_test, pairs, predicted), "timing_s": timing})
+    extra = details(base.m0_test, pairs, predicted)
+    extra["findings"] += lacking  # the output of a sweep's trial is not seen
+    store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
     monitor.raise_failure()  # a tracker that failed on the way: after the results are safe
     track_results(tracker, store, out, rows)
