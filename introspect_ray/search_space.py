@@ -71,10 +71,15 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
+def trial_name(space: Space, value: Any, seed: int) -> str:
+    """Example: "kl_weight=0.1,seed=0"."""
+    return f"{space.leaf}={_shown(value)},seed={seed}"
+
+
 def trial_config(cfg: RunConfig, space: Space, value: Any, seed: int) -> RunConfig:
     """The run of one trial: the base config with the swept key, the seed and a folder of its own."""
     root = cfg.output_dir.rstrip("/")
-    folder = f"{root}/trials/{space.leaf}={_shown(value)},seed={seed}"
+    folder = f"{root}/trials/{trial_name(space, value, seed)}"
     return override(
         cfg, {space.key: value, "seed": seed, "output_dir": folder, "cache_dir": cfg.cache_dir or f"{root}/cache"}
     )

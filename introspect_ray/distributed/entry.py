@@ -16,7 +16,7 @@ from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.metrics import constant_explainer
 from introspect_ray.preflight import Prepared, check_resume, plan_text, prepare
 from introspect_ray.results import log_files, open_tracker
-from introspect_ray.search_space import Space, load_sweep, trial_config
+from introspect_ray.search_space import Space, load_sweep, trial_config, trial_name
 from introspect_ray.storage import Store, check_output, is_remote, open_store, prepare_output
 from introspect_ray.tracking import tracking_uri
 from introspect_ray.tracking_mlflow import check_server
@@ -76,11 +76,11 @@ def sweep_job(
         from introspect_ray.distributed.progress import board_bar
 
         with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
-            summaries = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
-            if after:
+            summaries, stopped = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
+            if after and not stopped:
                 after(cfg, base, (tracking, parent.run_id))
-        log_files(parent, store, ["sweep.json", "sweep.png"])
-    print_summaries(summaries, space.leaf)
+        log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
+        report_sweep(summaries, stopped, space, store)
     print(f"numbers  {store.join('sweep.json')}\nfigure   {store.join('sweep.png')}\ntracking {tracking or 'none'}")
     return summaries
 
@@ -153,6 +153,22 @@ def reachable(cfg: RunConfig, args: Arguments) -> str | None:
 def print_plan(trials: Sequence[RunConfig], prepared: Prepared) -> None:
     """--dry-run: the resolved config, the resource budget and the placement."""
     print(plan_text(trials[0], len(trials), len(prepared.train), len(prepared.test), prepared.max_model_len))
+
+
+def report_sweep(
+    summaries: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]], space: Space, store: Store
+) -> None:
+    """The table, with a line for each trial that was stopped. Raises AlarmError if any was: the sweep has gaps."""
+    if summaries:
+        print_summaries(summaries, space.leaf)
+    lines = [f"{trial_name(space, row[space.leaf], row['seed'])}: {row['failed']}" for row in stopped]
+    for line in lines:
+        print(f"failed   {line}", flush=True)
+    if lines:
+        raise AlarmError(
+            f"{len(lines)} of {len(summaries) + len(lines)} trials failed, the first is {lines[0]}; the others' "
+            f"results are in {store.join('sweep.json')}, and --resume runs those that failed again"
+        )
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:
