@@ -68,8 +68,8 @@ class RolloutConfig(_Section):
     """Deliver weights to the engines (engine=learner: label) every so many steps (online supervision)."""
     weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
     """How weights reach the engines: Ray's object store (anywhere), vLLM's NCCL broadcast (engines on GPUs of their
-    own) or its CUDA IPC (each engine on a trainer's GPU, rollout.num_gpus < 1). auto: nccl where it can, for full
-    training, else object_store. Adapters (lora) always go through the object store."""
+    own) or its CUDA IPC (each engine on a trainer's GPU: rollout.num_gpus < 1, and > 0.5 for several). auto: nccl where
+    it can, for full training, else object_store. Adapters (lora) always go through the object store."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence an engine accepts; None: the longest case rounded up."""

@@ -193,11 +193,19 @@ def _model_len(cfg: RunConfig, tables: Sequence[CaseTable], new_tokens: int) -> 
 
 
 def resources(cfg: RunConfig) -> dict[str, float]:
-    """Logical resources of a run at its widest: {"CPU", "GPU"}; a mixed run starts one more engine for a while."""
-    engines = cfg.rollout.num_actors + (cfg.supervision.rule == "mixed")
+    """Logical resources of a run at its widest: {"CPU", "GPU"}.
+
+    Beside its engines are, first, the worker that makes the reference cache and a mixed run's second engine, and, when
+    both have ended, the training workers.
+    """
+    cached, mixed = cfg.train.reference == "cache", cfg.supervision.rule == "mixed"
+
+    def widest(trainer: float, engine: float) -> float:
+        return cfg.rollout.num_actors * engine + max(cfg.train.num_workers * trainer, cached * trainer + mixed * engine)
+
     return {
-        "CPU": cfg.train.num_workers * cfg.train.num_cpus + engines * cfg.rollout.num_cpus,
-        "GPU": cfg.train.num_workers * trainer_gpus(cfg) + engines * cfg.rollout.num_gpus,
+        "CPU": widest(cfg.train.num_cpus, cfg.rollout.num_cpus),
+        "GPU": widest(trainer_gpus(cfg), cfg.rollout.num_gpus),
     }
 
 
