@@ -143,7 +143,7 @@ def train_once(
     out = run_summary(cfg, cases, scores, totals, rows, base.seconds, seconds)
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # of the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
-    extra = details(base.m0_test, pairs, predicted)
+    extra = details(base.m0_test, pairs, predicted, (used.labels for used in base.prepared.test.answers))
     extra["findings"] += lacking  # the output of a sweep's trial is not seen
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
