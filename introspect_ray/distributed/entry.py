@@ -54,7 +54,7 @@ def sweep_job(
     """All trials of a one-key sweep, on one set of engines. Raises UserError before anything heavy starts.
 
     `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after(cfg, base,
-    (tracking uri, parent run id))` runs on the same engines when the trials are done.
+    (tracking uri, parent run id))` runs on the same engines when the trials are done, with the first seed.
     """
     default = output_dir or f"runs/sweep_{space.leaf}"
     values, seeds, cfg = load_sweep(space, args.config, args.overrides, default)
@@ -78,7 +78,7 @@ def sweep_job(
         with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
             summaries, stopped = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
             if after and not stopped:
-                after(cfg, base, (tracking, parent.run_id))
+                after(override(cfg, {"seed": seeds[0]}), base, (tracking, parent.run_id))
         log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
         report_sweep(summaries, stopped, space, store)
     print(f"numbers  {store.join('sweep.json')}\nfigure   {store.join('sweep.png')}\ntracking {tracking or 'none'}")
