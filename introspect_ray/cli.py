@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from introspect_ray.errors import AlarmError, UserError
+from introspect_ray.errors import AlarmError, UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,10 @@ def main(job: Callable[[Arguments], None], description: str, flags: Flags | None
     try:
         job(parse(description, flags=flags))
     except UserError as error:
-        # One that was raised in an actor carries the actor's traceback around it.
-        print(f"error: {' '.join(str(getattr(error, 'cause', None) or error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except AlarmError as error:
-        print(f"stopped: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"stopped: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 """The configuration tree: pydantic, frozen, unknown keys refused; every field documented once, here.
 
-Layers, later wins: field defaults < preset of the task (configs/<task.name>.yaml) < --config FILE <
-dotted key=value overrides. Everything is validated once, before any heavy import.
+Layers, later wins: field defaults < preset of the task (configs/<task.name>.yaml) < the job's defaults <
+--config FILE < dotted key=value overrides. Everything is validated once, before any heavy import.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class RolloutConfig(_Section):
     """Deliver weights to the engines (engine=learner: label) every so many steps (online supervision)."""
     weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
     """How weights reach the engines: Ray's object store (anywhere), vLLM's NCCL broadcast (engines on GPUs of their
-    own) or its CUDA IPC (each engine on a trainer's GPU, rollout.num_gpus < 1). auto: nccl where it can, for full
-    training, else object_store. Adapters (lora) always go through the object store."""
+    own) or its CUDA IPC (each engine on a trainer's GPU: rollout.num_gpus < 1, and > 0.5 for several). auto: nccl where
+    it can, for full training, else object_store. Adapters (lora) always go through the object store."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence an engine accepts; None: the longest case rounded up."""
@@ -207,20 +207,19 @@ class RunConfig(_Section):
         return self
 
 
-def load_config(file: str | None, overrides: dict[str, Any]) -> RunConfig:
-    """Merge preset, file and dotted overrides (already parsed values) into a validated RunConfig.
+def load_config(file: str | None, overrides: dict[str, Any], defaults: dict[str, Any] | None = None) -> RunConfig:
+    """Merge preset, a job's `defaults`, file and overrides (both dotted, values parsed) into a validated RunConfig.
 
     Raises UserError naming the key, the value and the remedy.
     """
-    from_file = read_yaml(Path(file)) if file else {}
-    user = merge(from_file, nest(overrides))
+    user = merge(read_yaml(Path(file)) if file else {}, nest(overrides))
     name = (
         (user.get("task") or {}).get("name", TaskConfig().name) if isinstance(user.get("task"), dict | None) else None
     )
     preset = PRESETS / f"{name}.yaml"
-    layers = merge(read_yaml(preset), user) if preset.is_file() else user
+    below = merge(read_yaml(preset) if preset.is_file() else {}, nest(defaults or {}))
     try:
-        cfg = RunConfig.model_validate(layers)
+        cfg = RunConfig.model_validate(merge(below, user))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
     # Workers have other working folders than the driver.

@@ -6,7 +6,7 @@ All shares are fractions in 0..1; what does not apply is null; NaN and infinity 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from introspect_ray.config import RunConfig
@@ -67,10 +67,18 @@ def evaluate(
     }
 
 
-def details(m0_pairs: Sequence[BehaviorPair], pairs: Sequence[BehaviorPair], predicted: Predictions) -> dict[str, Any]:
+def details(
+    m0_pairs: Sequence[BehaviorPair],
+    pairs: Sequence[BehaviorPair],
+    predicted: Predictions,
+    allowed: Iterable[Sequence[str]],
+) -> dict[str, Any]:
     """What details.json keeps beside the summary: the label histograms of M0 and M_t (paper fig. 10a), Self - Orig
-    with its paired interval over the cases, and what the collapse check names."""
-    answers = sorted({answer for p in (*m0_pairs, *pairs) for answer in (p.cued, p.ablated)})
+    with its paired interval over the cases, and what the collapse check names.
+
+    allowed: the sets of labels that cases allow. One that is never given is in the histograms, with 0.
+    """
+    answers = list(dict.fromkeys(label for labels in allowed for label in labels))
     gap, low, high = gap_interval(predicted, [p.explanation for p in pairs], [p.explanation for p in m0_pairs])
     return {
         "gap": {"value": gap, "interval": [low, high]},

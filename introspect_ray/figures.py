@@ -59,7 +59,7 @@ _PANELS = (
         (("loss", "loss", BEHAVIOR), ("cross_entropy", "cross-entropy of e", SELF), ("kl", "KL(M0 || M)", ORIG)),
     ),
     (
-        "(b) explanations on the batch (%)",
+        "(b) Self and Orig while training, among valid explanations (%)",
         100,
         (("explanation_self", "Self", SELF), ("explanation_orig", "Orig", ORIG)),
     ),

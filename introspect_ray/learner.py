@@ -173,7 +173,7 @@ class Learner:
 
     @torch.no_grad()
     def _read_off(self, batch: PackedBatch, out: TreeOutput, m0: Mapping[str, BehaviorPair], sums: Sums) -> None:
-        """The current policy's behaviour and explanations, from the training forward."""
+        """The current policy's behaviour and its explanations among the valid ones, from the training forward."""
         said = walk_explanations([tree.branches for tree in batch.trees], out.walk_P.tolist())
         behaviours = label_logprobs(batch, out.label_logprobs_P)
         for tree, (cued, ablated), explanation in zip(batch.trees, behaviours, said, strict=True):

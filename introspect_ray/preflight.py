@@ -45,14 +45,19 @@ class Prepared:
     cache_uri: str
 
 
-def prepare(cfg: RunConfig) -> Prepared:
-    """Resolve and check all inputs of a run. Raises UserError with the remedy; writes nothing but caches."""
+def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
+    """Resolve and check all inputs of a run. Raises UserError with the remedy; writes nothing but caches.
+
+    engines False: none is started (a replay), so that neither they nor what they alone would serve has to be here.
+    """
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
-    second = cfg.supervision.second_policy if cfg.supervision.rule == "mixed" else None
+    second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
-    for name in filter(None, (cfg.policy, second, trained, *cfg.eval.against)):
+    others = [name for name in (second, trained, *cfg.eval.against) if engines and name]
+    for name in (cfg.policy, *others):
         check_policy(name)
-    check_engine(cfg)
+    if engines:
+        check_engine(cfg)
     weight_transfer(cfg)
     if cluster_address(cfg) is None:
         check_local_room(cfg)
@@ -61,7 +66,7 @@ def prepare(cfg: RunConfig) -> Prepared:
     policy_path = local_policy(cfg.policy)
     second_path = local_policy(second) if second else None
     tokenizer = load_tokenizer(policy_path)
-    for other in filter(None, (second, trained, *cfg.eval.against)):
+    for other in others:
         _check_same_tokens(tokenizer, policy_path, local_policy(other))
     tables = [
         CaseTable.build(tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in side)
@@ -193,11 +198,19 @@ def model_len(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:
 
 
 def resources(cfg: RunConfig) -> dict[str, float]:
-    """Logical resources of a run at its widest: {"CPU", "GPU"}; a mixed run starts one more engine for a while."""
-    engines = cfg.rollout.num_actors + (cfg.supervision.rule == "mixed")
+    """Logical resources of a run at its widest: {"CPU", "GPU"}.
+
+    Beside its engines are, first, the worker that makes the reference cache and a mixed run's second engine, and, when
+    both have ended, the training workers.
+    """
+    cached, mixed = cfg.train.reference == "cache", cfg.supervision.rule == "mixed"
+
+    def widest(trainer: float, engine: float) -> float:
+        return cfg.rollout.num_actors * engine + max(cfg.train.num_workers * trainer, cached * trainer + mixed * engine)
+
     return {
-        "CPU": cfg.train.num_workers * cfg.train.num_cpus + engines * cfg.rollout.num_cpus,
-        "GPU": cfg.train.num_workers * trainer_gpus(cfg) + engines * cfg.rollout.num_gpus,
+        "CPU": widest(cfg.train.num_cpus, cfg.rollout.num_cpus),
+        "GPU": widest(trainer_gpus(cfg), cfg.rollout.num_gpus),
     }
 
 

@@ -120,14 +120,18 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one training step reports. Shares are fractions in 0..1 over the global batch."""
+    """What one training step reports. Shares are fractions in 0..1 over the global batch.
+
+    explanation_self and explanation_orig are of the explanation that is greedy among the valid ones (a walk over the
+    label trie): what a policy would say unparseably does not count as wrong there. The evaluation generates freely.
+    """
 
     step: int
     loss: float
     cross_entropy: float  # nats a target token
     kl: float  # nats a behaviour position, KL(M0 || M)
     grad_norm: float
-    explanation_self: float  # share of cases whose explanation (greedy over the label trie) is E(M_t)
+    explanation_self: float  # share of cases whose valid explanation, token by token the likeliest, is E(M_t)
     explanation_orig: float  # the same against E(M0)
     behavior_em: float  # y(x) and y(x∖C) both as M0
     requested_agreement: float | None

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from introspect_ray.audit import load_run
 from introspect_ray.cli import Arguments
-from introspect_ray.config import RunConfig, TrackingConfig, override
+from introspect_ray.config import RolloutConfig, RunConfig, TrackingConfig, override
 from introspect_ray.errors import UserError
 from introspect_ray.label_store import label_set_key, load_pairs, read_labels
 from introspect_ray.learner import Learner
@@ -58,17 +58,10 @@ def replay_config(source: Store, output_dir: str) -> RunConfig:
         )
     caches = [cfg.cache_dir, source.join("cache"), f"{output_dir.rstrip('/')}/cache"]
     kept = next((uri for uri in caches[:2] if uri and open_store(uri).list("references")), caches[2])
-    # Engines are not started, so they need no room.
-    return override(
-        cfg,
-        {
-            "output_dir": output_dir,
-            "cache_dir": kept,
-            "rollout.num_actors": 1,
-            "rollout.num_gpus": 0,
-            "ray_address": None,
-        },
-    )
+    # Engines are not started, so they need no room, and nothing that goes with their GPUs.
+    none = {"num_actors": 1, "num_cpus": 0, "num_gpus": 0, "tensor_parallel_size": 1, "weight_transfer": "object_store"}
+    engines = {f"rollout.{key}": value for key, value in none.items()}
+    return override(cfg, {"output_dir": output_dir, "cache_dir": kept, "ray_address": None, **engines})
 
 
 def recorded_steps(uri: str, cfg: RunConfig, case_ids: Sequence[str]) -> Iterator[list[Label]]:
@@ -99,8 +92,10 @@ def recorded_steps(uri: str, cfg: RunConfig, case_ids: Sequence[str]) -> Iterato
         yield labels
 
 
-def train_again(cfg: RunConfig, prepared: Prepared, labels_uri: str, tracker: Tracker, folder: str) -> None:
-    """Run every recorded step on a new learner and export the policy to the local `folder`."""
+def train_again(
+    cfg: RunConfig, prepared: Prepared, m0: Mapping[str, BehaviorPair], labels_uri: str, tracker: Tracker, folder: str
+) -> None:
+    """Run every recorded step on a new learner and export the policy to the local `folder`. m0: see `m0_pairs`."""
     torch.set_num_threads(cfg.train.threads)  # sums are split by threads: another number rounds differently
     reference = None
     if cfg.train.reference == "cache":
@@ -112,7 +107,6 @@ def train_again(cfg: RunConfig, prepared: Prepared, labels_uri: str, tracker: Tr
             cfg.train.token_budget,
             cfg.train.attention,
         )
-    m0 = _m0_pairs(cfg, prepared)
     skipped = _FROM_M0 if isinstance(m0, _Unknown) else ()
     with _process_group(cfg):
         train = prepared.train
@@ -123,9 +117,12 @@ def train_again(cfg: RunConfig, prepared: Prepared, labels_uri: str, tracker: Tr
         learner.export(folder)
 
 
-def _m0_pairs(cfg: RunConfig, prepared: Prepared) -> Mapping[str, BehaviorPair]:
-    """M0's pairs, for metrics alone; unknown where their label set is gone or its engine is not installed here."""
-    key = label_set_key(prepared.policy_id, chain(prepared.train, prepared.test), cfg.rollout)
+def m0_pairs(recorded: RolloutConfig, prepared: Prepared) -> Mapping[str, BehaviorPair]:
+    """M0's pairs, for metrics alone; unknown where their label set is gone or its engine is not installed here.
+
+    recorded: of the engines that made them.
+    """
+    key = label_set_key(prepared.policy_id, chain(prepared.train, prepared.test), recorded)
     pairs = load_pairs(prepared.cache_uri, key)
     return _Unknown() if pairs is None else pairs.by_id
 
@@ -177,7 +174,7 @@ def replay_job(args: Arguments) -> bool:
     source = open_store(str(given["source"]))
     out = open_store(str(given.get("output_dir", f"{str(given['source']).rstrip('/')}-replay"))).join()
     cfg = replay_config(source, out)
-    prepared = prepare(cfg)
+    prepared = prepare(cfg, engines=False)
     if args.dry_run:
         print(f"replay of {cfg.steps} steps of {cfg.batch_size} labels from {source.join('labels')} to {out}")
         return True
@@ -187,7 +184,8 @@ def replay_job(args: Arguments) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         with make_tracker(TrackingConfig(backend="none"), out, "replay") as tracker:
-            train_again(cfg, prepared, source.join("labels"), tracker, str(new))
+            m0 = m0_pairs(load_run(source).rollout, prepared)
+            train_again(cfg, prepared, m0, source.join("labels"), tracker, str(new))
         store.upload_dir(new, "policy")
         print(f"policy   {store.join('policy')}")
         if not source.list("policy"):

@@ -74,6 +74,17 @@ def step_rows(store: Store) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
+def missing_rows(rows: Sequence[dict[str, Any]], steps: int) -> list[str]:
+    """One line if metrics.jsonl lacks steps of a finished run: a driver that died had rows it never wrote."""
+    gone = sorted(set(range(steps)) - {row["step"] for row in rows})
+    if not gone:
+        return []
+    return [
+        f"metrics.jsonl has {len(rows)} of {steps} steps, without {len(gone)} from step {gone[0]} to {gone[-1]} (lost "
+        "with an earlier driver, or refused): realised_at_consumption and training.png are of the others"
+    ]
+
+
 def track_results(tracker: Tracker, store: Store, out: dict[str, Any], rows: list[dict]) -> None:
     """Final scores as metrics; summary, label table and the training curves as artifacts."""
     blocks = ("explanation", "behavior", "disagreement", "labels", "timing_s")

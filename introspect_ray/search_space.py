@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from introspect_ray.config import RunConfig, override
+from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import UserError
+from introspect_ray.layers import read_yaml
+from introspect_ray.tracking import flatten
 
 
 def gap(summary: dict[str, Any]) -> float:
@@ -29,11 +32,31 @@ class Space:
         return self.key.rsplit(".", 1)[-1]
 
 
-def split_overrides(space: Space, overrides: dict[str, Any]) -> tuple[list[Any], list[int], dict[str, Any]]:
-    """(values of the swept key, seeds, the other overrides). Raises UserError for empty or repeated values."""
-    clash = {key: overrides[key] for key, value in space.fixed.items() if overrides.get(key, value) != value}
+def load_sweep(
+    space: Space, file: str | None, overrides: dict[str, Any], output_dir: str
+) -> tuple[list[Any], list[int], RunConfig]:
+    """(values of the swept key, seeds, the config of everything else). `output_dir` is the job's default.
+
+    Without seed and seeds on the command line the config's seed is the only one. Raises UserError.
+    """
+    values, seeds, rest = split_overrides(space, overrides)
+    in_file = flatten(read_yaml(Path(file))) if file else {}
+    if space.key in in_file:
+        raise UserError(f"{file} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
+    _check_fixed(space, in_file)
+    cfg = load_config(file, rest, {"output_dir": output_dir})
+    return values, seeds if {"seed", "seeds"} & overrides.keys() else [cfg.seed], cfg
+
+
+def _check_fixed(space: Space, given: dict[str, Any]) -> None:
+    clash = {key: given[key] for key, value in space.fixed.items() if given.get(key, value) != value}
     if clash:
         raise UserError(f"{clash} does not go with a sweep over {space.key}, which needs {space.fixed}: leave it out")
+
+
+def split_overrides(space: Space, overrides: dict[str, Any]) -> tuple[list[Any], list[int], dict[str, Any]]:
+    """(values of the swept key, seeds, the other overrides). Raises UserError for empty or repeated values."""
+    _check_fixed(space, overrides)
     rest = {**overrides, **space.fixed}
     values, seeds = rest.pop(space.key, list(space.values)), rest.pop("seeds", [rest.pop("seed", 0)])
     values, seeds = (v if isinstance(v, list) else [v] for v in (values, seeds))
@@ -48,10 +71,15 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
+def trial_name(space: Space, value: Any, seed: int) -> str:
+    """Example: "kl_weight=0.1,seed=0"."""
+    return f"{space.leaf}={_shown(value)},seed={seed}"
+
+
 def trial_config(cfg: RunConfig, space: Space, value: Any, seed: int) -> RunConfig:
     """The run of one trial: the base config with the swept key, the seed and a folder of its own."""
     root = cfg.output_dir.rstrip("/")
-    folder = f"{root}/trials/{space.leaf}={_shown(value)},seed={seed}"
+    folder = f"{root}/trials/{trial_name(space, value, seed)}"
     return override(
         cfg, {space.key: value, "seed": seed, "output_dir": folder, "cache_dir": cfg.cache_dir or f"{root}/cache"}
     )

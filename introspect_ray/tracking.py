@@ -41,8 +41,8 @@ class Tracker(Protocol):
         """Keep a copy of a file or folder."""
         ...
 
-    def flush(self) -> None:
-        """Write what is buffered."""
+    def flush(self, *, final: bool = True) -> None:
+        """Write what is buffered. Not final: what a server refuses may wait for the next time."""
         ...
 
     def close(self, status: Status = "FINISHED") -> None:
@@ -143,7 +143,7 @@ class JsonlTracker(_Closing):
     """metrics.jsonl (a row a call, with "step"), params.json and artifacts/ in the output folder.
 
     Locally every row is on disk at once. S3 has no append: there the object is rewritten each time it
-    has grown by a tenth (at least 50 rows) and at close, so the bytes sent stay about ten times its size.
+    has grown by a tenth (at least 50 rows), so the bytes sent stay about ten times its size, at a flush and at close.
     """
 
     NAME = "metrics.jsonl"
@@ -190,7 +190,7 @@ class JsonlTracker(_Closing):
         else:
             self._store.write_bytes(f"{prefix}/{path.name}", path.read_bytes())
 
-    def flush(self) -> None:
+    def flush(self, *, final: bool = True) -> None:
         if self._file is None and len(self._rows) > self._sent:
             self._send()
 
@@ -220,9 +220,9 @@ class CompositeTracker(_Closing):
         for tracker in self._trackers:
             tracker.log_artifact(path, folder)
 
-    def flush(self) -> None:
+    def flush(self, *, final: bool = True) -> None:
         for tracker in self._trackers:
-            tracker.flush()
+            tracker.flush(final=final)
 
     def close(self, status: Status = "FINISHED") -> None:
         errors = []

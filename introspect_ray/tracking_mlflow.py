@@ -118,9 +118,9 @@ class MLflowTracker(_Closing):
         else:
             self._client.log_artifact(self.run_id, str(path), folder.strip("/") or None)
 
-    def flush(self) -> None:
+    def flush(self, *, final: bool = True) -> None:
         with self._lock:
-            self._flush(last=True)
+            self._flush(last=final)
 
     def close(self, status: Status = "FINISHED") -> None:
         with self._lock:

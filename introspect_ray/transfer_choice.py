@@ -52,4 +52,9 @@ def _obstacle(cfg: RunConfig, kind: Transfer) -> str | None:
             f"gives each engine the GPU of one trainer, rollout.num_actors={rollout.num_actors} exceeds "
             f"train.num_workers={train.num_workers}: lower it"
         )
+    if kind == "ipc" and rollout.num_actors > 1 and rollout.num_gpus <= 0.5:  # Ray fills a GPU before it takes another
+        return (
+            f"gives each engine the GPU of one trainer, but two engines of rollout.num_gpus={rollout.num_gpus:g} fit "
+            f"on one, where Ray puts them (rollout.num_actors={rollout.num_actors}): raise rollout.num_gpus above 0.5"
+        )
     return None

@@ -21,8 +21,8 @@ def job(args: Arguments) -> None:
     def after(cfg: Any, base: Any, tracking: tuple[str | None, str | None]) -> None:
         online.append(_online_run(cfg, base, tracking))
 
-    defaults = {"output_dir": "runs/quickstart", "kl_weight": [0.0, 1.0]}
-    if sweep_job(replace(args, overrides={**defaults, **args.overrides}), SPACE, after=after) is not None:
+    space = replace(SPACE, values=(0.0, 1.0))
+    if sweep_job(args, space, after=after, output_dir="runs/quickstart") is not None:
         print("online relabelling at every gradient step (ν = 1, λ = 1):")
         print_summaries(online, "kl_weight")
 

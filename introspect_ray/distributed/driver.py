@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,7 +32,7 @@ from introspect_ray.pair_table import PairTable
 from introspect_ray.policy import is_adapter, merge_adapter
 from introspect_ray.preflight import Prepared, local_policy, run_identity
 from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.results import numbers_of, run_summary, step_rows, track_results
+from introspect_ray.results import missing_rows, numbers_of, run_summary, step_rows, track_results
 from introspect_ray.storage import open_store
 from introspect_ray.supervision import Sources
 from introspect_ray.tokenization import decode_explanation
@@ -118,7 +122,7 @@ def train_once(
             checkpoint=checkpoint,
         )
 
-    with Monitor(base.status, run_name, tracker, on_row) as monitor:
+    with Monitor(base.status, run_name, tracker, on_row, cfg.train.checkpoint_every) as monitor:
         labelled, done = train_on(cfg, identity, lambda: _relabeler(cfg, base), spec, base.status, run_name)
     totals = {**labelled, **done.seconds}
     trained = time.perf_counter()
@@ -132,31 +136,33 @@ def train_once(
     seconds = {"train": trained - began, "eval": finished - trained}
     tracker.flush()
     rows = step_rows(store)
+    lacking = missing_rows(rows, cfg.steps)
+    for line in lacking:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     cases = (len(base.prepared.train), len(base.prepared.test))
     out = run_summary(cfg, cases, scores, totals, rows, base.seconds, seconds)
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # of the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
-    store.write_json("details.json", {**details(base.m0_test, pairs, predicted), "timing_s": timing})
+    extra = details(base.m0_test, pairs, predicted, (used.labels for used in base.prepared.test.answers))
+    extra["findings"] += lacking  # the output of a sweep's trial is not seen
+    store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
     monitor.raise_failure()  # a tracker that failed on the way: after the results are safe
     track_results(tracker, store, out, rows)
     return out
 
 
-def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
+def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None) -> dict[str, Any]:
     """Scores of eval.policy (or adapter) on the held-out cases, an engine pool a policy.
 
-    "explanation": {"orig": against M0 = cfg.policy, "self": against itself}; "against": the same by policy of
-    eval.against (A→B).
+    `folder` is eval.policy on this machine. Returns "explanation": {"orig": against M0 = cfg.policy, "self": against
+    itself}; "against": the same by policy of eval.against (A→B).
     """
     ids = prepared.test.case_ids
     cases = [ray.put(prepared.test)]
     pairs: dict[str, list[BehaviorPair]] = {}
     predicted: list[Explanation | None] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        trained = cfg.eval.policy or cfg.policy
-        if is_adapter(trained):
-            trained = merge_adapter(prepared.policy_path, trained, f"{scratch}/merged")
+    with _served(cfg, prepared, folder) as trained:
         for policy in dict.fromkeys([cfg.policy, *cfg.eval.against, trained]):
             pool = _pool(override(cfg, _PLAIN), policy, prepared, 1, cases)
             pairs[policy] = pool.label_now(ids, Serving())
@@ -170,6 +176,24 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
         **evaluate(pairs[trained], pairs[cfg.policy], predicted),
         "against": {policy: explanation_scores(predicted, truth) for policy, truth in truths.items()},
     }
+
+
+@contextmanager
+def _served(cfg: RunConfig, prepared: Prepared, folder: str | None) -> Iterator[str]:
+    """The policy to evaluate by a name that every node can resolve; a merged adapter lies below the cache meanwhile."""
+    if not is_adapter(folder):
+        yield cfg.eval.policy or cfg.policy
+        return
+    store, name = open_store(prepared.cache_uri), f"evaluated/{uuid.uuid4().hex}"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            local = store.local_path(name)
+            merge_adapter(prepared.policy_path, folder, str(local or scratch))
+            if local is None:
+                store.upload_dir(Path(scratch), name)
+        yield store.join(name)
+    finally:
+        store.delete_prefix(name)
 
 
 def explain(pool: RolloutPool, prepared: Prepared, serving: Serving) -> list[Explanation | None]:

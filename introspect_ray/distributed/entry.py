@@ -11,12 +11,12 @@ from typing import Any
 
 from introspect_ray.checkpoints import list_names
 from introspect_ray.cli import Arguments
-from introspect_ray.config import RunConfig, file_sets, load_config, override
+from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.metrics import constant_explainer
 from introspect_ray.preflight import Prepared, check_resume, plan_text, prepare
 from introspect_ray.results import log_files, open_tracker
-from introspect_ray.search_space import split_overrides, trial_config
+from introspect_ray.search_space import Space, load_sweep, trial_config, trial_name
 from introspect_ray.storage import Store, check_output, is_remote, open_store, prepare_output
 from introspect_ray.tracking import tracking_uri
 from introspect_ray.tracking_mlflow import check_server
@@ -48,15 +48,16 @@ def train_job(args: Arguments) -> None:
     print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracking or 'none'}")
 
 
-def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = None) -> list[dict[str, Any]] | None:
+def sweep_job(
+    args: Arguments, space: Space, after: Callable[..., None] | None = None, output_dir: str | None = None
+) -> list[dict[str, Any]] | None:
     """All trials of a one-key sweep, on one set of engines. Raises UserError before anything heavy starts.
 
-    `after(cfg, base, (tracking uri, parent run id))` runs on the same engines when the trials are done.
+    `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after(cfg, base,
+    (tracking uri, parent run id))` runs on the same engines when the trials are done, with the first seed.
     """
-    values, seeds, rest = split_overrides(space, args.overrides)
-    if file_sets(args.config, space.key):
-        raise UserError(f"{args.config} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
-    cfg = load_config(args.config, {"output_dir": f"runs/sweep_{space.leaf}", **rest})
+    default = output_dir or f"runs/sweep_{space.leaf}"
+    values, seeds, cfg = load_sweep(space, args.config, args.overrides, default)
     trials = [trial_config(cfg, space, value, seed) for value in values for seed in seeds]
     prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the one that may not fit
     tracking = reachable(cfg, args)
@@ -75,43 +76,50 @@ def sweep_job(args: Arguments, space: Any, after: Callable[..., None] | None = N
         from introspect_ray.distributed.progress import board_bar
 
         with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
-            summaries = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
-            if after:
-                after(cfg, base, (tracking, parent.run_id))
-        log_files(parent, store, ["sweep.json", "sweep.png"])
-    print_summaries(summaries, space.leaf)
+            summaries, stopped = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
+            if after and not stopped:
+                after(override(cfg, {"seed": seeds[0]}), base, (tracking, parent.run_id))
+        log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
+        report_sweep(summaries, stopped, space, store)
     print(f"numbers  {store.join('sweep.json')}\nfigure   {store.join('sweep.png')}\ntracking {tracking or 'none'}")
     return summaries
 
 
 def evaluate_job(args: Arguments) -> None:
     """Metrics of eval.policy (default: M0 itself) against M0 on the held-out cases, to evaluation.json."""
-    cfg = load_config(args.config, {"output_dir": "runs/evaluate", **args.overrides})
-    if not is_remote(cfg.eval.policy or ""):
+    cfg = load_config(args.config, args.overrides, {"output_dir": "runs/evaluate"})
+    given = cfg.eval.policy or ""
+    if args.overwrite and f"{given}/".startswith(f"{cfg.output_dir.rstrip('/')}/"):
+        raise UserError(f"--overwrite would delete eval.policy={given} with {cfg.output_dir}: give another output_dir")
+    if not is_remote(given):
         return _evaluate(cfg, cfg, args)
-    with tempfile.TemporaryDirectory() as folder:  # on this node, where the engines must then be
-        if not open_store(cfg.eval.policy).download_dir("", folder):
-            raise UserError(f"eval.policy={cfg.eval.policy}: there is nothing; give the policy/ folder of a run")
+    with tempfile.TemporaryDirectory() as folder:  # to check it, and to merge an adapter; each engine gets its own
+        try:
+            open_store(given).download_dir("", folder)
+        except FileNotFoundError:
+            raise UserError(f"eval.policy={given}: there is nothing; give the policy/ folder of a run") from None
         _evaluate(cfg, override(cfg, {"eval.policy": folder}), args)
 
 
 def _evaluate(cfg: RunConfig, local: RunConfig, args: Arguments) -> None:
+    """`local`: the same with eval.policy on this machine."""
     prepared = prepare(local)
     check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
         return print_plan([cfg], prepared)
     from introspect_ray.distributed.driver import evaluate_policies
 
-    with claimed(cfg, args) as store:
-        result = {"policy": cfg.eval.policy or cfg.policy, **evaluate_policies(local, prepared)}
+    with claimed(cfg, args, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
+        trained = cfg.eval.policy or cfg.policy
+        result = {"policy": trained, **evaluate_policies(cfg, prepared, local.eval.policy)}
         store.write_json("evaluation.json", result)
     print(json.dumps(result, indent=2))
     print(f"written  {store.join('evaluation.json')}")
 
 
 @contextmanager
-def claimed(cfg: RunConfig, args: Arguments) -> Iterator[Store]:
-    """Ray joined or started, and the output folder ours with the resolved config in run.json.
+def claimed(cfg: RunConfig, args: Arguments, record: str = "run.json") -> Iterator[Store]:
+    """Ray joined or started, and the output folder ours with the resolved config in its file `record`.
 
     What can be refused is refused first: nothing is written before the cluster has room for the run. A
     cluster that was joined stays up; one started here goes with us.
@@ -123,7 +131,7 @@ def claimed(cfg: RunConfig, args: Arguments) -> Iterator[Store]:
     connect(cfg)
     try:
         store = prepare_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
-        store.write_json("run.json", cfg.model_dump(mode="json"))
+        store.write_json(record, cfg.model_dump(mode="json"))
         print(f"output   {store.join()}", flush=True)
         yield store
     finally:
@@ -145,6 +153,22 @@ def reachable(cfg: RunConfig, args: Arguments) -> str | None:
 def print_plan(trials: Sequence[RunConfig], prepared: Prepared) -> None:
     """--dry-run: the resolved config, the resource budget and the placement."""
     print(plan_text(trials[0], len(trials), len(prepared.train), len(prepared.test), prepared.max_model_len))
+
+
+def report_sweep(
+    summaries: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]], space: Space, store: Store
+) -> None:
+    """The table, with a line for each trial that was stopped. Raises AlarmError if any was: the sweep has gaps."""
+    if summaries:
+        print_summaries(summaries, space.leaf)
+    lines = [f"{trial_name(space, row[space.leaf], row['seed'])}: {row['failed']}" for row in stopped]
+    for line in lines:
+        print(f"failed   {line}", flush=True)
+    if lines:
+        raise AlarmError(
+            f"{len(lines)} of {len(summaries) + len(lines)} trials failed, the first is {lines[0]}; the others' "
+            f"results are in {store.join('sweep.json')}, and --resume runs those that failed again"
+        )
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:

@@ -55,7 +55,8 @@ class RolloutPool:
         self.actors = [actor.remote(cfg.rollout, spec) for _ in range(cfg.rollout.num_actors)]
 
     def wait(self) -> None:
-        """Until every engine is up. Raises RayActorError for one that cannot start."""
+        """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks what
+        the user has to put there."""
         asyncio.run(self._all_up())
 
     def load_weights(self, packed_ref: Any) -> list[Any]:

@@ -7,6 +7,7 @@ restarted (it then serves M0) as well as one that serves another version: it loa
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -26,7 +27,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.policy import load_saved
 from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
-from introspect_ray.storage import open_store
+from introspect_ray.storage import is_remote, open_store
 
 _REPLY_S = 0.5  # for an error to reach its caller before the process ends
 
@@ -35,7 +36,7 @@ _REPLY_S = 0.5  # for an error to reach its caller before the process ends
 class EngineSpec:
     """What a rollout actor needs to start its engine."""
 
-    policy: str  # a name that every node resolves on its own disk
+    policy: str  # a name that every node resolves on its own disk, or an s3:// folder
     max_model_len: int
     method: str
     lora_rank: int
@@ -91,18 +92,41 @@ class RolloutResult:
         return self.answers
 
 
+@contextmanager
+def _on_this_node(policy: str) -> Iterator[str]:
+    """The policy's folder while an engine starts; what lies on S3 is copied for just so long."""
+    if not is_remote(policy):
+        yield local_policy(policy)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            open_store(policy).download_dir("", folder)
+        except FileNotFoundError:
+            raise UserError(f"policy {policy!r}: there is nothing") from None
+        yield folder
+
+
 class RolloutWorker:
-    """One engine in one process. Ray restarts the process when it dies, with the same arguments."""
+    """One engine in one process. Ray restarts the process when it dies, with the same arguments.
+
+    Where the engine cannot be had on this node (vLLM or the policy is not here) every call raises the UserError: of an
+    actor whose __init__ raises, Ray keeps a traceback as text and nothing else.
+    """
 
     def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
-        self._engine = make_engine(
-            rollout,
-            local_policy(spec.policy),
-            max_model_len=spec.max_model_len,
-            method=spec.method,
-            lora_rank=spec.lora_rank,
-            seed=spec.seed,
-        )
+        self._refused: UserError | None = None
+        try:
+            with _on_this_node(spec.policy) as folder:
+                self._engine = make_engine(
+                    rollout,
+                    folder,
+                    max_model_len=spec.max_model_len,
+                    method=spec.method,
+                    lora_rank=spec.lora_rank,
+                    seed=spec.seed,
+                )
+        except UserError as error:
+            self._refused = UserError(f"{error} (a rollout actor, on node {socket.gethostname()})")
         self._method = spec.method
         self._cases: Mapping[str, TokenizedCase] = {}
         self._receipt: Delivery | None = None
@@ -111,15 +135,18 @@ class RolloutWorker:
 
     def ping(self) -> int:
         """The process id, once the engine is up and everything asked before is answered."""
+        self._require_engine()
         return os.getpid()
 
     def load_weights(self, packed: WeightUpdate) -> Delivery:
+        self._require_engine()
         receipt = self._load(unpack(packed))
         self._free_since = time.perf_counter()
         return receipt
 
     def engine(self, method: str, *args: Any) -> Any:
         """One call of the engine's own, for transfers that do not pass through here (weight_transfer.py)."""
+        self._require_engine()
         with self._condemned_on_error():
             answer = getattr(self._engine, method)(*args)
         if isinstance(answer, Delivery):
@@ -132,6 +159,7 @@ class RolloutWorker:
 
         all_cases: refs of CaseTables, which a fresh engine opens.
         """
+        self._require_engine()
         began = time.perf_counter()
         idle = began - self._free_since
         serving, served = request.serving, self._receipt
@@ -151,6 +179,10 @@ class RolloutWorker:
         self._free_since = time.perf_counter()
         tokens = self._engine.prompt_tokens - before
         return RolloutResult(answers, self._receipt, self._free_since - began, idle, tokens)
+
+    def _require_engine(self) -> None:
+        if self._refused:
+            raise self._refused
 
     def _load(self, update: WeightUpdate) -> Delivery:
         with self._condemned_on_error():

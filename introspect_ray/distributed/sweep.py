@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ray import tune
 
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.driver import Base, train_once, untrained_scores
+from introspect_ray.errors import AlarmError, UserError, one_line
 from introspect_ray.figures import sweep_figure
 from introspect_ray.results import open_tracker
 from introspect_ray.search_space import Space, trial_config
@@ -24,22 +26,28 @@ def run_sweep(
     seeds: Sequence[int],
     base: Base,
     tracking: tuple[str | None, str | None],
-) -> list[dict[str, Any]]:
-    """Run all trials that have no summary yet; write sweep.json and sweep.png; return the summaries.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run all trials that have no summary yet; write sweep.json and sweep.png.
 
-    `tracking` is (MLflow URI, parent run id). Raises RuntimeError naming trials that failed, after
+    Returns the summaries, and {swept key, "seed", "failed": reason} of each trial that an alarm or a divergence
+    stopped. `tracking` is (MLflow URI, parent run id). Raises RuntimeError for trials that failed otherwise, after
     writing what succeeded.
     """
 
     def trial(params: dict[str, Any], base: Base) -> None:
         run = trial_config(cfg, space, params["value"], params["seed"])
         store = open_store(run.output_dir)
-        if not store.exists("summary.json"):
-            name = run.output_dir.rsplit("/", 1)[-1]
-            with open_tracker(run, name, *tracking) as tracker:
-                train_once(run, base, tracker, run_name=name)
-        out = {space.leaf: params["value"], **store.read_json("summary.json")}
-        tune.report({"objective": space.objective(out), "summary": out})
+        row = {space.leaf: params["value"], "seed": params["seed"]}
+        try:
+            if not store.exists("summary.json"):
+                name = run.output_dir.rsplit("/", 1)[-1]
+                with open_tracker(run, name, *tracking) as tracker:
+                    train_once(run, base, tracker, run_name=name)
+        except (AlarmError, UserError) as error:  # a result: raised, it would come back as text
+            tune.report({"objective": math.nan, "row": {**row, "failed": one_line(error)}})
+            return
+        row |= store.read_json("summary.json")
+        tune.report({"objective": space.objective(row), "row": row})
 
     with tempfile.TemporaryDirectory() as scratch:
         grid = tune.Tuner(
@@ -49,16 +57,17 @@ def run_sweep(
             tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max", reuse_actors=True),
             run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0),
         ).fit()
-    done = [result.metrics["summary"] for result in grid if result.error is None]
-    done.sort(key=lambda s: (s[space.leaf], s["seed"]))
+    rows = [result.metrics["row"] for result in grid if result.error is None]
+    rows.sort(key=lambda row: (row[space.leaf], row["seed"]))
+    done, stopped = ([row for row in rows if ("failed" in row) is failed] for failed in (False, True))
     store = open_store(cfg.output_dir)
+    store.write_json("sweep.json", [*done, *stopped])
     if done:
-        store.write_json("sweep.json", done)
         _draw(done, space.leaf, untrained_scores(base)["explanation"]["orig"]["em"], store)
     failed = [str(result.error).strip().splitlines()[-1] for result in grid if result.error is not None]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(grid)} trials failed, the first with: {failed[0]}")
-    return done
+    return done, stopped
 
 
 def _draw(summaries: list[dict[str, Any]], key: str, untrained: float, store: Store) -> None:

@@ -49,6 +49,27 @@ def test_sweep_lambda_leaves_what_outsiders_rely_on(tmp_path):
     assert again.stderr.startswith("error: ") and again.stderr.count("\n") == 1 and "--overwrite" in again.stderr
 
 
+def test_a_trial_that_diverges_costs_the_sweep_no_other_result(tmp_path):
+    """One step at a learning rate of 1e30 leaves weights whose forward is not finite: the trial stops at its second."""
+    out = tmp_path / "sweep"
+    done = job(
+        "sweep_lr", *SMALL, f"output_dir={out}", "learning_rate=[1e30,1e-3]", "rollout.engine=transformers",
+        "tracking.backend=jsonl",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("stopped: 1 of 2 trials failed, the first is learning_rate=1e+30,seed=0: training diverged")
+    assert "Traceback" not in done.stderr
+    assert [line.split(": ")[:2] for line in done.stdout.splitlines() if line.startswith("failed")] == [
+        ["failed   learning_rate=1e+30,seed=0", "training diverged"]
+    ]
+    kept, failed = json.loads((out / "sweep.json").read_text())
+    assert kept.pop("learning_rate") == 1e-3
+    check_summary(kept)
+    assert (failed["learning_rate"], failed["seed"]) == (1e30, 0) and "training diverged: loss" in failed["failed"]
+    assert (out / "sweep.png").is_file()
+
+
 def test_lora_alpha_train_and_evaluate_by_transformers_engine(tmp_path):
     """Mixed supervision with the second organism, LoRA, and the engine for machines without vLLM, in one run."""
     out = tmp_path / "lora"
@@ -61,12 +82,16 @@ def test_lora_alpha_train_and_evaluate_by_transformers_engine(tmp_path):
     check_summary(summary)
     assert summary["method"] == "lora" and summary["supervision"]["mixing_ratio"] == 0.5
     assert (out / "policy" / "adapter_model.safetensors").is_file()
+    recorded = (out / "run.json").read_text()
     evaluated = job(
-        "evaluate", *SMALL, f"output_dir={tmp_path / 'eval'}", f"eval.policy={out / 'policy'}",
+        "evaluate", *SMALL, f"output_dir={out}", "--resume", f"eval.policy={out / 'policy'}",
         "rollout.engine=transformers", "eval.against=[organism:second]",
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr
-    scores = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
+    scores = json.loads((out / "evaluation.json").read_text())
+    assert (out / "run.json").read_text() == recorded  # whose method and rule the evaluation does not have
+    assert json.loads((out / "evaluation_run.json").read_text())["method"] == "full"
+    assert not list((out / "cache" / "evaluated").iterdir())  # the merged adapter was there meanwhile
     assert scores["explanation"] == summary["explanation"] and scores["behavior"] == summary["behavior"]
     (third,) = scores["against"].values()  # another model's behaviour is explained by other numbers
     assert third.keys() == scores["explanation"]["self"].keys() and third != scores["explanation"]["orig"]

@@ -11,15 +11,15 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch.config import _is_backend_nccl
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from introspect_ray.config import RunConfig
+from introspect_ray.config import RolloutConfig, RunConfig
 from introspect_ray.distributed import rollout_pool
 from introspect_ray.distributed.attempts import decide, failed_part, process_groups
 from introspect_ray.distributed.relabeler import Relabeler
 from introspect_ray.distributed.rollout_pool import RolloutPool, receipts
-from introspect_ray.distributed.rollout_worker import Request, RolloutResult, Serving
+from introspect_ray.distributed.rollout_worker import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
 from introspect_ray.distributed.weight_sync import Expected, WeightSyncError
 from introspect_ray.engines.base import PromptTokens
-from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
+from introspect_ray.errors import AlarmError, RepeatedFailure, UserError, one_line
 from introspect_ray.records import BehaviorPair, Delivery
 from introspect_ray.supervision import Sources, plan_ids
 
@@ -100,6 +100,29 @@ def collect(made: RolloutPool, notes: list[str]) -> list[RolloutResult]:
         return await made.collect([made._ask(REQUEST)], "step 7", notes.append)
 
     return asyncio.run(ask())
+
+
+def test_an_engine_that_its_node_cannot_start_says_why_in_one_line():
+    """Whatever it is asked: of an actor that raises in its __init__ Ray would keep a traceback as text."""
+    worker = RolloutWorker(RolloutConfig(engine="transformers"), EngineSpec("/nowhere/policy", 64, "full", 1, 0))
+    calls = (worker.ping, lambda: worker.answer(REQUEST, []), lambda: worker.load_weights(None))
+    for call in (*calls, lambda: worker.engine("close")):
+        with pytest.raises(
+            UserError, match=r"'/nowhere/policy': there is no such folder.* \(a rollout actor, on node "
+        ):
+            call()
+
+    async def ping() -> None:
+        try:
+            worker.ping()
+        except UserError as error:
+            raise task_error(error) from None
+
+    made, _ = pool()
+    made.actors = [SimpleNamespace(ping=SimpleNamespace(remote=ping))]
+    with pytest.raises(UserError) as caught:
+        made.wait()
+    assert one_line(caught.value).startswith("policy '/nowhere/policy': there is no such folder")
 
 
 GONE = ActorUnavailableError("killed", b"0" * 16)

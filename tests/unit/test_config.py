@@ -20,11 +20,13 @@ def test_every_shipped_config_loads(file):
 
 
 def test_later_layers_win(tmp_path):
-    """Defaults < preset of the task < file < overrides; a section is merged, not replaced."""
+    """Defaults < preset of the task < a job's defaults < file < overrides; a section is merged, not replaced."""
     (tmp_path / "mine.yaml").write_text("steps: 7\nkl_weight: 3\nsupervision: {agreement: 0.9}\n")
     cfg = load_config(str(tmp_path / "mine.yaml"), {"kl_weight": 5, "supervision.rule": "online"})
     assert (cfg.batch_size, cfg.steps, cfg.kl_weight) == (32, 7, 5)  # preset, file, override
     assert (cfg.supervision.rule, cfg.supervision.agreement) == ("online", 0.9)
+    job = load_config(str(tmp_path / "mine.yaml"), {"kl_weight": 5}, {"batch_size": 6, "steps": 6, "kl_weight": 6})
+    assert (job.batch_size, job.steps, job.kl_weight) == (6, 7, 5)
     assert load_config(None, {"task.name": "jsonl", "task.path": "x"}).learning_rate == 1e-5  # no preset: the default
 
 

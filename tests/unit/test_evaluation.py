@@ -6,7 +6,7 @@ import json
 import pytest
 
 from introspect_ray.config import RunConfig
-from introspect_ray.evaluation import check_summary, evaluate, summary
+from introspect_ray.evaluation import check_summary, details, evaluate, summary
 from introspect_ray.records import BehaviorPair
 from introspect_ray.records import Explanation as E
 
@@ -46,6 +46,17 @@ def test_untrained_policy_has_self_equal_orig():
     out = evaluate(m0, m0, [None, E(False, "A"), None, None])
     assert out["explanation"]["self"] == out["explanation"]["orig"] and out["explanation"]["self"]["em"] == 0.25
     assert out["behavior"]["em"] == 1.0 and out["disagreement"]["self"] is None
+
+
+def test_details_by_hand():
+    """A collapsed M0 says A whatever it is asked; of the six categories the five it never gives are there with 0.
+    The policy's explanations: both right for itself, (T,A) and (F,B), and none for M0's (F,A): a gap of 1."""
+    out = details(pairs("AA AA"), pairs("BA BB"), [E(True, "A"), E(False, "B")], [("A", "B"), ("B", "C", "A")])
+    names = [f"{change} {label}" for change in ("unchanged", "changed") for label in "ABC"]
+    assert list(out["histogram"]["m0"]) == list(out["histogram"]["policy"]) == names
+    assert list(out["histogram"]["m0"].values()) == [2, 0, 0, 0, 0, 0]
+    assert list(out["histogram"]["policy"].values()) == [0, 1, 0, 1, 0, 0]
+    assert out["gap"]["value"] == 1.0 and out["findings"]
 
 
 def test_evaluate_refuses_other_cases():

@@ -125,6 +125,7 @@ def test_training_figure_leaves_out_what_a_run_has_not(tmp_path, drawn):
     training_figure(rows, tmp_path / "t.png")
     objective, explanations, behavior, agreement = drawn[0].axes
     assert [t.get_text() for t in agreement.get_legend().get_texts()] == ["realised, at consumption"]
+    assert explanations.get_title() == "(b) Self and Orig while training, among valid explanations (%)"
     assert len(explanations.lines) == 4 and explanations.lines[1].get_ydata() == pytest.approx([50] * 5)
     assert objective.lines[1].get_ydata() == pytest.approx([0.5] * 5) and len(behavior.lines) == 2
     with pytest.raises(ValueError, match="no rows"):

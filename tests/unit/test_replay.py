@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from introspect_ray.audit import audit
+from introspect_ray.audit import audit, load_run
 from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig, load_config
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.errors import UserError
-from introspect_ray.label_store import LabelWriter, label_set_key, read_labels, save_pairs
+from introspect_ray.label_store import LabelWriter, label_set_key, load_pairs, read_labels, save_pairs
 from introspect_ray.learner import Learner
 from introspect_ray.loop import StepLabels, run
 from introspect_ray.pair_table import PairTable
@@ -124,6 +125,35 @@ def test_without_the_caches_the_bits_are_the_same_and_m0_metrics_are_left_out(re
     assert replayed(moved, tmp_path / "again")
     row = json.loads((tmp_path / "again" / "metrics.jsonl").read_text().splitlines()[0])
     assert "loss" in row and "behavior_em" not in row and "explanation_orig" not in row
+
+
+@pytest.mark.parametrize("transfer", ["nccl", "ipc"])
+def test_the_engines_of_the_recorded_run_need_not_be_here(recorded, tmp_path, monkeypatch, transfer):
+    """It had vLLM, which is not installed, on GPUs, a second policy that is gone, and no such room. M0's pairs are
+    those of its engines: two GPUs each, hence another label set than a single one's."""
+    copy = tmp_path / "gpus"
+    shutil.copytree(recorded, copy)
+    store = open_store(copy)
+    config = store.read_json("run.json")
+    config["rollout"] |= {"engine": "vllm", "num_actors": 9, "num_cpus": 64, "num_gpus": 2, "weight_transfer": transfer}
+    config["rollout"]["tensor_parallel_size"] = 2
+    config["supervision"] |= {"rule": "mixed", "second_policy": "/nowhere"}
+    config["cache_dir"] = str(copy / "cache")
+    store.write_json("run.json", config)
+    cfg = load_config(None, {"output_dir": str(copy), "task.train_cases": 24, "task.test_cases": 8})
+    prepared = prepare(cfg)
+    cases = [*prepared.train, *prepared.test]
+    rollout = RunConfig.model_validate(config).rollout
+    pairs = load_pairs(
+        prepared.cache_uri, label_set_key(prepared.policy_id, cases, load_run(open_store(recorded)).rollout)
+    )
+    save_pairs(prepared.cache_uri, label_set_key(prepared.policy_id, cases, rollout), pairs)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: (name != "vllm" and find(name, *rest)) or None)
+    assert replayed(copy, tmp_path / "again")
+    rows = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
+    shown = [[row["loss"], row["explanation_orig"], row["behavior_em"]] for row in rows]
+    assert shown == json.loads((recorded / "losses.json").read_text())
 
 
 def test_what_cannot_be_replayed_is_refused(recorded, tmp_path):

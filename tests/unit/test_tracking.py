@@ -206,6 +206,16 @@ def test_a_refused_batch_is_sent_again_in_order(
     assert "refused 50 metrics, time 1 in a row: database is locked; they are kept and sent again" in caplog.text
 
 
+def test_a_flush_on_the_way_may_be_refused_and_the_last_one_not(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, fake = flaky(store, monkeypatch, failures=2)
+    tracker.log_metrics({"loss": 1.0}, 0)
+    tracker.flush(final=False)
+    with pytest.raises(RuntimeError, match="refused 1 metrics, time 2 in a row"):
+        tracker.flush()
+    tracker.flush()
+    assert fake.batches == [[0]]
+
+
 def test_repeated_refusal_ends_the_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker, fake = flaky(store, monkeypatch, failures=10)
     with pytest.raises(RuntimeError, match=r"refused 250 metrics, time 5 in a row: .*metrics.jsonl .* has them all"):

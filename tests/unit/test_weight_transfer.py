@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from introspect_ray.records import Delivery
 from introspect_ray.transfer_choice import weight_transfer
 
 GPU = {"train.use_gpu": True, "rollout.num_gpus": 1}
+TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
 
 
 def update() -> WeightUpdate:
@@ -170,6 +172,11 @@ def test_what_cannot_work_is_refused_in_one_line(kind, flat, says):
         ("nccl", {"rollout.num_gpus": 0.5}, "needs whole GPUs, rollout.num_gpus=0.5"),
         ("ipc", {}, "rollout.num_gpus=1: lower it below 1"),
         ("ipc", {"rollout.num_gpus": 0.4, "rollout.num_actors": 2}, "rollout.num_actors=2 exceeds train.num_workers=1"),
+        (
+            "ipc",
+            {"rollout.num_gpus": 0.5, **TWO},
+            r"two engines of rollout.num_gpus=0.5 fit on one.*raise .* above 0.5",
+        ),
     ],
 )
 def test_sharing_and_not_sharing_a_gpu_are_told_apart(kind, flat, says):
@@ -178,10 +185,27 @@ def test_sharing_and_not_sharing_a_gpu_are_told_apart(kind, flat, says):
 
 
 def test_a_colocated_engine_and_its_trainer_make_one_gpu():
-    """Two trainers with an engine each: 2 GPUs over ipc; over the object store 2 + 2 x 0.4."""
-    flat = {**GPU, "rollout.num_gpus": 0.4, "rollout.num_actors": 2, "train.num_workers": 2}
-    assert resources(load_config(None, {**flat, "rollout.weight_transfer": "ipc"}))["GPU"] == pytest.approx(2.0)
-    assert resources(load_config(None, flat))["GPU"] == pytest.approx(2.8)
+    """Two trainers with an engine each: 2 GPUs over ipc; over the object store 2 + 2 x 0.6."""
+    flat = {**GPU, "rollout.num_gpus": 0.6, **TWO}
+    shared = load_config(None, {**flat, "rollout.weight_transfer": "ipc"})
+    assert weight_transfer(shared) == "ipc" and resources(shared)["GPU"] == pytest.approx(2.0)
+    assert resources(load_config(None, flat))["GPU"] == pytest.approx(3.2)
+
+
+def test_the_second_engine_of_a_mixed_run_has_gone_when_the_trainers_come():
+    """Beside the engines: the worker of the reference cache and the second engine, or the trainers, if they need more.
+    cluster/h100.yaml: 1 + max(4, 1 + 1) = 5 GPUs. One worker on CPUs: 1 + max(1, 1 + 1), without a cache 1 + max(1, 1).
+    CPU and GPU are widest at different times: 1 + max(2 x 1, 1 + 1) GPUs, 4 + max(2 x 1, 1 + 4) CPUs."""
+    mixed = {"supervision.rule": "mixed", "supervision.second_policy": "organism:second"}
+    h100 = str(Path(__file__).parents[2] / "cluster" / "h100.yaml")
+    assert resources(load_config(h100, mixed))["GPU"] == 5
+    assert resources(load_config(None, mixed)) == {"CPU": 3, "GPU": 0}
+    assert resources(load_config(None, {**mixed, "method": "lora", "train.reference": "live"}))["CPU"] == 2
+    assert resources(load_config(None, {**mixed, **GPU, "train.num_workers": 2, "rollout.num_cpus": 4})) == {
+        "CPU": 9,
+        "GPU": 3,
+    }
+    assert resources(load_config(None, {})) == {"CPU": 2, "GPU": 0}
 
 
 def test_each_choice_has_its_transfer():
