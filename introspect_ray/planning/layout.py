@@ -141,7 +141,8 @@ def layouts(setting: Setting, cfg: RunConfig, given: frozenset[str]) -> list[Lay
         if fitting := [layout for layout in made if layout.gpus <= setting.gpus]:
             found.append(best(fitting))
     if not found and least:
-        second = ", a mixed run's second engine included" if cfg.supervision.rule == "mixed" else ""
+        extra = least.gpus - least.trainers - least.engines * tp
+        second = f", of which {extra} for a mixed run's second engine" if extra else ""
         raise UserError(
             f"train.num_workers={least.trainers} and rollout.num_actors={least.engines} of {tp} GPUs need "
             f"{least.gpus} GPUs{second}; --gpus is {setting.gpus}"
