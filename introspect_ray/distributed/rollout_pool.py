@@ -18,7 +18,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostErro
 
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_worker import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
-from introspect_ray.distributed.weight_sync import verify
+from introspect_ray.distributed.weight_sync import probe_tolerance, verify
 from introspect_ray.engines.base import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.loop import deal
@@ -47,7 +47,7 @@ class RolloutPool:
 
     def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
         """cases: refs of CaseTables, which a node holds once for all its processes."""
-        self._size, self._tolerance = cfg.rollout.group_size, cfg.rollout.probe_tolerance
+        self._size, self._tolerance = cfg.rollout.group_size, probe_tolerance(cfg)
         self._limit = cfg.train.max_failures
         self.prompt_tokens = PromptTokens()  # of label_now and explain_now so far
         self._cases = list(cases)  # in a list, which Ray passes unopened: an engine gets them once

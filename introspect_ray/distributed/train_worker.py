@@ -20,11 +20,11 @@ from introspect_ray.checkpoints import FOLDER, CheckpointWriter, step_of
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Serving
-from introspect_ray.distributed.weight_sync import Expected, probe_case, verify
+from introspect_ray.distributed.weight_sync import Expected, probe_case, probe_tolerance, verify
 from introspect_ray.distributed.weight_transfer import make_transfer
 from introspect_ray.heavy_imports import heavy_imports
 from introspect_ray.label_store import labels_from_table, labels_to_table
-from introspect_ray.loop import StepLabels, run
+from introspect_ray.loop import StepLabels, learner_labels, run
 from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
 from introspect_ray.storage import open_store
@@ -79,7 +79,7 @@ class RaySupply:
         """What the receipts of the latest version must say, once those that came are checked (see `receipts`)."""
         expected = self._latest.expected if self._latest else None
         if expected:
-            verify(expected, asyncio.run(receipts(self._receipts)), self._spec.cfg.rollout.probe_tolerance)
+            verify(expected, asyncio.run(receipts(self._receipts)), probe_tolerance(self._spec.cfg))
         return expected
 
     def request(self, step: int, version: int) -> None:
@@ -149,17 +149,28 @@ def train_worker(config: dict[str, Any]) -> Trained:
     conductor = RayConductor(spec, rank, world)
     start, restored = _resume(spec, learner, supply, rank)
     built = time.perf_counter()
+    first = 0.0
+    if cfg.supervision.rule != "online" or learner_labels(cfg):  # nothing is delivered on the way
+        first = _deliver(supply, learner, start, train[0], rank)[1]  # what would fail at the end fails now
     seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=frozenset(restored))
     conductor.wait()
-    synced = time.perf_counter()
-    supply.publish(learner, cfg.steps, train[0])
-    served = supply.delivered() if rank == 0 else None
-    seconds["sync"] += time.perf_counter() - synced
-    published = time.perf_counter()
+    finished = time.perf_counter()
     _export(cfg, learner, rank)
     conductor.settle()
-    setup = {"learner": built - began, "export": time.perf_counter() - published}
+    setup = {"learner": built - began, "export": time.perf_counter() - finished}
+    served, last = _deliver(supply, learner, cfg.steps, train[0], rank)  # after the export: the policy is safe by then
+    seconds["sync"] += first + last
     return Trained({**seconds, **setup}, served)
+
+
+def _deliver(
+    supply: RaySupply, learner: Learner, version: int, probe: TokenizedCase, rank: int
+) -> tuple[Expected | None, float]:
+    """Publish the learner's weights and, on rank 0, wait for the receipts: (what they must say, seconds)."""
+    began = time.perf_counter()
+    supply.publish(learner, version, probe)
+    served = supply.delivered() if rank == 0 else None
+    return served, time.perf_counter() - began
 
 
 def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learner:

@@ -14,12 +14,15 @@ import psutil
 import pytest
 import ray
 
+from introspect_ray.config import override
 from introspect_ray.distributed.rollout_worker import Exported, Request, Serving
-from introspect_ray.distributed.weight_sync import Expected
+from introspect_ray.distributed.weight_sync import Expected, WeightSyncError
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import RepeatedFailure
+from introspect_ray.evaluation import check_summary
 from introspect_ray.label_store import read_labels
 from introspect_ray.policy import load_saved
+from introspect_ray.preflight import check_resume
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 EVERY = 6
@@ -122,6 +125,30 @@ def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_used(li
     assert f"checkpoints/{folders[-1]} is not used: {shard.name} has " in said
     assert rows[0]["step"] == STEPS - 2 * EVERY
     assert result(out) == result(undisturbed)
+
+
+def test_a_delivery_that_cannot_be_verified_is_told_before_the_first_step(live):
+    """With labels of M0 alone no step needs the engines: the delivery at the end must not be the first one."""
+    rows: list[dict] = []
+    with pytest.raises(WeightSyncError, match=r"weight version 0: .*larger rollout\.probe_tolerance"):
+        live.train(on_row=rows.append, rollout__probe_tolerance=1e-12)
+    assert rows == []
+
+
+def test_the_policy_outlives_a_delivery_that_fails_at_the_end(live):
+    """Steps of 30 a weight: M0's logprobs agree to 1e-5 with the engine's, those of such a policy to 1e-3. The
+    remedy of the message works: --resume from the checkpoint with a larger tolerance ends at the same policy."""
+    out, settings = live.root / "late", {"learning_rate": 30.0, "steps": 6, "train__checkpoint_every": 4}
+    with pytest.raises(WeightSyncError, match=r"weight version 6: .*larger rollout\.probe_tolerance"):
+        live.train(out=out, rollout__probe_tolerance=1e-4, **settings)
+    exported = (out / "policy" / "model.safetensors").read_bytes()
+    wider = {"rollout__probe_tolerance": 1e3, **settings}
+    flat = {key.replace("__", "."): value for key, value in wider.items()}
+    check_resume(override(live.cfg, {**flat, "output_dir": str(out)}))
+    summary, rows, _ = live.train(out=out, **wider)
+    assert [row["step"] for row in rows] == [4, 5]
+    assert (out / "policy" / "model.safetensors").read_bytes() == exported
+    check_summary(summary)
 
 
 def test_failure_after_failure_stops_with_one_line(live, capfd):

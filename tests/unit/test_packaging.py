@@ -153,6 +153,10 @@ def test_the_kuberay_entrypoint_is_a_valid_command_that_fits_its_workers() -> No
     args = parse("", rest)
     cfg = load_config(None, args.overrides)
     assert args.resume and cfg.wait_for_nodes and cfg.output_dir.startswith("s3://")
+    assert cfg.train.checkpoint_every, "a job that is retried goes on"
+    for section, values in cluster("h100.yaml").items():
+        for key, value in values.items():
+            assert getattr(getattr(cfg, section), key) == value, f"{section}.{key} is not h100.yaml's"
     (workers,) = job["rayClusterSpec"]["workerGroupSpecs"]
     gpus = int(workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     assert cfg.train.num_workers + cfg.rollout.num_actors * cfg.rollout.num_gpus <= gpus * workers["maxReplicas"]
