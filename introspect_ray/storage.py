@@ -23,7 +23,7 @@ from introspect_ray.errors import UserError
 
 MARKER = ".introspect-ray.json"
 """Written into every output folder by prepare_output; --overwrite deletes only folders that have it."""
-_TEMPORARY = ".tmp-"  # prefix of files being written; never listed
+TEMPORARY = ".tmp-"  # prefix of files being written; never listed
 
 
 class Store(Protocol):
@@ -148,7 +148,7 @@ class LocalStore(JsonFiles):
     @contextmanager
     def _replacing(self, target: Path) -> Iterator[Path]:
         """A temporary sibling of `target` that takes its place on success and is removed on failure."""
-        temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -166,7 +166,7 @@ class LocalStore(JsonFiles):
     def list(self, prefix: str = "") -> list[str]:
         root, found = self.local_path(), []
         for folder, _, files in os.walk(self.local_path(prefix)):
-            found += [(Path(folder) / f).relative_to(root).as_posix() for f in files if not f.startswith(_TEMPORARY)]
+            found += [(Path(folder) / f).relative_to(root).as_posix() for f in files if not f.startswith(TEMPORARY)]
         return sorted(found)
 
     def delete_prefix(self, prefix: str = "") -> int:

@@ -22,6 +22,7 @@ from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Serving
 from introspect_ray.distributed.weight_sync import Expected, probe_case, probe_tolerance, verify
 from introspect_ray.distributed.weight_transfer import make_transfer
+from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
 from introspect_ray.label_store import labels_from_table, labels_to_table
 from introspect_ray.loop import StepLabels, learner_labels, run
@@ -140,6 +141,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
     began = time.perf_counter()
     spec: WorkerSpec = config["spec"]
     cfg = spec.cfg
+    _check_output(cfg.output_dir)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     train: CaseTable = ray.get(spec.train)
@@ -161,6 +163,16 @@ def train_worker(config: dict[str, Any]) -> Trained:
     served, last = _deliver(supply, learner, cfg.steps, train[0], rank)  # after the export: the policy is safe by then
     seconds["sync"] += first + last
     return Trained({**seconds, **setup}, served)
+
+
+def _check_output(output_dir: str) -> None:
+    """Refuse a node that came after the driver's own check (cluster.check_folders) and has another disk."""
+    store = open_store(output_dir)
+    if store.local_path() is not None and not store.exists("run.json"):  # the driver has written it
+        raise UserError(
+            f"output_dir is {output_dir} on the driver's disk, and node {ray.util.get_node_ip_address()} does not see "
+            "it: name an s3:// folder, or one on a file system that all nodes share"
+        )
 
 
 def _deliver(
