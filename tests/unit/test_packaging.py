@@ -102,6 +102,9 @@ def test_the_aws_cluster_is_valid_for_ray(monkeypatch: pytest.MonkeyPatch) -> No
     assert spot["node_config"].pop("InstanceMarketOptions") == {"MarketType": "spot"}
     assert spot.pop("priority") > on_demand.pop("priority")
     assert spot == on_demand  # alike but for the market
+    from ray.autoscaler._private.aws.config import DEFAULT_RAY_INSTANCE_PROFILE  # what the head is given
+
+    assert spot["node_config"]["IamInstanceProfile"] == {"Name": DEFAULT_RAY_INSTANCE_PROFILE}
     assert spot["min_workers"] == 0 and given["head_node_type"] in nodes
     assert given["docker"]["image"] == IMAGE
 
