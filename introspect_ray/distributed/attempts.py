@@ -28,7 +28,7 @@ from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.storage import open_store
 from introspect_ray.transfer_choice import trainer_gpus
 
-_STOP_S = 10.0  # for a relabeler to confirm that it writes nothing any more
+_STOP_S = 10.0  # for a relabeler to confirm that it writes nothing any more, and for the status board to answer
 
 
 def decide(failures: int, before: int, now: int, limit: int) -> tuple[int, bool]:
@@ -69,8 +69,7 @@ def train_on(
         before, checkpoint = step_of(checkpoint), newest_usable(store, identity, _warn)
         now = step_of(checkpoint)
         failures, again = decide(failures, before, now, cfg.train.max_failures)
-        last = ray.get(status.last.remote(run_name))
-        where = "before its first step" if last is None else f"after step {last}"
+        where = _progress(status, run_name)
         if not again:
             raise RepeatedFailure(
                 f"{what} {where}: {failures} failure(s) in a row without a later checkpoint than that of step {now}. "
@@ -104,6 +103,15 @@ def failed_part(error: Exception) -> str:
     rank, cause = next(iter(causes.items()))
     lines = [line for line in str(cause).strip().splitlines() if line.strip()] or ["no message"]
     return f"{'training' if rank is None else f'training worker {rank}'} failed ({type(cause).__name__}: {lines[0]})"
+
+
+def _progress(status: Any, run_name: str) -> str:
+    """How far an attempt came, for a message: a board that went with the attempt must not end the run."""
+    try:
+        last = ray.get(status.last.remote(run_name), timeout=_STOP_S)
+    except (RayActorError, GetTimeoutError):
+        return "at a step unknown (the status board is gone)"
+    return "before its first step" if last is None else f"after step {last}"
 
 
 def _warn(line: str) -> None:

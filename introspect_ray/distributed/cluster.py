@@ -73,6 +73,19 @@ def _check_cluster(cfg: RunConfig, need: dict[str, float]) -> None:
     check_folders(cfg, more_nodes=bool(short))
 
 
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """For actors that need no resources: beside their caller, the driver, without which they are of no use. Ray would
+    put them on any node, and one preempted spot node would take them and a trainer away together. Not soft: Ray 2.60
+    then still places an actor without resources at random."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def this_node_resource() -> str:
+    """The resource that only this node has: Ray Tune places its trials by resources alone."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(f"node:{node['NodeManagerAddress']}" for node in ray.nodes() if node["NodeID"] == here)
+
+
 def check_folders(cfg: RunConfig, more_nodes: bool) -> None:
     """Refuse a local folder that the nodes do not share: what a part writes there would stay on its node's disk.
 

@@ -22,17 +22,25 @@ LOOK = """
 import sys, time
 from pathlib import Path
 import ray
-from introspect_ray.distributed.cluster import blind_nodes
+from introspect_ray.distributed.cluster import blind_nodes, on_this_node
+class Actor:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
 ray.init(log_to_driver=False)
 while len(nodes := [node["NodeID"] for node in ray.nodes() if node["Alive"]]) < 2:
     time.sleep(0.2)
 seen, unseen = map(Path, sys.argv[1:])
+actor = ray.remote(num_cpus=0)(Actor)
+actors = [actor.options(scheduling_strategy=on_this_node()).remote() for _ in range(4)]
+assert {ray.get(one.node.remote()) for one in actors} == {ray.get_runtime_context().get_node_id()}
 print(len(blind_nodes(seen, nodes)), len(blind_nodes(unseen, nodes)), *seen.iterdir())
 """
 
 
 def test_folders_that_the_nodes_do_not_share_are_refused(tmp_path):
-    """/proc/self/fd/N names a folder in the process that opened it, and nothing in Ray's workers."""
+    """Also, in the same script: where actors go that belong beside the driver.
+
+    /proc/self/fd/N names a folder in the process that opened it, and nothing in Ray's workers."""
     (tmp_path / "seen").mkdir()
     (tmp_path / "unseen").mkdir()
     held = os.open(tmp_path / "unseen", os.O_RDONLY)

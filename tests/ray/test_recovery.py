@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import threading
+from dataclasses import fields
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,9 @@ import pytest
 import ray
 
 from introspect_ray.config import override
+from introspect_ray.distributed.attempts import _progress
 from introspect_ray.distributed.rollout_worker import Exported, Request, Serving
+from introspect_ray.distributed.status import StatusBoardActor
 from introspect_ray.distributed.weight_sync import Expected, WeightSyncError
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import RepeatedFailure
@@ -23,6 +26,7 @@ from introspect_ray.evaluation import check_summary
 from introspect_ray.label_store import read_labels
 from introspect_ray.policy import load_saved
 from introspect_ray.preflight import check_resume
+from introspect_ray.records import StepMetrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 EVERY = 6
@@ -149,6 +153,15 @@ def test_the_policy_outlives_a_delivery_that_fails_at_the_end(live):
     assert [row["step"] for row in rows] == [4, 5]
     assert (out / "policy" / "model.safetensors").read_bytes() == exported
     check_summary(summary)
+
+
+def test_a_status_board_that_is_gone_ends_no_run(live):
+    board = StatusBoardActor.remote()
+    assert _progress(board, "run") == "before its first step"
+    ray.get(board.post.remote("run", StepMetrics(7, *[None] * (len(fields(StepMetrics)) - 1))))
+    assert _progress(board, "run") == "after step 7"
+    ray.kill(board)
+    assert _progress(board, "run") == "at a step unknown (the status board is gone)"
 
 
 def test_failure_after_failure_stops_with_one_line(live, capfd):
