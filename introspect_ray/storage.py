@@ -23,7 +23,14 @@ from introspect_ray.errors import UserError
 
 MARKER = ".introspect-ray.json"
 """Written into every output folder by prepare_output; --overwrite deletes only folders that have it."""
+_PIECE = 1 << 22  # bytes read at a time
 TEMPORARY = ".tmp-"  # prefix of files being written; never listed
+
+
+class Sink(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: bytes, /) -> Any: ...
 
 
 class Store(Protocol):
@@ -33,6 +40,10 @@ class Store(Protocol):
 
     def read_bytes(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
+        ...
+
+    def read_into(self, name: str, target: Sink) -> None:
+        """Write the content of `name` to `target` in order, in pieces, whatever its size. Raises FileNotFoundError."""
         ...
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -140,6 +151,10 @@ class LocalStore(JsonFiles):
 
     def read_bytes(self, name: str) -> bytes:
         return self.local_path(name).read_bytes()
+
+    def read_into(self, name: str, target: Sink) -> None:
+        with self.local_path(name).open("rb") as source:
+            shutil.copyfileobj(source, target, _PIECE)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self._replacing(self.local_path(name)) as temporary:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from introspect_ray.label_store import labels_from_table, labels_to_table
 from introspect_ray.loop import StepLabels, learner_labels, run
 from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
-from introspect_ray.storage import open_store
+from introspect_ray.storage import Store, open_store
 from introspect_ray.supervision import plan_ids
 
 if TYPE_CHECKING:
@@ -207,17 +208,36 @@ def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int) ->
     """Where to go on: (first step, later steps whose labels the checkpoint kept); (0, []) without a checkpoint."""
     pending: list[Label] = []
     if spec.checkpoint is not None:
-        store, name = open_store(spec.cfg.output_dir), f"{FOLDER}/{spec.checkpoint}"
-        with tempfile.TemporaryDirectory() as scratch:
-            if (local := store.local_path(name)) is None:
-                store.download_dir(name, scratch)
-            folder = local or Path(scratch)
+        context = ray.train.get_context()
+        place = (context.get_node_rank(), context.get_local_rank(), context.get_world_size())
+        with checkpoint_folder(open_store(spec.cfg.output_dir), f"{FOLDER}/{spec.checkpoint}", *place) as folder:
             learner.load_checkpoint(str(folder))
             pending = labels_from_table(pq.read_table(folder / _PENDING))
     step = step_of(spec.checkpoint)
     if rank == 0:
         supply.restore(step, pending)
     return step, sorted({label.provenance.step for label in pending})
+
+
+@contextmanager
+def checkpoint_folder(store: Store, name: str, node: int, local_rank: int, world: int) -> Iterator[Path]:
+    """A checkpoint where every rank can read it: in the output folder, or downloaded, once a node. Collective."""
+    import torch
+
+    if (stored := store.local_path(name)) is not None:
+        yield stored
+        return
+    with tempfile.TemporaryDirectory(prefix="introspect-ray-checkpoint-") as scratch:
+        mine = None
+        if local_rank == 0:
+            store.download_dir(name, scratch)
+            mine = (node, scratch)
+        folders: list[tuple[int, str] | None] = [mine] * world
+        if world > 1:
+            torch.distributed.all_gather_object(folders, mine)
+        yield Path(dict(filter(None, folders))[node])
+        if world > 1:
+            torch.distributed.barrier()  # every rank has read it
 
 
 def _export(cfg: RunConfig, learner: Learner, rank: int) -> None:
