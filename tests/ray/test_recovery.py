@@ -8,14 +8,17 @@ import random
 import shutil
 import signal
 import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from introspect_ray.config import override
+from introspect_ray.distributed import rollout_pool
 from introspect_ray.distributed.attempts import _progress
 from introspect_ray.distributed.rollout_worker import Exported, Request, Serving
 from introspect_ray.distributed.status import StatusBoardActor
@@ -115,6 +118,37 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
     }
 
 
+@pytest.mark.parametrize(
+    ("leave", "fault"),
+    [
+        (lambda actor: actor.engine.remote("transfer", "start_weight_update", {}), "cannot be used any more"),
+        (lambda actor: actor.__ray_call__.remote(lambda worker: time.sleep(600)), "did not answer within 2 s"),
+    ],
+    ids=["half updated", "stuck"],
+)
+def test_an_engine_that_a_dead_training_left_behind_is_replaced(live, monkeypatch, leave, fault):
+    """What a training worker leaves that dies during a transfer from GPU to GPU. A killed one that Ray restarts
+    by itself is waited for."""
+    monkeypatch.setattr(rollout_pool, "ANSWER_S", 2.0)
+    pool, (actor,) = live.base.pool, live.base.pool.actors
+
+    def process() -> int:
+        return ray.get(actor.__ray_call__.remote(lambda worker: os.getpid()))
+
+    assert pool.revive() == []
+    first = process()
+    left = leave(actor)
+    (note,) = pool.revive()
+    assert note.startswith(f"rollout actor 0 {fault}") and note.endswith("started afresh")
+    second = process()
+    os.kill(second, signal.SIGKILL)
+    assert pool.revive() == []
+    assert len({first, second, process()}) == 3
+    ids = [case.case_id for case in live.base.prepared.test]
+    assert pool.label_now(ids, Serving()) == live.base.m0_test
+    del left
+
+
 def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_used(live, undisturbed, capfd):
     """A finished run without its results is one that died at its end; what `--resume` does from there."""
     out = live.root / "truncated"
@@ -161,6 +195,9 @@ def test_a_status_board_that_is_gone_ends_no_run(live):
     ray.get(board.post.remote("run", StepMetrics(7, *[None] * (len(fields(StepMetrics)) - 1))))
     assert _progress(board, "run") == "after step 7"
     ray.kill(board)
+    with pytest.raises(RayActorError):
+        while True:  # it still answers until the signal has come
+            ray.get(board.last.remote("run"))
     assert _progress(board, "run") == "at a step unknown (the status board is gone)"
 
 
