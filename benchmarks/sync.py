@@ -29,7 +29,7 @@ from introspect_ray.config import load_config
 from introspect_ray.distributed.cluster import connect
 from introspect_ray.distributed.rollout_pool import RolloutPool
 from introspect_ray.distributed.rollout_worker import EngineSpec
-from introspect_ray.distributed.weight_sync import expect, pack, probe_case, verify
+from introspect_ray.distributed.weight_sync import expect, pack, probe_case, probe_tolerance, verify
 from introspect_ray.distributed.weight_transfer import ObjectStoreTransfer
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.engines.fingerprint import fingerprints
@@ -129,18 +129,18 @@ def measure(folder: str, method: str, repeats: int) -> tuple[float, dict[str, fl
     connect(cfg)
     pool = RolloutPool(cfg, EngineSpec(folder, 256, method, RANK, 0), [])
     trainer, probe = Trainer(folder, method), probe_case(CASE)
-    transfer = ObjectStoreTransfer(method, pool, rank=0)
+    transfer, tolerance = ObjectStoreTransfer(method, pool, rank=0), probe_tolerance(cfg)
 
     def sync(version: int) -> None:
         sent = transfer.send(trainer, version, probe)
-        verify(sent.expected, ray.get(sent.receipts), cfg.rollout.probe_tolerance)
+        verify(sent.expected, ray.get(sent.receipts), tolerance)
 
     seconds = []
     for version in range(1, repeats + 1):
         seconds.append(timed(lambda version=version: sync(version))[0])
         print(f"{method} sync {version}: {seconds[-1]:.3f} s", flush=True)
         trainer.move()
-    rows = [taken_apart(trainer, pool, repeats + 1 + i, probe, cfg.rollout.probe_tolerance) for i in range(repeats)]
+    rows = [taken_apart(trainer, pool, repeats + 1 + i, probe, tolerance) for i in range(repeats)]
     pool.close()
     return min(seconds), {part: min(row[part] for row in rows) for part in rows[0]}, trainer
 

@@ -28,7 +28,6 @@ KEEP = 2
 _MANIFEST = "manifest.json"
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
-_CHUNK = 1 << 22  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _difference(manifest: Mapping[str, Any], run: Mapping[str, Any], step: int) 
 
 def _damage(store: Store, prefix: str, file: str, entry: Mapping[str, Any]) -> str | None:
     try:
-        size, digest = _fingerprint(store.local_path(prefix + file) or store.read_bytes(prefix + file))
+        size, digest = _fingerprint(store, prefix + file)
     except FileNotFoundError:
         return f"{file} is missing"
     if size != entry["bytes"]:
@@ -119,18 +118,22 @@ def _damage(store: Store, prefix: str, file: str, entry: Mapping[str, Any]) -> s
     return None if digest == entry["blake2b"] else f"{file} has another checksum than was written"
 
 
-def _fingerprint(content: Path | bytes) -> tuple[int, str]:
+class _Fingerprint:
+    """Size and checksum of what is written to it."""
+
+    def __init__(self) -> None:
+        self.size, self._digest = 0, hashlib.blake2b(digest_size=16)
+
+    def write(self, data: bytes) -> None:
+        self.size += len(data)
+        self._digest.update(data)
+
+
+def _fingerprint(store: Store, name: str) -> tuple[int, str]:
     """(bytes, blake2b)."""
-    digest = hashlib.blake2b(digest_size=16)
-    if isinstance(content, bytes):
-        digest.update(content)
-        return len(content), digest.hexdigest()
-    size = 0
-    with content.open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
+    seen = _Fingerprint()
+    store.read_into(name, seen)
+    return seen.size, seen._digest.hexdigest()
 
 
 def list_names(store: Store) -> list[str]:
@@ -196,9 +199,9 @@ class CheckpointWriter:
         with scratch as folder:
             if filled is not None:
                 filled.result()
-            entries = {}
-            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-                size, digest = _fingerprint(path)
-                entries[path.relative_to(folder).as_posix()] = {"bytes": size, "blake2b": digest}
+            written, entries = open_store(folder), {}
+            for file in written.list():
+                size, digest = _fingerprint(written, file)
+                entries[file] = {"bytes": size, "blake2b": digest}
             self._store.upload_dir(folder, f"{FOLDER}/{name}")
         self._store.write_json(f"{FOLDER}/{name}/rank-{self._rank}.json", entries)

@@ -83,8 +83,8 @@ class RolloutConfig(_Section):
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
     threads: int = Field(1, ge=1)
-    probe_tolerance: float = Field(2e-3, gt=0)
-    """Largest |engine - trainer| logprob on the probe case for a delivery to count as verified."""
+    probe_tolerance: float | None = Field(None, gt=0)
+    """Nats: largest |engine - trainer| logprob on the probe case for a delivery to be verified; None: by dtype."""
 
     @property
     def served_by(self) -> Literal["vllm", "transformers"]:

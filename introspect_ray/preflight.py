@@ -100,6 +100,7 @@ _FREE = (
     "train.checkpoint_every",
     "alarms",
     "rollout.weight_transfer",
+    "rollout.probe_tolerance",
 )
 
 

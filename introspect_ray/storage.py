@@ -23,7 +23,14 @@ from introspect_ray.errors import UserError
 
 MARKER = ".introspect-ray.json"
 """Written into every output folder by prepare_output; --overwrite deletes only folders that have it."""
-_TEMPORARY = ".tmp-"  # prefix of files being written; never listed
+_PIECE = 1 << 22  # bytes read at a time
+TEMPORARY = ".tmp-"  # prefix of files being written; never listed
+
+
+class Sink(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: bytes, /) -> Any: ...
 
 
 class Store(Protocol):
@@ -33,6 +40,10 @@ class Store(Protocol):
 
     def read_bytes(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
+        ...
+
+    def read_into(self, name: str, target: Sink) -> None:
+        """Write the content of `name` to `target` in order, in pieces, whatever its size. Raises FileNotFoundError."""
         ...
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -141,6 +152,10 @@ class LocalStore(JsonFiles):
     def read_bytes(self, name: str) -> bytes:
         return self.local_path(name).read_bytes()
 
+    def read_into(self, name: str, target: Sink) -> None:
+        with self.local_path(name).open("rb") as source:
+            shutil.copyfileobj(source, target, _PIECE)
+
     def write_bytes(self, name: str, data: bytes) -> None:
         with self._replacing(self.local_path(name)) as temporary:
             temporary.write_bytes(data)
@@ -148,7 +163,7 @@ class LocalStore(JsonFiles):
     @contextmanager
     def _replacing(self, target: Path) -> Iterator[Path]:
         """A temporary sibling of `target` that takes its place on success and is removed on failure."""
-        temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -166,7 +181,7 @@ class LocalStore(JsonFiles):
     def list(self, prefix: str = "") -> list[str]:
         root, found = self.local_path(), []
         for folder, _, files in os.walk(self.local_path(prefix)):
-            found += [(Path(folder) / f).relative_to(root).as_posix() for f in files if not f.startswith(_TEMPORARY)]
+            found += [(Path(folder) / f).relative_to(root).as_posix() for f in files if not f.startswith(TEMPORARY)]
         return sorted(found)
 
     def delete_prefix(self, prefix: str = "") -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray.errors import UserError
-from introspect_ray.storage import JsonFiles, LocalStore, check_name
+from introspect_ray.storage import JsonFiles, LocalStore, Sink, check_name
 
 _PARALLEL_FILES = 8
 _DELETE_BATCH = 1000  # S3's own limit on one DeleteObjects request
@@ -56,6 +56,11 @@ class S3Store(JsonFiles):
     def read_bytes(self, name: str) -> bytes:
         with self._errors(name) as client:
             return client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+
+    def read_into(self, name: str, target: Sink) -> None:
+        """By boto3's ranged requests, which are repeated one by one where the connection breaks."""
+        with self._errors(name) as client:
+            client.download_fileobj(self.bucket, self._key(name), target)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self._errors(name) as client:
@@ -136,12 +141,15 @@ class S3Store(JsonFiles):
     def _errors(self, name: str) -> Iterator[Any]:
         """Yields the client; turns what S3 refuses into FileNotFoundError, UserError with a remedy, or OSError."""
         import botocore.exceptions as boto
-        from boto3.exceptions import S3UploadFailedError
+        from boto3.exceptions import RetriesExceededError, S3UploadFailedError
+        from s3transfer.exceptions import RetriesExceededError as BrokenOff
 
         try:
             yield _client()
         except S3UploadFailedError as error:  # hides the refusal's code in its context
             raise self._explain(error.__context__ or error, name) from None
+        except (RetriesExceededError, BrokenOff) as error:  # of a download, again and again
+            raise self._explain(error.last_exception, name) from None
         except (boto.BotoCoreError, boto.ClientError) as error:
             raise self._explain(error, name) from None
 

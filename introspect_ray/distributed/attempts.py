@@ -2,7 +2,7 @@
 
     attempt                          made new for it                        taken over
     ------------------------------------------------------------------------------------------------------------
-    newest usable checkpoint         training workers, relabeler            engines (Ray restarts those that died)
+    newest usable checkpoint         training workers, relabeler            engines, all of them up and usable
     -> Ray Train -> finished         (the old one writes nothing any more)  label table up to the checkpoint's step
 
 An attempt that fails without a later checkpoint than the one before counts; `train.max_failures` of them in a row stop
@@ -12,7 +12,7 @@ the run. Alarms, wrong deliveries and bad input are never tried again. `--resume
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -28,7 +28,7 @@ from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.storage import open_store
 from introspect_ray.transfer_choice import trainer_gpus
 
-_STOP_S = 10.0  # for a relabeler to confirm that it writes nothing any more
+_STOP_S = 10.0  # for a relabeler to confirm that it writes nothing any more, and for the status board to answer
 
 
 def decide(failures: int, before: int, now: int, limit: int) -> tuple[int, bool]:
@@ -59,18 +59,20 @@ def train_on(
         print(f"resume   from step {step_of(checkpoint)}", flush=True)
     while True:
         relabeler = relabeler_of()
+        spec = spec_of(relabeler, checkpoint)
         try:
-            result = _trainer(cfg, spec_of(relabeler, checkpoint)).fit()
+            for note in spec.pool.revive():
+                _warn(note)
+            result = _trainer(cfg, spec).fit()
             return ray.get(relabeler.finish.remote()), result.return_value
         except (TrainingFailedError, RayActorError) as error:
-            what = failed_part(error)
+            what = failed_part(error, spec.pool.names())
         finally:
             _retire(relabeler)
         before, checkpoint = step_of(checkpoint), newest_usable(store, identity, _warn)
         now = step_of(checkpoint)
         failures, again = decide(failures, before, now, cfg.train.max_failures)
-        last = ray.get(status.last.remote(run_name))
-        where = "before its first step" if last is None else f"after step {last}"
+        where = _progress(status, run_name)
         if not again:
             raise RepeatedFailure(
                 f"{what} {where}: {failures} failure(s) in a row without a later checkpoint than that of step {now}. "
@@ -80,10 +82,10 @@ def train_on(
         _warn(f"{what} {where}: going on from step {now} ({failures} of {cfg.train.max_failures} failures in a row)")
 
 
-def failed_part(error: Exception) -> str:
+def failed_part(error: Exception, engines: Mapping[str, str]) -> str:
     """One line on what ended an attempt: the part and how it died. An alarm or a user's error is raised as itself.
 
-    From an actor (the relabeler) such an error comes inside Ray's own, as its cause.
+    From an actor (the relabeler) such an error comes inside Ray's own, as its cause. engines: names by actor id.
     """
     failures = (
         error.worker_failures
@@ -98,12 +100,22 @@ def failed_part(error: Exception) -> str:
     for rank, cause in causes.items():
         if isinstance(getattr(cause, "health_check_failure", None), RayActorError):
             return f"training worker {rank} died"
-    for rank, cause in causes.items():  # raised in the training function: it talks to no other actor and waits for it
+    for rank, cause in causes.items():  # in the training function: it waits for the relabeler and for engines
         if isinstance(cause, RayActorError):
-            return "Ray Train's controller died" if rank is None else "the relabeler died"
+            other = "Ray Train's controller" if rank is None else "the relabeler"
+            return f"{engines.get(cause.actor_id, other)} died"
     rank, cause = next(iter(causes.items()))
     lines = [line for line in str(cause).strip().splitlines() if line.strip()] or ["no message"]
     return f"{'training' if rank is None else f'training worker {rank}'} failed ({type(cause).__name__}: {lines[0]})"
+
+
+def _progress(status: Any, run_name: str) -> str:
+    """How far an attempt came, for a message: a board that went with the attempt must not end the run."""
+    try:
+        last = ray.get(status.last.remote(run_name), timeout=_STOP_S)
+    except (RayActorError, GetTimeoutError):
+        return "at a step unknown (the status board is gone)"
+    return "before its first step" if last is None else f"after step {last}"
 
 
 def _warn(line: str) -> None:

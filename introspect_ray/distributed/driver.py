@@ -18,6 +18,7 @@ import ray
 from introspect_ray.case_table import CaseTable
 from introspect_ray.config import RunConfig, override
 from introspect_ray.distributed.attempts import train_on
+from introspect_ray.distributed.cluster import on_this_node
 from introspect_ray.distributed.monitor import Monitor
 from introspect_ray.distributed.relabeler import RelabelerActor
 from introspect_ray.distributed.rollout_pool import RolloutPool
@@ -71,7 +72,7 @@ def start_base(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = No
         else None
     )
     pool = _pool(cfg, cfg.policy, prepared, lora_rank or cfg.lora_rank, [train, test])
-    status = StatusBoardActor.remote()
+    status = StatusBoardActor.options(scheduling_strategy=on_this_node()).remote()
     pool.wait()
     ready = time.perf_counter()
     m0 = _pairs(cfg, prepared, pool, prepared.policy_id)
@@ -268,4 +269,5 @@ def _relabeler(cfg: RunConfig, base: Base) -> Any:
         second=base.second,
     )
     labels = f"{cfg.output_dir.rstrip('/')}/labels"
-    return RelabelerActor.remote(cfg, sources, labels, cfg.train.num_workers, base.pool)
+    actor = RelabelerActor.options(scheduling_strategy=on_this_node())
+    return actor.remote(cfg, sources, labels, cfg.train.num_workers, base.pool)

@@ -14,7 +14,7 @@ from introspect_ray.alarms import Agreement, check_agreement, stop_on
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Serving
-from introspect_ray.distributed.weight_sync import verify
+from introspect_ray.distributed.weight_sync import probe_tolerance, verify
 from introspect_ray.engines.base import PromptTokens
 from introspect_ray.label_store import LabelWriter, count_labels, truncate_labels
 from introspect_ray.loop import StepLabels
@@ -68,7 +68,7 @@ class Relabeler:
         try:
             results: Sequence[Any] = []
             if serving and serving.expected:
-                verify(serving.expected, await receipts(deliveries), self._cfg.rollout.probe_tolerance)
+                verify(serving.expected, await receipts(deliveries), probe_tolerance(self._cfg))
             if groups and self._pool:
                 results = await self._pool.collect(groups, f"step {step}", self.notes.append)
             pairs = [pair for result in results for pair in result.pairs]

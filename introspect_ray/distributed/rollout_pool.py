@@ -18,13 +18,14 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostErro
 
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_worker import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
-from introspect_ray.distributed.weight_sync import verify
+from introspect_ray.distributed.weight_sync import probe_tolerance, verify
 from introspect_ray.engines.base import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.loop import deal
 from introspect_ray.records import BehaviorPair, Delivery
 
 RESTART_S = 900.0  # for a dead engine to be back: a large policy on a node that an autoscaler has to start
+ANSWER_S = 60.0  # for an engine to answer between two attempts: what it was asked before, then whether it is usable
 _POLL_S = 1.0
 _FINAL = (AlarmError, UserError, ValueError, ObjectLostError)  # asking another engine would not help
 
@@ -47,7 +48,7 @@ class RolloutPool:
 
     def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
         """cases: refs of CaseTables, which a node holds once for all its processes."""
-        self._size, self._tolerance = cfg.rollout.group_size, cfg.rollout.probe_tolerance
+        self._size, self._tolerance = cfg.rollout.group_size, probe_tolerance(cfg)
         self._limit = cfg.train.max_failures
         self.prompt_tokens = PromptTokens()  # of label_now and explain_now so far
         self._cases = list(cases)  # in a list, which Ray passes unopened: an engine gets them once
@@ -58,6 +59,14 @@ class RolloutPool:
         """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks what
         the user has to put there."""
         asyncio.run(self._all_up())
+
+    def revive(self) -> list[str]:
+        """Until every engine is up and usable, so that an attempt begins with all of them; one line on each that had
+        to be started afresh: a training that died can leave an engine waiting in a collective, or half updated.
+
+        Raises RepeatedFailure for one that does not come back, RayActorError for one that cannot start.
+        """
+        return asyncio.run(self._revived())
 
     def load_weights(self, packed_ref: Any) -> list[Any]:
         """Futures of one Delivery an actor."""
@@ -80,6 +89,10 @@ class RolloutPool:
         WeightSyncError, and RepeatedFailure when a group failed `train.max_failures` times in a row.
         """
         return list(await asyncio.gather(*(self._answered(one, where, note) for one in asked)))
+
+    def names(self) -> dict[str, str]:
+        """What to call the actors in a message, by Ray's actor id."""
+        return {actor._actor_id.hex(): f"rollout actor {number}" for number, actor in enumerate(self.actors)}
 
     def close(self) -> None:
         for actor in self.actors:
@@ -125,14 +138,35 @@ class RolloutPool:
         """Without an end: Ray says itself what it waits for, and an autoscaler may take its time."""
         await asyncio.gather(*(self._up(actor, "start", None) for actor in self.actors))
 
+    async def _revived(self) -> list[str]:
+        found = await asyncio.gather(*map(self._fault, self.actors))
+        notes = []
+        for number, (actor, fault) in enumerate(zip(self.actors, found, strict=True)):
+            if fault:
+                ray.kill(actor, no_restart=False)
+                notes.append(f"rollout actor {number} {fault}: started afresh")
+        await asyncio.gather(*(self._up(actor, "before an attempt", RESTART_S) for actor in self.actors))
+        return notes
+
+    async def _fault(self, actor: Any) -> str | None:
+        """Why an engine has to be replaced; None for one that is usable or being restarted already."""
+        try:
+            usable = await asyncio.wait_for(actor.ping.remote(), ANSWER_S)
+        except TimeoutError:
+            return f"did not answer within {ANSWER_S:g} s"
+        except ActorUnavailableError:
+            return None
+        return None if usable else "cannot be used any more (an unfinished weight update, or an error)"
+
     async def _up(self, actor: Any, where: str, patience_s: float | None) -> None:
-        """Until the engine answers. Raises RepeatedFailure where it does not come back."""
+        """Until the engine answers that it is usable, as one about to be replaced does not. Raises RepeatedFailure
+        where it does not come back."""
         until = None if patience_s is None else time.monotonic() + patience_s
         while True:
             left = None if until is None else until - time.monotonic()
             try:
-                await asyncio.wait_for(actor.ping.remote(), left)
-                return
+                if await asyncio.wait_for(actor.ping.remote(), left):
+                    return
             except (ActorUnavailableError, TimeoutError) as error:
                 if left is not None and left <= 0:
                     raise RepeatedFailure(

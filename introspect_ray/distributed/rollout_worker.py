@@ -133,10 +133,11 @@ class RolloutWorker:
         self._condemned = False
         self._free_since = time.perf_counter()
 
-    def ping(self) -> int:
-        """The process id, once the engine is up and everything asked before is answered."""
+    def ping(self) -> bool:
+        """Once the engine is up and everything asked before is answered: whether it can go on. Not so in the middle of
+        an update, or where the process is about to end."""
         self._require_engine()
-        return os.getpid()
+        return self._engine.usable and not self._condemned
 
     def load_weights(self, packed: WeightUpdate) -> Delivery:
         self._require_engine()

@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from introspect_ray.config import RunConfig
+from introspect_ray.distributed.cluster import this_node_resource
 from introspect_ray.distributed.driver import Base, train_once, untrained_scores
 from introspect_ray.errors import AlarmError, UserError, one_line
 from introspect_ray.figures import sweep_figure
@@ -49,9 +50,10 @@ def run_sweep(
         row |= store.read_json("summary.json")
         tune.report({"objective": space.objective(row), "row": row})
 
+    room = {"cpu": 0, this_node_resource(): 0.001}
     with tempfile.TemporaryDirectory() as scratch:
         grid = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trial, base=base), {"cpu": 0, "memory": 1}),  # by reference
+            tune.with_resources(tune.with_parameters(trial, base=base), room),  # by reference
             param_space={"value": tune.grid_search(list(values)), "seed": tune.grid_search(list(seeds))},
             # One process for all trials: starting one and its imports take longer than a short trial's evaluation.
             tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max", reuse_actors=True),

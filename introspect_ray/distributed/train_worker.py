@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,15 @@ from introspect_ray.checkpoints import FOLDER, CheckpointWriter, step_of
 from introspect_ray.config import RunConfig
 from introspect_ray.distributed.rollout_pool import Asked, RolloutPool, receipts
 from introspect_ray.distributed.rollout_worker import Serving
-from introspect_ray.distributed.weight_sync import Expected, probe_case, verify
+from introspect_ray.distributed.weight_sync import Expected, probe_case, probe_tolerance, verify
 from introspect_ray.distributed.weight_transfer import make_transfer
+from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
 from introspect_ray.label_store import labels_from_table, labels_to_table
-from introspect_ray.loop import StepLabels, run
+from introspect_ray.loop import StepLabels, learner_labels, run
 from introspect_ray.preflight import local_policy
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
-from introspect_ray.storage import open_store
+from introspect_ray.storage import Store, open_store
 from introspect_ray.supervision import plan_ids
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class RaySupply:
         """What the receipts of the latest version must say, once those that came are checked (see `receipts`)."""
         expected = self._latest.expected if self._latest else None
         if expected:
-            verify(expected, asyncio.run(receipts(self._receipts)), self._spec.cfg.rollout.probe_tolerance)
+            verify(expected, asyncio.run(receipts(self._receipts)), probe_tolerance(self._spec.cfg))
         return expected
 
     def request(self, step: int, version: int) -> None:
@@ -140,6 +142,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
     began = time.perf_counter()
     spec: WorkerSpec = config["spec"]
     cfg = spec.cfg
+    _check_output(cfg.output_dir)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     train: CaseTable = ray.get(spec.train)
@@ -149,17 +152,38 @@ def train_worker(config: dict[str, Any]) -> Trained:
     conductor = RayConductor(spec, rank, world)
     start, restored = _resume(spec, learner, supply, rank)
     built = time.perf_counter()
+    first = 0.0
+    if cfg.supervision.rule != "online" or learner_labels(cfg):  # nothing is delivered on the way
+        first = _deliver(supply, learner, start, train[0], rank)[1]  # what would fail at the end fails now
     seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=frozenset(restored))
     conductor.wait()
-    synced = time.perf_counter()
-    supply.publish(learner, cfg.steps, train[0])
-    served = supply.delivered() if rank == 0 else None
-    seconds["sync"] += time.perf_counter() - synced
-    published = time.perf_counter()
+    finished = time.perf_counter()
     _export(cfg, learner, rank)
     conductor.settle()
-    setup = {"learner": built - began, "export": time.perf_counter() - published}
+    setup = {"learner": built - began, "export": time.perf_counter() - finished}
+    served, last = _deliver(supply, learner, cfg.steps, train[0], rank)  # after the export: the policy is safe by then
+    seconds["sync"] += first + last
     return Trained({**seconds, **setup}, served)
+
+
+def _check_output(output_dir: str) -> None:
+    """Refuse a node that came after the driver's own check (cluster.check_folders) and has another disk."""
+    store = open_store(output_dir)
+    if store.local_path() is not None and not store.exists("run.json"):  # the driver has written it
+        raise UserError(
+            f"output_dir is {output_dir} on the driver's disk, and node {ray.util.get_node_ip_address()} does not see "
+            "it: name an s3:// folder, or one on a file system that all nodes share"
+        )
+
+
+def _deliver(
+    supply: RaySupply, learner: Learner, version: int, probe: TokenizedCase, rank: int
+) -> tuple[Expected | None, float]:
+    """Publish the learner's weights and, on rank 0, wait for the receipts: (what they must say, seconds)."""
+    began = time.perf_counter()
+    supply.publish(learner, version, probe)
+    served = supply.delivered() if rank == 0 else None
+    return served, time.perf_counter() - began
 
 
 def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learner:
@@ -184,17 +208,36 @@ def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int) ->
     """Where to go on: (first step, later steps whose labels the checkpoint kept); (0, []) without a checkpoint."""
     pending: list[Label] = []
     if spec.checkpoint is not None:
-        store, name = open_store(spec.cfg.output_dir), f"{FOLDER}/{spec.checkpoint}"
-        with tempfile.TemporaryDirectory() as scratch:
-            if (local := store.local_path(name)) is None:
-                store.download_dir(name, scratch)
-            folder = local or Path(scratch)
+        context = ray.train.get_context()
+        place = (context.get_node_rank(), context.get_local_rank(), context.get_world_size())
+        with checkpoint_folder(open_store(spec.cfg.output_dir), f"{FOLDER}/{spec.checkpoint}", *place) as folder:
             learner.load_checkpoint(str(folder))
             pending = labels_from_table(pq.read_table(folder / _PENDING))
     step = step_of(spec.checkpoint)
     if rank == 0:
         supply.restore(step, pending)
     return step, sorted({label.provenance.step for label in pending})
+
+
+@contextmanager
+def checkpoint_folder(store: Store, name: str, node: int, local_rank: int, world: int) -> Iterator[Path]:
+    """A checkpoint where every rank can read it: in the output folder, or downloaded, once a node. Collective."""
+    import torch
+
+    if (stored := store.local_path(name)) is not None:
+        yield stored
+        return
+    with tempfile.TemporaryDirectory(prefix="introspect-ray-checkpoint-") as scratch:
+        mine = None
+        if local_rank == 0:
+            store.download_dir(name, scratch)
+            mine = (node, scratch)
+        folders: list[tuple[int, str] | None] = [mine] * world
+        if world > 1:
+            torch.distributed.all_gather_object(folders, mine)
+        yield Path(dict(filter(None, folders))[node])
+        if world > 1:
+            torch.distributed.barrier()  # every rank has read it
 
 
 def _export(cfg: RunConfig, learner: Learner, rank: int) -> None:

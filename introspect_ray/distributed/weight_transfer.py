@@ -124,7 +124,7 @@ class EngineClient:
         ray.get([actor.engine.remote("check_shapes", dict(shapes)) for actor in self._actors])
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """A training before this one may have left its connection open."""
+        """A training before this one may have left its connection open (an update: RolloutPool.revive)."""
         self._all("shutdown_weight_transfer_engine", [{}] * len(self._actors))
         infos = [dict(init_info) for _ in self._actors]
         for i, info in enumerate(infos):

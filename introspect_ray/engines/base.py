@@ -56,6 +56,11 @@ class Engine(Protocol):
     @property
     def prompt_tokens(self) -> PromptTokens: ...
 
+    @property
+    def usable(self) -> bool:
+        """False once a weight update was left unfinished: the engine must be replaced."""
+        ...
+
     def load_weights(self, update: WeightUpdate) -> Delivery:
         """Serve `update` from now on; caches of older versions are dropped. Raises on name/shape mismatch
         before anything is changed."""

@@ -36,6 +36,10 @@ class BaseEngine(ABC):
         return self._version
 
     @property
+    def usable(self) -> bool:
+        return self._unusable is None
+
+    @property
     def prompt_tokens(self) -> PromptTokens:
         """Of all prompts so far; none are counted where there is no prefix cache."""
         return PromptTokens()

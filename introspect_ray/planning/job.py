@@ -38,7 +38,6 @@ DEFAULTS = {
     "train.activation_checkpointing": True,
     "rollout.dtype": "bfloat16",
     "rollout.num_gpus": 1,
-    "rollout.probe_tolerance": 0.1,
     "alarms.engine_gap": 0.5,
 }
 TRANSFERS = {"host": "object_store", "device": "nccl"}  # --transfer -> rollout.weight_transfer

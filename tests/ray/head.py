@@ -16,8 +16,9 @@ import psutil
 
 
 @contextlib.contextmanager
-def head(folder: Path, cpus: int = 2) -> Iterator[tuple[str, dict[str, str]]]:
-    """(job server address, environment for `ray job submit`) while a head runs in the foreground of a child."""
+def head(folder: Path, cpus: int = 2, workers: int = 0) -> Iterator[tuple[str, dict[str, str]]]:
+    """(job server address, environment for `ray job submit`) while a head runs in the foreground of a child, with
+    `workers` nodes beside it. RAY_ADDRESS is that of the head for `ray.init`."""
     gcs, dashboard, client, agent = _free_ports(4)
     bin_dir = str(Path(sys.executable).parent)
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
@@ -28,15 +29,29 @@ def head(folder: Path, cpus: int = 2) -> Iterator[tuple[str, dict[str, str]]]:
         f"--dashboard-agent-listen-port={agent}",  # the default one may belong to another Ray of this machine
         f"--num-cpus={cpus}", f"--temp-dir={short_temp(folder)}", "--disable-usage-stats",
     ]  # fmt: skip
-    with open(folder / "head.log", "wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     address = f"http://127.0.0.1:{dashboard}"
-    try:
-        _wait(process, address, folder / "head.log")
+    with contextlib.ExitStack() as started:
+        started.enter_context(_running(command, env, folder / "head.log"))
+        _wait(address, folder / "head.log")
+        env["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
+        for number in range(workers):
+            command = [
+                f"{bin_dir}/ray", "start", "--block", "--node-ip-address=127.0.0.1", f"--address=127.0.0.1:{gcs}",
+                f"--dashboard-agent-listen-port={_free_ports(1)[0]}", f"--num-cpus={cpus}", "--disable-usage-stats",
+            ]  # fmt: skip
+            started.enter_context(_running(command, env, folder / f"worker{number}.log"))
         yield address, env
+
+
+@contextlib.contextmanager
+def _running(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
+    try:
+        yield
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        for member in [*family, psutil.Process(process.pid)]:
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for member in [*family, process]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()
         _, alive = psutil.wait_procs(family, timeout=10)
@@ -52,9 +67,9 @@ def short_temp(folder: Path) -> str:
     return str(path)
 
 
-def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
+def _wait(address: str, log: Path) -> None:
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"{address}/api/version", timeout=2).read()
             return

@@ -123,6 +123,27 @@ def test_everything_on_s3(tmp_path, s3_env, monkeypatch):
     assert scores["explanation"] == store.read_json("summary.json")["explanation"]
 
 
+@pytest.mark.slow
+def test_two_ranks_resume_from_s3(tmp_path, s3_env, monkeypatch):
+    """A run without its results is one that died at its end: it goes on and ends at the same bits."""
+    from introspect_ray.storage import open_store
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = [
+        "train", "steps=4", *SMALL[1:], f"output_dir={s3_env}/run", "rollout.engine=transformers",
+        "train.num_workers=2", "tracking.backend=jsonl", "train.checkpoint_every=3",
+    ]  # fmt: skip
+    store = open_store(f"{s3_env}/run")
+    assert job(*command).returncode == 0
+    weights = store.read_bytes("policy/model.safetensors")
+    for name in ("summary.json", "policy"):
+        store.delete_prefix(name)
+    done = job(*command, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resume   from step 3" in done.stdout
+    assert store.read_bytes("policy/model.safetensors") == weights
+
+
 ONLINE = [
     "batch_size=16", "task.train_cases=64", "task.test_cases=32", "rollout.engine=transformers", "rollout.group_size=8",
     "supervision.rule=online", "supervision.agreement=0.7", "lag=1", "tracking.backend=jsonl",

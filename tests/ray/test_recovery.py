@@ -8,18 +8,28 @@ import random
 import shutil
 import signal
 import threading
+import time
+from dataclasses import fields
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
+from introspect_ray.config import override
+from introspect_ray.distributed import rollout_pool
+from introspect_ray.distributed.attempts import _progress
 from introspect_ray.distributed.rollout_worker import Exported, Request, Serving
-from introspect_ray.distributed.weight_sync import Expected
+from introspect_ray.distributed.status import StatusBoardActor
+from introspect_ray.distributed.weight_sync import Expected, WeightSyncError
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import RepeatedFailure
+from introspect_ray.evaluation import check_summary
 from introspect_ray.label_store import read_labels
 from introspect_ray.policy import load_saved
+from introspect_ray.preflight import check_resume
+from introspect_ray.records import StepMetrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 EVERY = 6
@@ -108,6 +118,37 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
     }
 
 
+@pytest.mark.parametrize(
+    ("leave", "fault"),
+    [
+        (lambda actor: actor.engine.remote("transfer", "start_weight_update", {}), "cannot be used any more"),
+        (lambda actor: actor.__ray_call__.remote(lambda worker: time.sleep(600)), "did not answer within 2 s"),
+    ],
+    ids=["half updated", "stuck"],
+)
+def test_an_engine_that_a_dead_training_left_behind_is_replaced(live, monkeypatch, leave, fault):
+    """What a training worker leaves that dies during a transfer from GPU to GPU. A killed one that Ray restarts
+    by itself is waited for."""
+    monkeypatch.setattr(rollout_pool, "ANSWER_S", 2.0)
+    pool, (actor,) = live.base.pool, live.base.pool.actors
+
+    def process() -> int:
+        return ray.get(actor.__ray_call__.remote(lambda worker: os.getpid()))
+
+    assert pool.revive() == []
+    first = process()
+    left = leave(actor)
+    (note,) = pool.revive()
+    assert note.startswith(f"rollout actor 0 {fault}") and note.endswith("started afresh")
+    second = process()
+    os.kill(second, signal.SIGKILL)
+    assert pool.revive() == []
+    assert len({first, second, process()}) == 3
+    ids = [case.case_id for case in live.base.prepared.test]
+    assert pool.label_now(ids, Serving()) == live.base.m0_test
+    del left
+
+
 def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_used(live, undisturbed, capfd):
     """A finished run without its results is one that died at its end; what `--resume` does from there."""
     out = live.root / "truncated"
@@ -122,6 +163,42 @@ def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_is_used(li
     assert f"checkpoints/{folders[-1]} is not used: {shard.name} has " in said
     assert rows[0]["step"] == STEPS - 2 * EVERY
     assert result(out) == result(undisturbed)
+
+
+def test_a_delivery_that_cannot_be_verified_is_told_before_the_first_step(live):
+    """With labels of M0 alone no step needs the engines: the delivery at the end must not be the first one."""
+    rows: list[dict] = []
+    with pytest.raises(WeightSyncError, match=r"weight version 0: .*larger rollout\.probe_tolerance"):
+        live.train(on_row=rows.append, rollout__probe_tolerance=1e-12)
+    assert rows == []
+
+
+def test_the_policy_outlives_a_delivery_that_fails_at_the_end(live):
+    """Steps of 30 a weight: M0's logprobs agree to 1e-5 with the engine's, those of such a policy to 1e-3. The
+    remedy of the message works: --resume from the checkpoint with a larger tolerance ends at the same policy."""
+    out, settings = live.root / "late", {"learning_rate": 30.0, "steps": 6, "train__checkpoint_every": 4}
+    with pytest.raises(WeightSyncError, match=r"weight version 6: .*larger rollout\.probe_tolerance"):
+        live.train(out=out, rollout__probe_tolerance=1e-4, **settings)
+    exported = (out / "policy" / "model.safetensors").read_bytes()
+    wider = {"rollout__probe_tolerance": 1e3, **settings}
+    flat = {key.replace("__", "."): value for key, value in wider.items()}
+    check_resume(override(live.cfg, {**flat, "output_dir": str(out)}))
+    summary, rows, _ = live.train(out=out, **wider)
+    assert [row["step"] for row in rows] == [4, 5]
+    assert (out / "policy" / "model.safetensors").read_bytes() == exported
+    check_summary(summary)
+
+
+def test_a_status_board_that_is_gone_ends_no_run(live):
+    board = StatusBoardActor.remote()
+    assert _progress(board, "run") == "before its first step"
+    ray.get(board.post.remote("run", StepMetrics(7, *[None] * (len(fields(StepMetrics)) - 1))))
+    assert _progress(board, "run") == "after step 7"
+    ray.kill(board)
+    with pytest.raises(RayActorError):
+        while True:  # it still answers until the signal has come
+            ray.get(board.last.remote("run"))
+    assert _progress(board, "run") == "at a step unknown (the status board is gone)"
 
 
 def test_failure_after_failure_stops_with_one_line(live, capfd):

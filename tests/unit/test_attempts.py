@@ -51,21 +51,27 @@ def task_error(cause: Exception) -> RayTaskError:
 def test_what_would_fail_again_is_raised_as_itself(cause):
     for failure in (cause, task_error(cause)):
         with pytest.raises(type(cause)) as caught:
-            failed_part(WorkerGroupError("", {0: ValueError("beside it"), 1: failure}))
+            failed_part(WorkerGroupError("", {0: ValueError("beside it"), 1: failure}), {})
         assert caught.value is cause
 
 
 def test_the_failed_part_is_named_in_one_line():
-    assert failed_part(WorkerGroupError("", {1: RuntimeError("CUDA out of memory\nmore")})) == (
+    engine, relabeler = ActorUnavailableError("killed", b"1" * 16), ActorUnavailableError("killed", b"2" * 16)
+
+    def named(error: Exception) -> str:
+        return failed_part(error, {engine.actor_id: "rollout actor 3"})
+
+    assert named(WorkerGroupError("", {1: RuntimeError("CUDA out of memory\nmore")})) == (
         "training worker 1 failed (RuntimeError: CUDA out of memory)"
     )
-    assert failed_part(ControllerError(ValueError("no room"))) == "training failed (ValueError: no room)"
+    assert named(ControllerError(ValueError("no room"))) == "training failed (ValueError: no room)"
     dead = WorkerHealthCheckFailedError("no answer", ActorDiedError())
-    assert failed_part(WorkerGroupError("", {0: RuntimeError("connection reset by peer"), 1: dead})) == (
+    assert named(WorkerGroupError("", {0: RuntimeError("connection reset by peer"), 1: dead})) == (
         "training worker 1 died"
     )
-    assert failed_part(WorkerGroupError("", {0: RuntimeError("reset"), 1: ActorDiedError()})) == "the relabeler died"
-    assert failed_part(ActorDiedError()) == "Ray Train's controller died"
+    assert named(WorkerGroupError("", {0: RuntimeError("reset"), 1: relabeler})) == "the relabeler died"
+    assert named(WorkerGroupError("", {0: engine, 1: RuntimeError("reset")})) == "rollout actor 3 died"
+    assert named(ActorDiedError()) == "Ray Train's controller died"
 
 
 GOOD = Delivery(3, {"model.layers.0": "abc"}, (-0.1, -2.0), {}, 30)
@@ -85,8 +91,8 @@ def pool(*answers: object) -> tuple[RolloutPool, list[str]]:
                 raise given
             return RolloutResult([name], given, 0.0, 0.0, PromptTokens(40, 30))
 
-        async def ping() -> int:
-            return 0
+        async def ping() -> bool:
+            return True
 
         return SimpleNamespace(answer=SimpleNamespace(remote=answer), ping=SimpleNamespace(remote=ping))
 
@@ -170,7 +176,7 @@ def test_an_answer_on_weights_that_are_not_verified_is_never_a_label(receipt):
 def test_an_engine_that_does_not_come_back_is_not_waited_for_without_end(monkeypatch):
     made, _ = pool(GONE)
 
-    async def never() -> int:
+    async def never() -> bool:
         raise GONE
 
     made.actors[0].ping = SimpleNamespace(remote=never)

@@ -102,6 +102,9 @@ def test_the_aws_cluster_is_valid_for_ray(monkeypatch: pytest.MonkeyPatch) -> No
     assert spot["node_config"].pop("InstanceMarketOptions") == {"MarketType": "spot"}
     assert spot.pop("priority") > on_demand.pop("priority")
     assert spot == on_demand  # alike but for the market
+    from ray.autoscaler._private.aws.config import DEFAULT_RAY_INSTANCE_PROFILE  # what the head is given
+
+    assert spot["node_config"]["IamInstanceProfile"] == {"Name": DEFAULT_RAY_INSTANCE_PROFILE}
     assert spot["min_workers"] == 0 and given["head_node_type"] in nodes
     assert given["docker"]["image"] == IMAGE
 
@@ -153,6 +156,10 @@ def test_the_kuberay_entrypoint_is_a_valid_command_that_fits_its_workers() -> No
     args = parse("", rest)
     cfg = load_config(None, args.overrides)
     assert args.resume and cfg.wait_for_nodes and cfg.output_dir.startswith("s3://")
+    assert cfg.train.checkpoint_every, "a job that is retried goes on"
+    for section, values in cluster("h100.yaml").items():
+        for key, value in values.items():
+            assert getattr(getattr(cfg, section), key) == value, f"{section}.{key} is not h100.yaml's"
     (workers,) = job["rayClusterSpec"]["workerGroupSpecs"]
     gpus = int(workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     assert cfg.train.num_workers + cfg.rollout.num_actors * cfg.rollout.num_gpus <= gpus * workers["maxReplicas"]

@@ -62,6 +62,24 @@ def test_folders_round_trip(store: Store, tmp_path: Path) -> None:
         store.download_dir("none", target)
 
 
+def test_a_large_file_is_read_in_order_and_never_whole(store: Store, tmp_path: Path) -> None:
+    """40 MB: ranges of 8 MB that S3 answers in any order."""
+    (tmp_path / "source").mkdir()
+    content = b"".join(i.to_bytes(4, "big") for i in range(10_000_000))
+    (tmp_path / "source/large").write_bytes(content)
+    store.upload_dir(tmp_path / "source", "a")
+    pieces: list[bytes] = []
+
+    class Target:
+        def write(self, data: bytes) -> None:
+            pieces.append(bytes(data))
+
+    store.read_into("a/large", Target())
+    assert b"".join(pieces) == content and max(map(len, pieces)) <= 1 << 22
+    with pytest.raises(FileNotFoundError):
+        store.read_into("a/none", Target())
+
+
 def test_a_store_travels_between_processes(store: Store) -> None:
     store.write_bytes("x", b"1")
     assert pickle.loads(pickle.dumps(store)).read_bytes("x") == b"1"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from introspect_ray.config import load_config
-from introspect_ray.distributed.weight_sync import WeightSyncError, expect, pack, unpack, verify
+from introspect_ray.distributed.weight_sync import WeightSyncError, expect, pack, probe_tolerance, unpack, verify
 from introspect_ray.distributed.weight_transfer import DeviceTransfer, ObjectStoreTransfer, make_transfer
 from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.engines.fingerprint import fingerprints, group_of, tensor_digest
@@ -130,6 +130,37 @@ def test_verify_names_what_is_wrong():
     ):
         with pytest.raises(WeightSyncError, match=says):
             verify(sent, [good, bad], tolerance=0.002)
+
+
+@pytest.mark.parametrize(
+    ("flat", "nats"),
+    [
+        ({}, 0.002),
+        ({"rollout.dtype": "bfloat16"}, 0.5),  # the coarser side decides
+        ({"train.dtype": "bfloat16"}, 0.5),
+        ({"train.dtype": "bfloat16", "rollout.probe_tolerance": 0.1}, 0.1),
+    ],
+)
+def test_the_probe_tolerance_follows_the_types(flat, nats):
+    assert probe_tolerance(load_config(None, flat)) == nats
+
+
+def test_a_step_of_bfloat16_logits_passes_the_probe_and_a_stale_head_does_not():
+    """Logits 36 and 40 on one side, each on the neighbouring bfloat16 value (0.25 away) on the other: the logprob of
+    the first is -4.018 and -3.530, so 0.1 nats would refuse two right engines."""
+    one = torch.tensor([36.0, 40.0], dtype=torch.bfloat16)
+    other = torch.tensor([36.25, 39.75], dtype=torch.bfloat16)
+    up_down = torch.tensor([1.0, -1.0])
+    assert torch.equal((one.float() + 0.12 * up_down).bfloat16(), one)
+    assert torch.equal((one.float() + 0.13 * up_down).bfloat16(), other)
+    sent = expect(update(), tuple(one.float().log_softmax(-1).tolist()))
+    got = Delivery(7, sent.fingerprints, tuple(other.float().log_softmax(-1).tolist()), {}, 30)
+    tolerance = probe_tolerance(load_config(None, {"rollout.dtype": "bfloat16"}))
+    verify(sent, [got], tolerance)
+    with pytest.raises(WeightSyncError, match=r"off by 0\.49 nats, allowed are 0\.1: .*--resume and a larger"):
+        verify(sent, [got], 0.1)
+    with pytest.raises(WeightSyncError, match=r"off by 3 nats"):
+        verify(sent, [replace(got, probe=(got.probe[0] - 3.5, got.probe[1]))], tolerance)
 
 
 @pytest.mark.parametrize(
