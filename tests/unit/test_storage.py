@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -237,3 +239,36 @@ def test_unreachable_endpoint(s3_env: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_invalid_bucket_name(s3_env: str) -> None:
     assert "not a valid S3 location (s3://bucket/prefix)" in refusal("s3://a b/x")
+
+
+def test_a_connection_that_always_breaks_off_is_an_error_of_one_line(
+    s3_env: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server that promises 100 bytes and closes after 10, however often it is asked."""
+
+    class Short(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.send_header("ETag", '"x"')
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.do_HEAD()
+            self.wfile.write(b"x" * 10)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Short) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        with (
+            pytest.raises((UserError, OSError), match=r"^storage s3://runs/.*") as caught,
+            open(tmp_path / "x", "wb") as x,
+        ):
+            open_store(s3_env).read_into("x", x)
+        server.shutdown()
+    assert "\n" not in str(caught.value) and len(asked) > 1
