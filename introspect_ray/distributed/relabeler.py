@@ -74,6 +74,8 @@ class Relabeler:
             pairs = [pair for result in results for pair in result.pairs]
             seconds, idle = sum(result.seconds for result in results), sum(result.idle_s for result in results)
             tokens = sum((result.prompt_tokens for result in results), PromptTokens())
+            if before := self._steps.get(step - 1):  # a step asked again may be overtaken; the table keeps their order
+                await asyncio.wait([before.ready])
             self._require_running()
             slot.ready.set_result(self._label(step, version, pairs, seconds, idle, tokens.hit_rate))
         except Exception as error:  # handed to every rank that fetches this step

@@ -20,6 +20,7 @@ from introspect_ray.distributed.rollout_worker import EngineSpec, Request, Rollo
 from introspect_ray.distributed.weight_sync import Expected, WeightSyncError
 from introspect_ray.engines.base import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError, one_line
+from introspect_ray.label_store import read_labels
 from introspect_ray.records import BehaviorPair, Delivery
 from introspect_ray.supervision import Sources, plan_ids
 
@@ -250,6 +251,31 @@ def test_the_hit_rate_of_a_step_is_that_of_its_tokens(tmp_path, groups, rate):
         return (await maker.fetch(0, 0)).prefix_hit_rate
 
     assert asyncio.run(run()) == rate
+
+
+def test_a_step_that_was_asked_again_is_not_overtaken_in_the_table(tmp_path):
+    """The engine died with the groups of both steps, and answers the later one first."""
+    cfg = RunConfig.model_validate({"batch_size": 4, "steps": 2, "lag": 1, "supervision": {"rule": "online"}})
+    names = {f"c{i}": ("A", "B") for i in range(8)}
+
+    async def run() -> None:
+        later = asyncio.Event()
+
+        async def collect(_: object, where: str, __: object) -> list:
+            if where == "step 0":
+                await later.wait()
+            else:
+                later.set()
+            ids = plan_ids(cfg, list(names), int(where.split()[1]))
+            made = [BehaviorPair(name, "A", "B", (), (), False, False, 0) for name in ids]
+            return [RolloutResult(made, None, 0.0, 0.0, PromptTokens())]
+
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        await asyncio.gather(*(maker.relabel(step, 0, None, [], [None]) for step in (0, 1)))
+        await maker.finish()
+
+    asyncio.run(run())
+    assert [label.provenance.step for label in read_labels(str(tmp_path))] == [0] * 4 + [1] * 4
 
 
 def test_what_a_pool_was_answered_adds_up():
