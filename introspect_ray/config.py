@@ -212,14 +212,13 @@ def load_config(file: str | None, overrides: dict[str, Any], defaults: dict[str,
 
     Raises UserError naming the key, the value and the remedy.
     """
-    user = merge(read_yaml(Path(file)) if file else {}, nest(overrides))
+    given = merge(nest(defaults or {}), merge(read_yaml(Path(file)) if file else {}, nest(overrides)))
     name = (
-        (user.get("task") or {}).get("name", TaskConfig().name) if isinstance(user.get("task"), dict | None) else None
+        (given.get("task") or {}).get("name", TaskConfig().name) if isinstance(given.get("task"), dict | None) else None
     )
     preset = PRESETS / f"{name}.yaml"
-    below = merge(read_yaml(preset) if preset.is_file() else {}, nest(defaults or {}))
     try:
-        cfg = RunConfig.model_validate(merge(below, user))
+        cfg = RunConfig.model_validate(merge(read_yaml(preset), given) if preset.is_file() else given)
     except ValidationError as error:
         raise UserError(_explain(error)) from None
     # Workers have other working folders than the driver.

@@ -33,9 +33,9 @@ class Space:
 
 
 def load_sweep(
-    space: Space, file: str | None, overrides: dict[str, Any], output_dir: str
+    space: Space, file: str | None, overrides: dict[str, Any], defaults: dict[str, Any]
 ) -> tuple[list[Any], list[int], RunConfig]:
-    """(values of the swept key, seeds, the config of everything else). `output_dir` is the job's default.
+    """(values of the swept key, seeds, the config of everything else). `defaults`: the job's, as in load_config.
 
     Without seed and seeds on the command line the config's seed is the only one. Raises UserError.
     """
@@ -44,7 +44,7 @@ def load_sweep(
     if space.key in in_file:
         raise UserError(f"{file} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
     _check_fixed(space, in_file)
-    cfg = load_config(file, rest, {"output_dir": output_dir})
+    cfg = load_config(file, rest, defaults)
     return values, seeds if {"seed", "seeds"} & overrides.keys() else [cfg.seed], cfg
 
 

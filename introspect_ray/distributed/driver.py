@@ -101,9 +101,7 @@ def train_once(
 ) -> dict[str, Any]:
     """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
     began = time.perf_counter()
-    one_sided = {finding.name: finding.value for finding in findings(base)}
-    before = {"collapse": one_sided, "prefix_hit_rate": base.prefix_hit_rate}
-    tracker.log_metrics({"before": {**numbers_of(untrained_scores(base)), **before}}, 0)
+    tracker.log_metrics({"before": _before(base)}, 0)
     store = open_store(cfg.output_dir)
     store.write_json("run.json", cfg.model_dump(mode="json"))  # a trial's own, for audit and replay
     identity = run_identity(cfg, base.prepared)
@@ -125,7 +123,6 @@ def train_once(
 
     with Monitor(base.status, run_name, tracker, on_row, cfg.train.checkpoint_every) as monitor:
         labelled, done = train_on(cfg, identity, lambda: _relabeler(cfg, base), spec, base.status, run_name)
-    totals = {**labelled, **done.seconds}
     trained = time.perf_counter()
     # An engine that dies from here on finds the trained policy where the workers left it.
     exported = Exported(store.join("policy"), probe_case(base.prepared.train[0]))
@@ -137,20 +134,30 @@ def train_once(
     seconds = {"train": trained - began, "eval": finished - trained}
     tracker.flush()
     rows = step_rows(store)
-    lacking = missing_rows(rows, cfg.steps)
-    for line in lacking:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
     cases = (len(base.prepared.train), len(base.prepared.test))
-    out = run_summary(cfg, cases, scores, totals, rows, base.seconds, seconds)
+    out = run_summary(cfg, cases, scores, {**labelled, **done.seconds}, rows, base.seconds, seconds)
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # of the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
     extra = details(base.m0_test, pairs, predicted, (used.labels for used in base.prepared.test.answers))
-    extra["findings"] += lacking  # the output of a sweep's trial is not seen
+    extra["findings"] += _warned(missing_rows(rows, cfg.steps))  # the output of a sweep's trial is not seen
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
     monitor.raise_failure()  # a tracker that failed on the way: after the results are safe
     track_results(tracker, store, out, rows)
     return out
+
+
+def _before(base: Base) -> dict[str, Any]:
+    """M0's metrics, and what the collapse check found."""
+    one_sided = {finding.name: finding.value for finding in findings(base)}
+    return {**numbers_of(untrained_scores(base)), "collapse": one_sided, "prefix_hit_rate": base.prefix_hit_rate}
+
+
+def _warned(lines: list[str]) -> list[str]:
+    """The same, once they are printed."""
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+    return lines
 
 
 def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def sweep_job(
     `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after(cfg, base,
     (tracking uri, parent run id))` runs on the same engines when the trials are done, with the first seed.
     """
-    default = output_dir or f"runs/sweep_{space.leaf}"
-    values, seeds, cfg = load_sweep(space, args.config, args.overrides, default)
+    defaults = {"output_dir": output_dir or f"runs/sweep_{space.leaf}"}
+    values, seeds, cfg = load_sweep(space, args.config, args.overrides, defaults)
     trials = [trial_config(cfg, space, value, seed) for value in values for seed in seeds]
     prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the one that may not fit
     tracking = reachable(cfg, args)

@@ -8,7 +8,7 @@ from typing import Any
 
 from introspect_ray.case_table import CaseTable
 from introspect_ray.cli import Arguments
-from introspect_ray.config import RunConfig, file_sets, load_config
+from introspect_ray.config import RunConfig, file_sets
 from introspect_ray.errors import UserError
 from introspect_ray.planning.durations import Transfer
 from introspect_ray.planning.hardware import Assumptions, split_assumptions
@@ -22,7 +22,7 @@ from introspect_ray.planning.simulation import simulate
 from introspect_ray.planning.work import CaseWork, assumed_work, measured_work
 from introspect_ray.policy import BUNDLED
 from introspect_ray.preflight import load_tokenizer, model_len, plan_text
-from introspect_ray.search_space import Space, split_overrides, trial_config
+from introspect_ray.search_space import Space, load_sweep, trial_config
 from introspect_ray.tasks import load_cases
 from introspect_ray.tokenization import tokenize_case
 from introspect_ray.transfer_choice import weight_transfer
@@ -63,18 +63,14 @@ def make_plan(args: Arguments, space: Space) -> Plan:
     """Everything the plan says, as numbers."""
     flags = args.flags
     assumed, overrides = split_assumptions(args.overrides)
-    values, seeds, rest = split_overrides(space, overrides)
-    if file_sets(args.config, space.key):
-        raise UserError(f"{args.config} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
     if flags.get("policy"):
-        rest["policy"] = flags["policy"]
+        overrides["policy"] = flags["policy"]
     if flags.get("transfer"):
-        rest["rollout.weight_transfer"] = TRANSFERS[flags["transfer"]]
+        overrides["rollout.weight_transfer"] = TRANSFERS[flags["transfer"]]
     if flags["gpus"] < 1:
         raise UserError(f"--gpus {flags['gpus']}: expected at least 1")
-    defaults = {key: value for key, value in DEFAULTS.items() if not file_sets(args.config, key)}
-    cfg = load_config(args.config, {**defaults, **rest})
-    given = frozenset(key for key in _layout_keys() if key in rest or file_sets(args.config, key))
+    values, seeds, cfg = load_sweep(space, args.config, overrides, DEFAULTS)
+    given = frozenset(key for key in _layout_keys() if key in overrides or file_sets(args.config, key))
     check_modelled(cfg)
     shape = read_shape(cfg.policy)
     transfer: Transfer = "host" if weight_transfer(cfg) == "object_store" else "device"

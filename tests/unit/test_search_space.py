@@ -16,7 +16,8 @@ MINE = "output_dir: /data/mine\nseed: 7\nsteps: 5\n"
 
 def loaded(tmp_path: Path, file: str, *overrides: str, space=kl_weight.SPACE):
     (tmp_path / "mine.yaml").write_text(file)
-    return load_sweep(space, str(tmp_path / "mine.yaml"), parse("", [*overrides]).overrides, "runs/sweep_kl_weight")
+    defaults = {"output_dir": "runs/sweep_kl_weight"}
+    return load_sweep(space, str(tmp_path / "mine.yaml"), parse("", [*overrides]).overrides, defaults)
 
 
 def test_a_file_beats_the_jobs_defaults(tmp_path):
@@ -37,7 +38,7 @@ def test_the_jobs_default_holds_where_nothing_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, seeds, cfg = loaded(tmp_path, "steps: 5\n")
     assert (cfg.output_dir, seeds) == (str(tmp_path / "runs" / "sweep_kl_weight"), [0])
-    assert load_sweep(kl_weight.SPACE, None, {}, "runs/x")[2].output_dir == str(tmp_path / "runs" / "x")
+    assert load_sweep(kl_weight.SPACE, None, {}, {"output_dir": "runs/x"})[2].output_dir == str(tmp_path / "runs" / "x")
 
 
 @pytest.mark.parametrize(
