@@ -113,7 +113,7 @@ def make_cases(policy: str, small: bool, count: int) -> list[TokenizedCase]:
     """`count` training cases of the organism, or real MMLU questions with the one-line hint (at most 32)."""
     from transformers import AutoTokenizer
 
-    from introspect_ray.tokenization import tokenize_case
+    from introspect_ray.cases.tokenize import tokenize_case
 
     tokenizer = AutoTokenizer.from_pretrained(policy)
     return [tokenize_case(case, tokenizer) for case in islice(_texts(small), count)]

@@ -14,11 +14,11 @@ from typing import Any
 
 from benchmarks.common import parser, report, run_main
 from introspect_ray.config import RunConfig, load_config, override
-from introspect_ray.distributed.cluster import connect
-from introspect_ray.distributed.driver import Base, start_base, train_once
-from introspect_ray.label_store import read_labels
-from introspect_ray.preflight import prepare
-from introspect_ray.results import open_tracker
+from introspect_ray.labels.store import read_labels
+from introspect_ray.runs.cluster import connect
+from introspect_ray.runs.driver import Base, start_base, train_once
+from introspect_ray.runs.preflight import prepare
+from introspect_ray.runs.results import open_tracker
 
 NAME = "labelling"
 ENGINES = ("vllm", "learner")

@@ -52,11 +52,11 @@ def measure(policy: str, flat: dict[str, Any]) -> dict[str, dict[str, float]]:
     import ray
 
     from introspect_ray.config import load_config, override
-    from introspect_ray.distributed.cluster import connect
-    from introspect_ray.distributed.driver import start_base, train_once
-    from introspect_ray.preflight import prepare
-    from introspect_ray.results import open_tracker, step_rows
-    from introspect_ray.storage import open_store
+    from introspect_ray.runs.cluster import connect
+    from introspect_ray.runs.driver import start_base, train_once
+    from introspect_ray.runs.preflight import prepare
+    from introspect_ray.runs.results import open_tracker, step_rows
+    from introspect_ray.storage.local import open_store
 
     with tempfile.TemporaryDirectory() as scratch:
         flat = {**flat, "policy": policy, "tracking.backend": "none", "output_dir": f"{scratch}/base"}

@@ -97,9 +97,9 @@ def start_model(policy: str, threads: int) -> Any:
 
 
 def start_engine(policy: str, cases: Sequence[TokenizedCase], threads: int, shared: bool) -> Any:
+    from introspect_ray.cases.tokenize import longest_sequence
     from introspect_ray.config import RolloutConfig
     from introspect_ray.engines.vllm_engine import VLLMEngine
-    from introspect_ray.tokenization import longest_sequence
 
     class Unshared(VLLMEngine):
         def _engine_args(self, *args: Any) -> dict[str, Any]:

@@ -20,12 +20,12 @@ def measure(count: int) -> dict[str, float]:
     """Seconds and peak memory of one pass over `count` cases."""
     import torch
 
+    from introspect_ray.cases.tokenize import longest_sequence
     from introspect_ray.config import load_config
     from introspect_ray.engines import make_engine
-    from introspect_ray.learner import Learner
-    from introspect_ray.reference import build_reference
-    from introspect_ray.supervision import Sources, make_labels
-    from introspect_ray.tokenization import longest_sequence
+    from introspect_ray.labels.rules import Sources, make_labels
+    from introspect_ray.train.learner import Learner
+    from introspect_ray.train.reference import build_reference
 
     torch.set_num_threads(1)
     cfg = load_config(

@@ -28,10 +28,10 @@ BATCH, WORDS = 64, 100  # labels a step; words a case, of about as many tokens
 
 def measure_labels(count: int) -> dict[str, float]:
     """Seconds and peak memory (bytes) of writing, counting and auditing a table of `count` labels."""
-    from introspect_ray.audit import audit
     from introspect_ray.config import RunConfig, override
-    from introspect_ray.label_store import LabelWriter, count_labels
-    from introspect_ray.storage import open_store
+    from introspect_ray.labels.audit import audit
+    from introspect_ray.labels.store import LabelWriter, count_labels
+    from introspect_ray.storage.local import open_store
 
     online = {"supervision.rule": "online", "supervision.agreement": 0.8}
     cfg = override(RunConfig(), {"steps": count // BATCH, "batch_size": BATCH, **online})
@@ -55,8 +55,8 @@ def measure_labels(count: int) -> dict[str, float]:
 
 def _steps(cfg: RunConfig) -> Iterator[list[Label]]:
     """The labels of every step of an online run at lag 0, from pairs that are all the same but for their case."""
+    from introspect_ray.labels.rules import online_label
     from introspect_ray.records import BehaviorPair
-    from introspect_ray.supervision import online_label
 
     rule = cfg.supervision
     how = {"agreement": rule.agreement, "wrong_label": rule.wrong_label, "seed": cfg.seed, "source_model": cfg.policy}
@@ -67,12 +67,12 @@ def _steps(cfg: RunConfig) -> Iterator[list[Label]]:
 
 def measure_cases(path: str, count: int) -> dict[str, float]:
     """Seconds and peak memory (bytes) of reading `path`, which has `count` cases, into tables that are looked up."""
-    from introspect_ray.case_table import CaseTable
+    from introspect_ray.cases.table import CaseTable
+    from introspect_ray.cases.tokenize import tokenize_case
     from introspect_ray.config import RolloutConfig, TaskConfig
-    from introspect_ray.label_store import label_set_key
-    from introspect_ray.preflight import load_tokenizer
+    from introspect_ray.labels.store import label_set_key
+    from introspect_ray.runs.preflight import load_tokenizer
     from introspect_ray.tasks import load_cases
-    from introspect_ray.tokenization import tokenize_case
 
     tokenizer = load_tokenizer(policy_folder(small=True))
     reading, hashing = Clock(), Clock()

@@ -34,12 +34,12 @@ def sweep(folder: str, small: bool) -> dict[str, float]:
     import ray
 
     from introspect_ray.config import load_config
-    from introspect_ray.distributed.cluster import connect
-    from introspect_ray.distributed.driver import start_base
-    from introspect_ray.distributed.sweep import run_sweep
-    from introspect_ray.preflight import prepare
-    from introspect_ray.results import open_tracker
-    from introspect_ray.tracking import tracking_uri
+    from introspect_ray.runs.cluster import connect
+    from introspect_ray.runs.driver import start_base
+    from introspect_ray.runs.preflight import prepare
+    from introspect_ray.runs.results import open_tracker
+    from introspect_ray.runs.sweep import run_sweep
+    from introspect_ray.storage.tracking import tracking_uri
     from tune_spaces.kl_weight import SPACE
 
     cfg = load_config(None, {**settings(small), "output_dir": folder})
@@ -60,8 +60,8 @@ def trial_parts(trial: Path) -> dict[str, float]:
     """Seconds of one finished trial: "steps", "eval", and what else it spent, by part."""
     from mlflow import MlflowClient
 
-    from introspect_ray.results import step_rows
-    from introspect_ray.storage import open_store
+    from introspect_ray.runs.results import step_rows
+    from introspect_ray.storage.local import open_store
 
     store = open_store(str(trial))
     timing, tracking = store.read_json("details.json")["timing_s"], store.read_json("tracking.json")

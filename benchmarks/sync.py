@@ -25,16 +25,16 @@ import ray
 import torch
 
 from benchmarks.common import parser, report, run_main
+from introspect_ray.actors.pool import RolloutPool
+from introspect_ray.actors.rollout import EngineSpec
+from introspect_ray.actors.weight_sync import expect, pack, probe_case, probe_tolerance, verify
+from introspect_ray.actors.weight_transfer import ObjectStoreTransfer
 from introspect_ray.config import load_config
-from introspect_ray.distributed.cluster import connect
-from introspect_ray.distributed.rollout_pool import RolloutPool
-from introspect_ray.distributed.rollout_worker import EngineSpec
-from introspect_ray.distributed.weight_sync import expect, pack, probe_case, probe_tolerance, verify
-from introspect_ray.distributed.weight_transfer import ObjectStoreTransfer
-from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.engines.fingerprint import fingerprints
+from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.policy import add_lora
 from introspect_ray.records import TokenizedCase
+from introspect_ray.runs.cluster import connect
 
 NAME, GOAL, RANK = "sync", "<= 3", 32
 ORGANISM = Path(__file__).parents[1] / "introspect_ray" / "organism" / "policy"

@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from benchmarks import trl_trainer
 from benchmarks.common import Clock, child, make_cases, make_labels, make_pairs, parser, policy_folder, report, run_main
 from introspect_ray.config import RunConfig, override
-from introspect_ray.learner import Learner
+from introspect_ray.labels.rules import step_plan
 from introspect_ray.policy import load_model
 from introspect_ray.records import Label, TokenizedCase
-from introspect_ray.reference import build_reference
-from introspect_ray.supervision import step_plan
+from introspect_ray.train.learner import Learner
+from introspect_ray.train.reference import build_reference
 
 NAME, GOAL = "train_step", ">= 7"
 BATCH, COUNT, SEED, KL_WEIGHT, RATE, TOLERANCE = 8, 32, 0, 1.0, 1e-5, 1e-4

@@ -29,13 +29,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from introspect_ray.alarms import check_step, stop_on
 from introspect_ray.config import RunConfig
+from introspect_ray.labels.alarms import check_step, stop_on
+from introspect_ray.labels.rules import step_plan
 from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
-from introspect_ray.supervision import step_plan
 
 if TYPE_CHECKING:  # torch is the trainer's alone; the relabeler and the drivers start without it
-    from introspect_ray.learner import Learner
+    from introspect_ray.train.learner import Learner
 
 T = TypeVar("T")
 

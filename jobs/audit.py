@@ -6,7 +6,7 @@ from introspect_ray.cli import Arguments, main
 
 
 def job(args: Arguments) -> None:
-    from introspect_ray.audit import audit_job
+    from introspect_ray.labels.audit import audit_job
 
     if not audit_job(args):
         sys.exit(1)

@@ -4,7 +4,7 @@ from introspect_ray.cli import Arguments, main
 
 
 def job(args: Arguments) -> None:
-    from introspect_ray.distributed.entry import evaluate_job
+    from introspect_ray.runs.jobs import evaluate_job
 
     evaluate_job(args)
 

@@ -13,7 +13,7 @@ from introspect_ray.cli import Arguments, main
 def job(args: Arguments) -> None:
     from dataclasses import replace
 
-    from introspect_ray.distributed.entry import print_summaries, sweep_job
+    from introspect_ray.runs.jobs import print_summaries, sweep_job
     from tune_spaces.kl_weight import SPACE
 
     online: list[dict[str, Any]] = []
@@ -30,8 +30,8 @@ def job(args: Arguments) -> None:
 def _online_run(cfg: Any, base: Any, tracking: tuple[str | None, str | None]) -> dict[str, Any]:
     """One run with labels rebuilt from the current policy at every step, on the sweep's engines."""
     from introspect_ray.config import override
-    from introspect_ray.distributed.driver import train_once
-    from introspect_ray.results import open_tracker
+    from introspect_ray.runs.driver import train_once
+    from introspect_ray.runs.results import open_tracker
 
     root = cfg.output_dir.rstrip("/")
     run = override(

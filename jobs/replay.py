@@ -9,7 +9,7 @@ from introspect_ray.cli import Arguments, main
 
 
 def job(args: Arguments) -> None:
-    from introspect_ray.replay import replay_job
+    from introspect_ray.runs.replay import replay_job
 
     if not replay_job(args):
         sys.exit(1)

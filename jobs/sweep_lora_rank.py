@@ -7,7 +7,7 @@ from introspect_ray.cli import Arguments, main
 
 
 def job(args: Arguments) -> None:
-    from introspect_ray.distributed.entry import sweep_job
+    from introspect_ray.runs.jobs import sweep_job
     from tune_spaces.lora_rank import SPACE
 
     sweep_job(args, SPACE)

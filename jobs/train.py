@@ -4,7 +4,7 @@ from introspect_ray.cli import Arguments, main
 
 
 def job(args: Arguments) -> None:
-    from introspect_ray.distributed.entry import train_job
+    from introspect_ray.runs.jobs import train_job
 
     train_job(args)
 

@@ -6,7 +6,7 @@ import importlib.util
 from typing import Literal
 
 from introspect_ray.config import RolloutConfig
-from introspect_ray.engines.base import Engine
+from introspect_ray.engines.protocol import Engine
 from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
 from introspect_ray.records import BehaviorPair, TokenizedCase
 from introspect_ray.weight_files import weight_files

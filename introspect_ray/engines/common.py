@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 from introspect_ray.engines import checks
-from introspect_ray.engines.base import PromptTokens, WeightUpdate
 from introspect_ray.engines.fingerprint import fingerprints
+from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
-from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.engines.common import BaseEngine
+from introspect_ray.engines.protocol import WeightUpdate
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
-from introspect_ray.engines.base import PromptTokens, WeightUpdate
 from introspect_ray.engines.device_updates import DeviceUpdates
+from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
 
 if TYPE_CHECKING:
     import torch

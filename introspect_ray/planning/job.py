@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.case_table import CaseTable
+from introspect_ray.cases.table import CaseTable
+from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets
+from introspect_ray.config.compatibility import weight_transfer
 from introspect_ray.errors import UserError
 from introspect_ray.planning.durations import Transfer
 from introspect_ray.planning.hardware import Assumptions, split_assumptions
@@ -21,11 +23,9 @@ from introspect_ray.planning.scaling import scaling
 from introspect_ray.planning.simulation import simulate
 from introspect_ray.planning.work import CaseWork, assumed_work, measured_work
 from introspect_ray.policy import BUNDLED
-from introspect_ray.preflight import load_tokenizer, model_len, plan_text
-from introspect_ray.search_space import Space, load_sweep, trial_config
+from introspect_ray.runs.preflight import load_tokenizer, model_len, plan_text
+from introspect_ray.runs.search_space import Space, load_sweep, trial_config
 from introspect_ray.tasks import load_cases
-from introspect_ray.tokenization import tokenize_case
-from introspect_ray.transfer_choice import weight_transfer
 
 # What cluster/h100.yaml sets, on the paper's main task with labels of the current policy; a file or override wins.
 DEFAULTS = {

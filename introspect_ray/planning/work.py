@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from introspect_ray.cases.prefix import common_prefix
 from introspect_ray.config import RunConfig, TaskConfig
 from introspect_ray.loop import learner_labels
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
-from introspect_ray.prompt_tree import build_tree
 from introspect_ray.records import TokenizedCase
-from introspect_ray.sequences import common_prefix
+from introspect_ray.train.packing import build_tree
 
 
 @dataclass(frozen=True)

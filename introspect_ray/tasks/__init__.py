@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from introspect_ray.cases.split import choice_key, chosen, held_out, question_key
 from introspect_ray.config import TaskConfig
-from introspect_ray.draws import bits
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
+from introspect_ray.rng import bits
 from introspect_ray.tasks import hint_mcq, jsonl
-from introspect_ray.tasks.split import choice_key, chosen, held_out, question_key
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from introspect_ray.draws import bits
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
+from introspect_ray.rng import bits
 from introspect_ray.tasks.jsonl import picked, text_lines
 from introspect_ray.tasks.seen import Seen
 

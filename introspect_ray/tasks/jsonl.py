@@ -17,9 +17,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from introspect_ray.cases.prefix import common_prefix
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case, Message
-from introspect_ray.sequences import common_prefix
 from introspect_ray.tasks.seen import Seen
 
 T = TypeVar("T")

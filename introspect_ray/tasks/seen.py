@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 
-from introspect_ray.draws import bits
+from introspect_ray.rng import bits
 
 
 class Seen:

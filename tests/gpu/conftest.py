@@ -6,12 +6,12 @@ from itertools import islice
 
 import pytest
 
+from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import TaskConfig
 from introspect_ray.policy import BUNDLED
-from introspect_ray.preflight import load_tokenizer
 from introspect_ray.records import TokenizedCase
+from introspect_ray.runs.preflight import load_tokenizer
 from introspect_ray.tasks import load_cases
-from introspect_ray.tokenization import tokenize_case
 
 
 @pytest.fixture(scope="module")

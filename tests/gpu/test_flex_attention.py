@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 
 from introspect_ray.config import RunConfig
-from introspect_ray.learner import Learner
 from introspect_ray.policy import BUNDLED
 from introspect_ray.records import BehaviorPair, Label, Provenance, TokenizedCase
-from introspect_ray.reference import build_reference
-from introspect_ray.sharding import full_value
+from introspect_ray.train.fsdp import full_value
+from introspect_ray.train.learner import Learner
+from introspect_ray.train.reference import build_reference
 
 pytestmark = pytest.mark.gpu
 HOW = Provenance("fixed", "organism", 0, 0, 0, -1, False, float("nan"))

@@ -14,10 +14,10 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from introspect_ray.config import RunConfig
-from introspect_ray.learner import Learner
 from introspect_ray.policy import BUNDLED
 from introspect_ray.records import BehaviorPair, Label, Provenance, TokenizedCase
-from introspect_ray.reference import build_reference
+from introspect_ray.train.learner import Learner
+from introspect_ray.train.reference import build_reference
 
 pytestmark = pytest.mark.gpu
 HOW = Provenance("fixed", "organism", 0, 0, 0, -1, False, float("nan"))

@@ -26,8 +26,8 @@ class Live:
     def train(
         self, on_row: Callable[[dict], None] | None = None, out: Path | None = None, **flat: Any
     ) -> tuple[dict, list[dict], Path]:
-        from introspect_ray.distributed.driver import train_once
-        from introspect_ray.results import open_tracker
+        from introspect_ray.runs.driver import train_once
+        from introspect_ray.runs.results import open_tracker
 
         self.count += 1
         name = f"run{self.count}"
@@ -50,9 +50,9 @@ class Live:
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     import ray
 
-    from introspect_ray.distributed.cluster import connect
-    from introspect_ray.distributed.driver import start_base
-    from introspect_ray.preflight import prepare
+    from introspect_ray.runs.cluster import connect
+    from introspect_ray.runs.driver import start_base
+    from introspect_ray.runs.preflight import prepare
 
     root = tmp_path_factory.mktemp("live")
     flat = {**CASES, "steps": 4, "batch_size": 24, "output_dir": str(root / "base"), "cache_dir": str(root / "cache")}

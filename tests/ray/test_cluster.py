@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from head import head
 
+from introspect_ray.actors.trainer import _check_output
 from introspect_ray.config import override
-from introspect_ray.distributed.cluster import check_folders
-from introspect_ray.distributed.train_worker import _check_output
 from introspect_ray.errors import UserError
+from introspect_ray.runs.cluster import check_folders
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 REPO = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ LOOK = """
 import sys, time
 from pathlib import Path
 import ray
-from introspect_ray.distributed.cluster import blind_nodes, on_this_node
+from introspect_ray.runs.cluster import blind_nodes, on_this_node
 class Actor:
     def node(self):
         return ray.get_runtime_context().get_node_id()

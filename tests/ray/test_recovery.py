@@ -17,19 +17,19 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
+from introspect_ray.actors import pool as rollout_pool
+from introspect_ray.actors.rollout import Exported, Request, Serving
+from introspect_ray.actors.status import StatusBoardActor
+from introspect_ray.actors.weight_sync import Expected, WeightSyncError
 from introspect_ray.config import override
-from introspect_ray.distributed import rollout_pool
-from introspect_ray.distributed.attempts import _progress
-from introspect_ray.distributed.rollout_worker import Exported, Request, Serving
-from introspect_ray.distributed.status import StatusBoardActor
-from introspect_ray.distributed.weight_sync import Expected, WeightSyncError
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import RepeatedFailure
-from introspect_ray.evaluation import check_summary
-from introspect_ray.label_store import read_labels
+from introspect_ray.labels.store import read_labels
 from introspect_ray.policy import load_saved
-from introspect_ray.preflight import check_resume
 from introspect_ray.records import StepMetrics
+from introspect_ray.runs.preflight import check_resume
+from introspect_ray.runs.recovery import _progress
+from introspect_ray.scores.evaluation import check_summary
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 EVERY = 6

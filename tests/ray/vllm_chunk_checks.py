@@ -7,7 +7,7 @@ from engine_tiny import make_cases, reference_logprobs, save_policy, state
 from vllm_engine_checks import ROLLOUT, Served, assert_serves
 
 from introspect_ray.engines import make_engine
-from introspect_ray.engines.base import PromptTokens
+from introspect_ray.engines.protocol import PromptTokens
 
 CHUNK, BLOCK = 256, 32
 LONG = make_cases(3, length=590)  # stems of 590, 591, 592 tokens; x has 7 more, x∖C 3: three chunks each

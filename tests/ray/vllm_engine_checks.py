@@ -16,8 +16,8 @@ from engine_tiny import EOS, LABELS, make_cases, peft_adapter, reference_greedy,
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
-from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.engines.fingerprint import fingerprints
+from introspect_ray.engines.protocol import WeightUpdate
 
 ROLLOUT = RolloutConfig(engine="vllm", kv_cache_bytes=8 << 20)
 TOLERANCE = 1e-4  # natural-log probability, float32
@@ -209,8 +209,8 @@ class TestOrganism(Served):
     def cases(cls, policy):
         from transformers import AutoTokenizer
 
+        from introspect_ray.cases.tokenize import tokenize_case
         from introspect_ray.records import Case
-        from introspect_ray.tokenization import tokenize_case
 
         tokenizer = AutoTokenizer.from_pretrained(policy)
         rows = [json.loads(line) for line in (ORGANISM / "train.jsonl").read_text().splitlines()[:32]]

@@ -7,8 +7,8 @@ from engine_tiny import reference_logprobs, state
 from vllm_engine_checks import CASES, ROLLOUT, Served, assert_delivery, assert_serves
 
 from introspect_ray.engines import make_engine
-from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.engines.fingerprint import fingerprints
+from introspect_ray.engines.protocol import WeightUpdate
 
 
 class Held:

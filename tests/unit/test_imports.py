@@ -13,16 +13,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = [path for folder in ("introspect_ray", "jobs", "tune_spaces") for path in (ROOT / folder).rglob("*.py")]
 ALLOWED = {
-    "ray": ("introspect_ray/distributed/", "jobs/", "tune_spaces/"),
+    "ray": ("introspect_ray/actors/", "introspect_ray/runs/", "jobs/", "tune_spaces/"),
     "vllm": (
         "introspect_ray/engines/vllm_engine.py",
         "introspect_ray/engines/vllm_receiver.py",
         "introspect_ray/engines/vllm_sender.py",
     ),  # the receiver runs in vLLM
-    "mlflow": ("introspect_ray/tracking_mlflow.py",),
-    "boto3": ("introspect_ray/storage_s3.py",),
+    "mlflow": ("introspect_ray/storage/tracking_mlflow.py",),
+    "boto3": ("introspect_ray/storage/s3.py",),
 }
-LIGHT = ["config", "records", "cli", "storage", "label_store", "tracking", "audit"]  # before any error is reported
+LIGHT = ["config", "records", "cli", "storage.local", "labels.store", "storage.tracking", "labels.audit"]
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -62,7 +62,7 @@ def test_what_runs_before_an_error_message_imports_nothing_heavy() -> None:
 def test_the_bundled_tokenizer_is_autotokenizers_choice_without_torch() -> None:
     """--dry-run reads it; AutoTokenizer's own import takes seconds."""
     code = (
-        "import sys; from introspect_ray.preflight import load_tokenizer, local_policy\n"
+        "import sys; from introspect_ray.runs.preflight import load_tokenizer, local_policy\n"
         "path = local_policy('organism'); ours = load_tokenizer(path); print('torch' in sys.modules)\n"
         "from transformers import AutoTokenizer; theirs = AutoTokenizer.from_pretrained(path)\n"
         "print(type(ours) is type(theirs), ours.get_vocab() == theirs.get_vocab())"

@@ -6,8 +6,9 @@ import sys
 
 def test_pure_modules_load_no_heavy_library():
     code = (
-        "import sys, introspect_ray.tasks, introspect_ray.explanations, introspect_ray.tokenization\n"
-        "import introspect_ray.supervision, introspect_ray.metrics, introspect_ray.evaluation, introspect_ray.figures\n"
+        "import sys, introspect_ray.tasks, introspect_ray.cases.explanations, introspect_ray.cases.tokenize\n"
+        "import introspect_ray.labels.rules, introspect_ray.scores.metrics\n"
+        "import introspect_ray.scores.evaluation, introspect_ray.scores.figures\n"
         "heavy = {'torch', 'ray', 'vllm', 'transformers', 'matplotlib', 'mlflow', 'pyarrow', 'huggingface_hub'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

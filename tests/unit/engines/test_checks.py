@@ -13,7 +13,7 @@ from engine_tiny import make_cases, save_policy
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks, make_engine
-from introspect_ray.engines.base import WeightUpdate
+from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
 
 CASE = make_cases(1)[0]  # labels A..D, ids 10..13

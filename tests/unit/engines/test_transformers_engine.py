@@ -10,8 +10,8 @@ from engine_tiny import make_cases, peft_adapter, reference_greedy, reference_lo
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
-from introspect_ray.engines.base import WeightUpdate
 from introspect_ray.engines.fingerprint import fingerprints
+from introspect_ray.engines.protocol import WeightUpdate
 
 CASES = make_cases(9)
 ROLLOUT = RolloutConfig(engine="transformers")

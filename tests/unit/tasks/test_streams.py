@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from introspect_ray.config import TaskConfig
-from introspect_ray.draws import bits
 from introspect_ray.errors import UserError
+from introspect_ray.rng import bits
 from introspect_ray.tasks import hint_mcq, jsonl, load_cases
 from introspect_ray.tasks.jsonl import text_lines
 from introspect_ray.tasks.seen import Seen, _insert

@@ -1,0 +1,211 @@
+"""The relabeler actor: waits for a step's pairs, applies the pure rule, buffers, records. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from introspect_ray.actors.pool import Asked, RolloutPool, receipts
+from introspect_ray.actors.rollout import Serving
+from introspect_ray.actors.weight_sync import probe_tolerance, verify
+from introspect_ray.cases.record_table import ids_of
+from introspect_ray.config import RunConfig
+from introspect_ray.engines.protocol import PromptTokens
+from introspect_ray.labels.alarms import Agreement, check_agreement, stop_on
+from introspect_ray.labels.rules import Sources, make_labels, plan_ids
+from introspect_ray.labels.store import LabelWriter, count_labels, truncate_labels
+from introspect_ray.loop import StepLabels
+from introspect_ray.records import BehaviorPair, Label
+from introspect_ray.scores.metrics import off_format
+
+
+@dataclass
+class _Buffered:
+    """The labels of one step on their way to the ranks."""
+
+    ready: asyncio.Future
+    fetched_by: set[int] = field(default_factory=set)
+    offered: dict[int, Sequence[BehaviorPair]] = field(default_factory=dict)  # a rank's shard of the pairs
+
+    def fail(self, error: Exception) -> None:
+        self.ready.set_exception(error)
+        self.ready.exception()  # seen, should nobody be left to fetch it
+
+
+class Relabeler:
+    """Labels by step. `relabel` fills a step, `fetch` waits for it; a failed step raises in every fetch.
+
+    The buffer is bounded by the requests of the conductor (at most lag + sync_every steps ahead).
+    """
+
+    def __init__(
+        self, cfg: RunConfig, sources: Sources, labels_uri: str, world_size: int, pool: RolloutPool | None = None
+    ) -> None:
+        """pool: asked again where a group's engine died; not needed without rollouts."""
+        self._cfg, self._sources, self._world, self._pool = cfg, sources, world_size, pool
+        self._ids = ids_of(sources.labels)
+        self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
+        self._steps: dict[int, _Buffered] = {}
+        self._seen = Agreement()  # since this attempt began
+        self._free_since = time.perf_counter()
+        self._stopped = False
+        self.notes: list[str] = []  # what went wrong and was made good
+        self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
+
+    async def relabel(
+        self, step: int, version: int, serving: Serving | None, deliveries: list[Any], groups: list[Asked]
+    ) -> None:
+        """Make the labels of `step` from futures of the deliveries of `version` and of its rollout groups.
+
+        An engine that died is asked again, never left out: a step has all its labels, of its version, or none.
+        """
+        slot = self._slot(step)
+        try:
+            results: Sequence[Any] = []
+            if serving and serving.expected:
+                verify(serving.expected, await receipts(deliveries), probe_tolerance(self._cfg))
+            if groups and self._pool:
+                results = await self._pool.collect(groups, f"step {step}", self.notes.append)
+            pairs = [pair for result in results for pair in result.pairs]
+            seconds, idle = sum(result.seconds for result in results), sum(result.idle_s for result in results)
+            tokens = sum((result.prompt_tokens for result in results), PromptTokens())
+            if before := self._steps.get(step - 1):  # a step asked again may be overtaken; the table keeps their order
+                await asyncio.wait([before.ready])
+            self._require_running()
+            slot.ready.set_result(self._label(step, version, pairs, seconds, idle, tokens.hit_rate))
+        except Exception as error:  # handed to every rank that fetches this step
+            slot.fail(error)
+
+    async def offer(self, step: int, version: int, rank: int, pairs: Sequence[BehaviorPair]) -> None:
+        """Take a rank's shard of the pairs of `step`, made by the learner; the last one makes the step's labels."""
+        slot = self._slot(step)
+        slot.offered[rank] = pairs
+        if len(slot.offered) < self._world:
+            return
+        try:
+            self._require_running()
+            slot.ready.set_result(self._label(step, version, unshard(slot.offered)))
+        except Exception as error:  # as in `relabel`
+            slot.fail(error)
+
+    async def fetch(self, step: int, rank: int) -> StepLabels:
+        """The labels rank, rank + world, ... of `step`; waits until they are made."""
+        slot = self._slot(step)
+        made: StepLabels = await asyncio.shield(slot.ready)
+        slot.fetched_by.add(rank)
+        if len(slot.fetched_by) == self._world:
+            del self._steps[step]
+        return StepLabels(
+            made.labels[rank :: self._world],
+            made.pairs[rank :: self._world],
+            made.realised_agreement,
+            made.off_format,
+            made.prefix_hit_rate,
+            made.rollout_s,
+            made.rollout_idle_s,
+            made.relabeler_idle_s,
+        )
+
+    async def pending(self) -> list[Label]:
+        """Labels made or being made and not consumed yet, of all steps; all that were made are on disk now."""
+        made = [await asyncio.shield(slot.ready) for _, slot in sorted(self._steps.items())]
+        self._require_running()
+        self._writer.flush()
+        return [label for step in made for label in step.labels]
+
+    async def restore(self, step: int, labels: Sequence[Label]) -> list[int]:
+        """Start or go on at `step` with the unconsumed labels of its checkpoint; returns the steps they belong to.
+
+        Rank 0's first call. What earlier attempts wrote for later steps is taken out of the table: it is made again.
+        """
+        self._require_running()
+        truncate_labels(self._uri, step)
+        self._writer.append(labels)
+        self._seen.add(labels)
+        by_step: dict[int, list[Label]] = {}
+        for label in labels:
+            by_step.setdefault(label.provenance.step, []).append(label)
+        for later, ours in by_step.items():
+            self._slot(later).ready.set_result(StepLabels(ours, [], _agreement(ours), None, None, 0.0, 0.0, 0.0))
+        return sorted(by_step)
+
+    async def stop(self) -> list[str]:
+        """Write nothing from now on, whatever is still on its way: another relabeler owns the table. Returns notes."""
+        self._stopped = True
+        return self.notes
+
+    async def finish(self) -> dict[str, float | None]:
+        """Complete the label table, and what it says about the whole run (a resumed one included)."""
+        self._writer.close()
+        counts = count_labels(self._uri)
+        return {
+            "realised_at_labelling": counts.agreement,
+            "split_pairs": counts.split_pairs,
+            **{f"{name}_s": value for name, value in self.seconds.items()},
+        }
+
+    def _require_running(self) -> None:
+        """What a dead training worker still has on its way must not reach the table that another one goes on with."""
+        if self._stopped:
+            raise RuntimeError("this relabeler was stopped: the run went on without what is asked here")
+
+    def _slot(self, step: int) -> _Buffered:
+        if step not in self._steps:
+            self._steps[step] = _Buffered(asyncio.get_running_loop().create_future())
+        return self._steps[step]
+
+    def _label(
+        self,
+        step: int,
+        version: int,
+        pairs: Sequence[BehaviorPair],
+        rollout: float = 0.0,
+        rollout_idle: float = 0.0,
+        prefix_hit_rate: float | None = None,
+    ) -> StepLabels:
+        """The labels of `step` from all its pairs; rollout: the engines' seconds (the learner keeps its own)."""
+        began = time.perf_counter()
+        idle, self._free_since = began - self._free_since, began
+        wrong = [pair.case_id for pair in pairs if pair.weight_version != version]
+        if wrong:
+            raise RuntimeError(
+                f"step {step}: {len(wrong)} pairs are not of weight version {version}, e.g. {wrong[0]!r}"
+            )
+        ids = plan_ids(self._cfg, self._ids, step)
+        labels = make_labels(self._cfg, self._sources, step, ids, pairs)
+        self._writer.append(labels)
+        self._seen.add(labels)
+        if alarm := check_agreement(self._seen, self._cfg.supervision.agreement, self._cfg.alarms.agreement):
+            self._writer.flush()  # what is wrong is there to be audited
+            stop_on(alarm)
+        self.seconds["rollout"] += rollout
+        self.seconds["rollout_idle"] += rollout_idle
+        self.seconds["relabel"] += time.perf_counter() - began
+        self._free_since = time.perf_counter()
+        off = off_format(pairs) if pairs else None
+        return StepLabels(labels, pairs, _agreement(labels), off, prefix_hit_rate, rollout, rollout_idle, idle)
+
+
+def unshard(shards: Mapping[int, Sequence[BehaviorPair]]) -> list[BehaviorPair]:
+    """The pairs in plan order from each rank's rank, rank + world, ...: what `fetch` deals out, put together again.
+
+    Raises ValueError for shards of lengths that no plan has.
+    """
+    pairs: list[BehaviorPair] = [pair for shard in shards.values() for pair in shard]
+    for rank, shard in shards.items():
+        pairs[rank :: len(shards)] = shard
+    return pairs
+
+
+def _agreement(labels: Sequence[Label]) -> float | None:
+    """Share of labels equal to E of the pair sampled for them; None where nothing was sampled (fixed, mixed)."""
+    sampled = [label for label in labels if label.current is not None]
+    return sum(label.current == label.explanation for label in sampled) / len(sampled) if sampled else None
+
+
+RelabelerActor = ray.remote(num_cpus=0)(Relabeler)

@@ -1,0 +1,224 @@
+"""The rollout actor: one engine in one process, and what it is asked. No learning decision in here.
+
+A request names the weights it is about and where they lie, so that any engine can answer it, one that Ray has just
+restarted (it then serves M0) as well as one that serves another version: it loads them first.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+
+from introspect_ray.actors.weight_sync import Expected, unpack
+from introspect_ray.config import RolloutConfig
+from introspect_ray.engines import make_engine
+from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
+from introspect_ray.errors import UserError
+from introspect_ray.policy import load_saved
+from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
+from introspect_ray.runs.preflight import local_policy
+from introspect_ray.storage.local import is_remote, open_store
+
+_REPLY_S = 0.5  # for an error to reach its caller before the process ends
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What a rollout actor needs to start its engine."""
+
+    policy: str  # a name that every node resolves on its own disk, or an s3:// folder
+    max_model_len: int
+    method: str
+    lora_rank: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A trained policy (or adapter) in Hugging Face format, with the case that verifies it once it is served."""
+
+    uri: str
+    probe: TokenizedCase
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Weights to be served: what a receipt must say, and where they are. expected None: M0, as engines start."""
+
+    version: int = 0
+    expected: Expected | None = None
+    weights: Exported | list[Any] | None = None  # a list holds the ref of a packed update: Ray passes it unopened
+
+
+@dataclass(frozen=True)
+class Request:
+    """One fixed group of cases. `home`: the actor that is asked first."""
+
+    task: Literal["label", "explain"]
+    case_ids: Sequence[str]
+    serving: Serving
+    home: int
+    max_tokens: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.task} {len(self.case_ids)} cases from {self.case_ids[0]!r} on version {self.serving.version}"
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """Behaviour pairs (label) or explanation tokens (explain) of one group, with the seconds spent and idle before.
+
+    receipt: of the weights it was made with; None on M0 as started.
+    """
+
+    answers: list[Any]
+    receipt: Delivery | None
+    seconds: float
+    idle_s: float
+    prompt_tokens: PromptTokens
+
+    @property
+    def pairs(self) -> list[BehaviorPair]:
+        return self.answers
+
+
+@contextmanager
+def _on_this_node(policy: str) -> Iterator[str]:
+    """The policy's folder while an engine starts; what lies on S3 is copied for just so long."""
+    if not is_remote(policy):
+        yield local_policy(policy)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            open_store(policy).download_dir("", folder)
+        except FileNotFoundError:
+            raise UserError(f"policy {policy!r}: there is nothing") from None
+        yield folder
+
+
+class RolloutWorker:
+    """One engine in one process. Ray restarts the process when it dies, with the same arguments.
+
+    Where the engine cannot be had on this node (vLLM or the policy is not here) every call raises the UserError: of an
+    actor whose __init__ raises, Ray keeps a traceback as text and nothing else.
+    """
+
+    def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
+        self._refused: UserError | None = None
+        try:
+            with _on_this_node(spec.policy) as folder:
+                self._engine = make_engine(
+                    rollout,
+                    folder,
+                    max_model_len=spec.max_model_len,
+                    method=spec.method,
+                    lora_rank=spec.lora_rank,
+                    seed=spec.seed,
+                )
+        except UserError as error:
+            self._refused = UserError(f"{error} (a rollout actor, on node {socket.gethostname()})")
+        self._method = spec.method
+        self._cases: Mapping[str, TokenizedCase] = {}
+        self._receipt: Delivery | None = None
+        self._condemned = False
+        self._free_since = time.perf_counter()
+
+    def ping(self) -> bool:
+        """Once the engine is up and everything asked before is answered: whether it can go on. Not so in the middle of
+        an update, or where the process is about to end."""
+        self._require_engine()
+        return self._engine.usable and not self._condemned
+
+    def load_weights(self, packed: WeightUpdate) -> Delivery:
+        self._require_engine()
+        receipt = self._load(unpack(packed))
+        self._free_since = time.perf_counter()
+        return receipt
+
+    def engine(self, method: str, *args: Any) -> Any:
+        """One call of the engine's own, for transfers that do not pass through here (weight_transfer.py)."""
+        self._require_engine()
+        with self._condemned_on_error():
+            answer = getattr(self._engine, method)(*args)
+        if isinstance(answer, Delivery):
+            self._receipt = answer
+        self._free_since = time.perf_counter()
+        return answer
+
+    def answer(self, request: Request, all_cases: list[Any]) -> RolloutResult:
+        """Answers of one group on the weights it names, loaded first where others are served.
+
+        all_cases: refs of CaseTables, which a fresh engine opens.
+        """
+        self._require_engine()
+        began = time.perf_counter()
+        idle = began - self._free_since
+        serving, served = request.serving, self._receipt
+        if (served and (served.version, served.fingerprints)) != (
+            serving.expected and (serving.expected.version, serving.expected.fingerprints)
+        ):
+            self._load(self._fetch(serving))
+        if not self._cases:
+            self._cases = ChainMap(*(table.by_id for table in ray.get(all_cases)))
+        cases = [self._cases[case_id] for case_id in request.case_ids]
+        before = self._engine.prompt_tokens
+        with self._condemned_on_error():
+            if request.task == "label":
+                answers: list[Any] = self._engine.label_pairs(cases)
+            else:
+                answers = self._engine.generate([case.question for case in cases], request.max_tokens)
+        self._free_since = time.perf_counter()
+        tokens = self._engine.prompt_tokens - before
+        return RolloutResult(answers, self._receipt, self._free_since - began, idle, tokens)
+
+    def _require_engine(self) -> None:
+        if self._refused:
+            raise self._refused
+
+    def _load(self, update: WeightUpdate) -> Delivery:
+        with self._condemned_on_error():
+            self._receipt = self._engine.load_weights(update)
+        return self._receipt
+
+    def _fetch(self, serving: Serving) -> WeightUpdate:
+        if serving.weights is None:  # the attempt fails, and the next one sends the weights again
+            raise ValueError(
+                f"asked for weight version {serving.version}, the engine serves another one and no copy was kept "
+                "(M0 as started, and versions that went from GPU to GPU)"
+            )
+        if isinstance(serving.weights, list):
+            return unpack(ray.get(serving.weights[0]))
+        exported = serving.weights
+        with tempfile.TemporaryDirectory() as folder:
+            open_store(exported.uri).download_dir("", folder)
+            tensors, config = load_saved(folder, self._method)
+        kind = "adapter" if self._method == "lora" else "full"
+        return WeightUpdate(serving.version, kind, tensors, exported.probe, config)
+
+    @contextmanager
+    def _condemned_on_error(self) -> Iterator[None]:
+        """An engine that failed (out of memory, half loaded) ends with its process, and Ray starts another one.
+
+        The first caller gets the error; later ones find the actor dead and ask again. ValueError and UserError say
+        what is wrong with the request, and leave the engine as it was.
+        """
+        if self._condemned:
+            threading.Event().wait()
+        try:
+            yield
+        except (ValueError, UserError):
+            raise
+        except Exception:
+            self._condemned = True
+            threading.Timer(_REPLY_S, os._exit, [1]).start()
+            raise

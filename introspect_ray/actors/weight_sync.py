@@ -1,0 +1,129 @@
+"""Weights on their way through the Ray object store, and the check that they arrived.
+
+Tensors travel as NumPy views (bfloat16 as int16): Ray maps those into every reader without a copy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from introspect_ray.config import RunConfig
+from introspect_ray.engines.fingerprint import fingerprints
+from introspect_ray.engines.protocol import WeightUpdate
+from introspect_ray.errors import AlarmError
+from introspect_ray.loop import worst_gap
+from introspect_ray.records import Delivery, TokenizedCase
+
+if TYPE_CHECKING:
+    import torch
+
+
+PROBE_TOKENS = 16  # of each prompt: all layers take part, at a tenth of the cost of a Hint-MMLU case
+# Nats between two right implementations. A label's logprob is its logit less the log-sum over all, which moves with the
+# largest logit. float32: 7e-5 was the largest seen. bfloat16 has 8 significant bits, and both sides round the logits to
+# it before they subtract: logits of 16 to 32 lie 2^(4-7) = 0.125 apart, those of 32 to 64 0.25. Where summation order
+# puts one of the two on the neighbouring value, the logprob is off by one such step, where it does both, by two. Seen
+# (SmolLM2-135M, vLLM on a CPU, 64 prompts): 0.13 in the median, 0.24 at most. A head or layer that kept older
+# weights is off by nats (a stale tied head: 3), and other bytes are told by fingerprints, not by the probe.
+PROBE_TOLERANCE = {"float32": 2e-3, "bfloat16": 2 * 2.0 ** (5 - 7)}
+
+
+class WeightSyncError(AlarmError):
+    """An engine does not serve what the trainer sent. The run must stop: its labels would be of unknown weights."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What every engine's receipt must say: version, digests of the tensors by group, the trainer's probe logprobs."""
+
+    version: int
+    fingerprints: Mapping[str, str]
+    probe: tuple[float, ...]
+
+
+def probe_tolerance(cfg: RunConfig) -> float:
+    """rollout.probe_tolerance, or what the coarser type of engine and trainer needs. In nats."""
+    coarser = "bfloat16" if "bfloat16" in (cfg.rollout.dtype, cfg.train.dtype) else "float32"
+    return cfg.rollout.probe_tolerance or PROBE_TOLERANCE[coarser]
+
+
+def probe_case(case: TokenizedCase) -> TokenizedCase:
+    """The ends of the case's prompts: enough to see that weights are served, cheap in engine and trainer alike."""
+    return replace(case, prompt=case.prompt[-PROBE_TOKENS:], ablated=case.ablated[-PROBE_TOKENS:])
+
+
+def pack(update: WeightUpdate) -> WeightUpdate:
+    """Tensors -> (dtype name, array) that the object store shares without a copy.
+
+    A tied tensor is one object under both names: it is stored, and on the other side read, once.
+    """
+    made: dict[tuple, tuple[str, np.ndarray]] = {}
+    packed = {}
+    for name, tensor in update.tensors.items():
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if key not in made:
+            made[key] = _to_numpy(tensor)
+        packed[name] = made[key]
+    return replace(update, tensors=packed)
+
+
+def unpack(update: WeightUpdate) -> WeightUpdate:
+    """The inverse of `pack`; the tensors alias read-only shared memory, so engines copy, never write."""
+    made = {id(packed[1]): _to_torch(*packed) for packed in update.tensors.values()}
+    return replace(update, tensors={name: made[id(packed[1])] for name, packed in update.tensors.items()})
+
+
+def expect(update: WeightUpdate, probe: tuple[float, ...]) -> Expected:
+    return Expected(update.version, fingerprints(update.tensors), probe)
+
+
+def verify(expected: Expected, deliveries: Sequence[Delivery], tolerance: float) -> None:
+    """Raises WeightSyncError unless every receipt names the version, the same bytes and the same probe logprobs.
+
+    The fingerprints prove what arrived; the probe (label logprobs in nats on one case) proves what is served.
+    """
+    for engine, got in enumerate(deliveries):
+        if got.version != expected.version:
+            raise WeightSyncError(f"engine {engine} reports weight version {got.version}, expected {expected.version}")
+        if differing := _differing(expected.fingerprints, got.fingerprints):
+            group = differing[0]
+            raise WeightSyncError(
+                f"engine {engine} received other bytes for weight version {expected.version} in {group} "
+                f"({len(differing)} of {len(expected.fingerprints)} groups differ): fingerprint "
+                f"{got.fingerprints.get(group, 'none')}, sent {expected.fingerprints.get(group, 'none')}"
+            )
+        gap = worst_gap(got.probe, expected.probe)
+        if not gap <= tolerance:
+            raise WeightSyncError(
+                f"engine {engine} does not serve weight version {expected.version}: its logprobs on the probe case "
+                f"are off by {gap:.2g} nats, allowed are {tolerance:g}: if both sides are right and differ by rounding "
+                "alone, go on with --resume and a larger rollout.probe_tolerance"
+            )
+
+
+def _differing(sent: Mapping[str, str], got: Mapping[str, str]) -> list[str]:
+    """Groups whose fingerprints differ, or that one side lacks, in the order sent."""
+    return [group for group in dict.fromkeys([*sent, *got]) if sent.get(group) != got.get(group)]
+
+
+def _to_numpy(tensor: torch.Tensor) -> tuple[str, np.ndarray]:
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    raw = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    return str(tensor.dtype).removeprefix("torch."), raw.numpy()
+
+
+def _to_torch(dtype: str, array: np.ndarray) -> torch.Tensor:
+    import torch
+
+    with warnings.catch_warnings():
+        # The object store's arrays are read-only, and torch warns once; nothing downstream writes to them.
+        warnings.simplefilter("ignore", UserWarning)
+        tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

@@ -1,0 +1,176 @@
+"""Records as Arrow batches, decoded one at a time: a sequence by row, a mapping by case id.
+
+A table costs 12 bytes a record besides its Arrow buffers, which may lie in a mapped file or in shared memory: pickled
+by protocol 5 they go out of band, so that every process of a Ray node reads one copy.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+import pyarrow as pa
+
+from introspect_ray.rng import bits
+
+V = TypeVar("V")
+CASE_ID = "case_id"  # the column, string, that every table has
+
+
+def id_key(case_id: str) -> int:
+    """64-bit hash by which an id is found: the same in every process."""
+    return bits(case_id)
+
+
+@dataclass(frozen=True)
+class IdIndex:
+    """Rows by the hash of their id, 12 bytes a row; whoever asks compares the ids themselves."""
+
+    keys: np.ndarray  # uint64 [n], ascending
+    rows: np.ndarray  # int32 [n], ascending among equal keys
+    key: Callable[[str], int] = id_key
+
+    @classmethod
+    def build(cls, keys: np.ndarray, key: Callable[[str], int] = id_key) -> IdIndex:
+        """keys: uint64 [n], the key of the id of each row."""
+        order = np.argsort(keys, kind="stable").astype(np.int32)
+        return cls(keys[order], order, key)
+
+    def candidates(self, case_id: str) -> Iterator[int]:
+        """All rows whose id may be this one: more than one where hashes collide or ids repeat."""
+        wanted = self.key(case_id)
+        at = bisect_left(self.keys, wanted)
+        while at < len(self.keys) and self.keys[at] == wanted:
+            yield int(self.rows[at])
+            at += 1
+
+    def ambiguous(self) -> np.ndarray:
+        """Rows that share their key with an earlier row."""
+        return self.rows[1:][self.keys[1:] == self.keys[:-1]]
+
+
+class RecordTable(Sequence[V]):
+    """Immutable records, one a row, with ids that occur once. Subclasses say how a row of a batch is decoded."""
+
+    def __init__(self, batches: Sequence[pa.RecordBatch], index: IdIndex) -> None:
+        """Raises ValueError for an id that occurs twice."""
+        self.batches, self._index = tuple(batches), index
+        self._ends = list(accumulate(batch.num_rows for batch in self.batches))
+        self._columns: dict[int, Any] = {}  # batch -> what `_open` made of it
+        for row in index.ambiguous().tolist():
+            if next(r for r in index.candidates(self.case_id(row)) if self.case_id(r) == self.case_id(row)) != row:
+                raise ValueError(f"case id {self.case_id(row)!r} occurs twice")
+
+    @abstractmethod
+    def _open(self, batch: pa.RecordBatch) -> Any:
+        """What decoding needs of a batch, made once."""
+
+    @abstractmethod
+    def _decode(self, columns: Any, row: int) -> V:
+        """The record of a row of an opened batch."""
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, row: int) -> V: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[V]: ...
+    def __getitem__(self, row: int | slice) -> V | list[V]:
+        """A record; a slice is a list of decoded ones."""
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        return self._decode(*self._locate(row))
+
+    def __iter__(self) -> Iterator[V]:
+        for at, batch in enumerate(self.batches):
+            columns = self._opened(at)
+            yield from (self._decode(columns, row) for row in range(batch.num_rows))
+
+    def case_id(self, row: int) -> str:
+        at, row = self._find(row)
+        return self.batches[at].column(CASE_ID)[row].as_py()
+
+    @property
+    def case_ids(self) -> Sequence[str]:
+        """The ids by row, read from the table."""
+        return CaseIds(self)
+
+    @property
+    def by_id(self) -> ById[V]:
+        """The records by case id, in the order of rows."""
+        return ById(self)
+
+    def row(self, case_id: str) -> int:
+        """Raises KeyError."""
+        for row in self._index.candidates(case_id):
+            if self.case_id(row) == case_id:
+                return row
+        raise KeyError(case_id)
+
+    def _find(self, row: int) -> tuple[int, int]:
+        """(batch, row in it)"""
+        if row < 0:
+            row += len(self)
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        at = bisect_right(self._ends, row)
+        return at, row - (self._ends[at - 1] if at else 0)
+
+    def _locate(self, row: int) -> tuple[Any, int]:
+        """(opened batch, row in it)"""
+        at, row = self._find(row)
+        return self._opened(at), row
+
+    def _opened(self, at: int) -> Any:
+        columns = self._columns.get(at)
+        if columns is None:
+            columns = self._columns[at] = self._open(self.batches[at])
+        return columns
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_columns": {}}
+
+
+class CaseIds(Sequence[str]):
+    """The ids of a table by row, none of them kept."""
+
+    def __init__(self, table: RecordTable[Any]) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self._table.case_id(i) for i in range(*row.indices(len(self)))]
+        return self._table.case_id(row)
+
+
+class ById(Mapping[str, V], Generic[V]):
+    """The records of a table by case id, decoded when asked for; it iterates in the order of rows."""
+
+    def __init__(self, table: RecordTable[V]) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table.case_ids)
+
+    def __getitem__(self, case_id: str) -> V:
+        return self.table[self.table.row(case_id)]
+
+    def values(self) -> Sequence[V]:  # type: ignore[override]
+        return self.table
+
+
+def ids_of(by_id: Mapping[str, Any]) -> Sequence[str]:
+    """The ids of a mapping in its order; those of a table are not copied."""
+    return by_id.table.case_ids if isinstance(by_id, ById) else list(by_id)

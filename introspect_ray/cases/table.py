@@ -1,0 +1,261 @@
+"""Tokenized cases as Arrow columns: 12 bytes a case in memory, their tokens in a mapped file or in shared memory.
+
+As Python objects a case takes some 36 bytes a token; in the table it is 4. What cases of one task share (labels and
+explanations) is kept once.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from introspect_ray.cases.record_table import CASE_ID, IdIndex, RecordTable, id_key
+from introspect_ray.errors import UserError
+from introspect_ray.records import Explanation, TokenizedCase
+
+SEQUENCES = ("prompt", "ablated", "question")
+CASE_SCHEMA = pa.schema(
+    [
+        pa.field(CASE_ID, pa.string(), nullable=False),
+        pa.field("answers", pa.int32(), nullable=False),  # which of the table's answer sets
+        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in SEQUENCES),
+    ]
+)
+BATCH_ROWS, BATCH_TOKENS = 1024, 1 << 18  # a batch ends at whichever comes first
+RELEASE_EVERY = 64  # rows, or batches when they are opened, read of a mapped file between two releases of its pages
+
+
+class AnswerSet(NamedTuple):
+    """What a case can be answered and explained with; the fields are those of TokenizedCase. Kept as Python
+    objects, for cases of one task share a few; where every case has labels of its own, each keeps a set."""
+
+    labels: tuple[str, ...]
+    label_ids: tuple[int, ...]
+    explanations: dict[Explanation, tuple[int, ...]]
+
+
+class CaseTable(RecordTable[TokenizedCase]):
+    """Cases by row (`table[i]`) and by id (`table.by_id[case_id]`), decoded when asked for, in microseconds."""
+
+    def __init__(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        index: IdIndex,
+        answers: Sequence[AnswerSet],
+        mapped: mmap.mmap | None = None,
+    ) -> None:
+        """batches: of CASE_SCHEMA. mapped: the file they lie in, if any. Raises ValueError for an id twice."""
+        self.answers, self._mapped = tuple(answers), mapped
+        super().__init__(batches, index)
+
+    @classmethod
+    def build(cls, cases: Iterable[TokenizedCase], folder: str | Path | None = None) -> CaseTable:
+        """The table of `cases`, which are taken one at a time and written to a file of `folder` as they come.
+
+        folder: default is the user's cache. The file has no name once it is mapped: it goes with the table. Raises
+        UserError where the folder cannot be written to, ValueError for an id that occurs twice.
+        """
+        keys, answers = array("Q"), _Answers()
+        place = Path(folder) if folder else _scratch()
+        try:
+            with tempfile.NamedTemporaryFile(dir=place, prefix="cases-", suffix=".arrow") as file:
+                with pa.ipc.new_file(file, CASE_SCHEMA) as writer:
+                    for batch in _batches(cases, keys, answers):
+                        writer.write_batch(batch)
+                file.flush()
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise UserError(
+                f"the tokenized cases cannot be written to {place} ({error.strerror or error}): make room there, "
+                "or name a folder that has some with TMPDIR and HOME"
+            ) from None
+        reader = pa.ipc.open_file(pa.py_buffer(mapped))
+        batches = []
+        for i in range(reader.num_record_batches):
+            batches.append(reader.get_batch(i))
+            if i % RELEASE_EVERY == 0:
+                mapped.madvise(mmap.MADV_DONTNEED)
+        return cls(batches, IdIndex.build(np.asarray(keys)), answers.sets, mapped)
+
+    def __getitem__(self, row: int | slice) -> Any:
+        found = super().__getitem__(row)
+        self._release()
+        return found
+
+    def __iter__(self) -> Iterator[TokenizedCase]:
+        for row, case in enumerate(super().__iter__(), start=1):
+            yield case
+            if row % RELEASE_EVERY == 0:
+                self._release()
+
+    def _release(self) -> None:
+        """Give the pages of the mapped file that were read back: they stay in the page cache."""
+        if self._mapped is not None:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]:
+        """The allowed labels by case id, in the order of rows."""
+        batches = [batch.select([CASE_ID, "answers"]) for batch in self.batches]
+        return LabelTable(batches, self._index, [used.labels for used in self.answers]).by_id
+
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens of x or x∖C; 0 without cases, as the other lengths."""
+        return max((int(self._lengths(b, name).max()) for b in self.batches for name in SEQUENCES[:2]), default=0)
+
+    @property
+    def longest_question(self) -> int:
+        return max((int(self._lengths(batch, "question").max()) for batch in self.batches), default=0)
+
+    @property
+    def longest_explanation(self) -> int:
+        """Most tokens of any explanation, its end of turn included."""
+        return max((len(tokens) for used in self.answers for tokens in used.explanations.values()), default=0)
+
+    @property
+    def longest_explained(self) -> int:
+        """Most tokens of q and the longest explanation of the same case."""
+        explained = np.array([max(map(len, used.explanations.values()), default=0) for used in self.answers])
+        return max(
+            (int((self._lengths(b, "question") + explained[_numpy(b.column("answers"))]).max()) for b in self.batches),
+            default=0,
+        )
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens any forward needs: a prompt with its answer, or q with its explanation."""
+        return max(self.longest_prompt + 1, self.longest_explained)
+
+    @staticmethod
+    def _lengths(batch: pa.RecordBatch, name: str) -> np.ndarray:
+        return np.diff(_numpy(batch.column(name).offsets))
+
+    def _open(self, batch: pa.RecordBatch) -> _Columns:
+        lists = (batch.column(name) for name in SEQUENCES)
+        views = [(_numpy(column.offsets), _numpy(column.values)) for column in lists]
+        return _Columns(batch.column(CASE_ID), _numpy(batch.column("answers")), *views)
+
+    def _decode(self, columns: _Columns, row: int) -> TokenizedCase:
+        used = self.answers[columns.answers[row]]
+        sequences = (
+            tuple(values[offsets[row] : offsets[row + 1]].tolist())
+            for offsets, values in (columns.prompt, columns.ablated, columns.question)
+        )
+        return TokenizedCase(columns.ids[row].as_py(), used.labels, used.label_ids, *sequences, used.explanations)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_mapped": None}
+
+
+def _scratch() -> Path:
+    """The user's cache; the system's folder for temporary files where there is no home to write to."""
+    try:
+        cache = Path.home() / ".cache" / "introspect-ray"
+        cache.mkdir(parents=True, exist_ok=True)
+        return cache if os.access(cache, os.W_OK) else Path(tempfile.gettempdir())
+    except (OSError, RuntimeError):
+        return Path(tempfile.gettempdir())
+
+
+class LabelTable(RecordTable[tuple[str, ...]]):
+    """The allowed labels of cases, without their tokens."""
+
+    def __init__(self, batches: Sequence[pa.RecordBatch], index: IdIndex, labels: Sequence[tuple[str, ...]]) -> None:
+        self._labels = tuple(labels)
+        super().__init__(batches, index)
+
+    def _open(self, batch: pa.RecordBatch) -> np.ndarray:
+        return _numpy(batch.column("answers"))
+
+    def _decode(self, columns: np.ndarray, row: int) -> tuple[str, ...]:
+        return self._labels[columns[row]]
+
+
+class _Columns(NamedTuple):
+    """A batch as NumPy views: (offsets [rows + 1], tokens) of each sequence."""
+
+    ids: pa.Array
+    answers: np.ndarray
+    prompt: tuple[np.ndarray, np.ndarray]
+    ablated: tuple[np.ndarray, np.ndarray]
+    question: tuple[np.ndarray, np.ndarray]
+
+
+class _Answers:
+    """Distinct answer sets in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.sets: list[AnswerSet] = []
+        self._at: dict[tuple[Any, ...], int] = {}
+
+    def number(self, case: TokenizedCase) -> int:
+        key = (case.labels, case.label_ids, tuple(case.explanations.items()))
+        at = self._at.setdefault(key, len(self.sets))
+        if at == len(self.sets):
+            self.sets.append(AnswerSet(case.labels, case.label_ids, case.explanations))
+        return at
+
+
+class _Growing:
+    """One batch being filled; tokens go straight into flat arrays."""
+
+    def __init__(self) -> None:
+        self.ids, self.id_ends = bytearray(), array("i", [0])
+        self.answers = array("i")
+        self.offsets = {name: array("i", [0]) for name in SEQUENCES}
+        self.tokens = {name: array("i") for name in SEQUENCES}
+
+    def add(self, case: TokenizedCase, answers: int) -> None:
+        self.ids += case.case_id.encode()
+        self.id_ends.append(len(self.ids))
+        self.answers.append(answers)
+        for name in SEQUENCES:
+            self.tokens[name].extend(getattr(case, name))
+            self.offsets[name].append(len(self.tokens[name]))
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    @property
+    def full(self) -> bool:
+        return len(self) >= BATCH_ROWS or max(map(len, self.tokens.values())) >= BATCH_TOKENS
+
+    def batch(self) -> pa.RecordBatch:
+        lists = [pa.ListArray.from_arrays(_arrow(self.offsets[name]), _arrow(self.tokens[name])) for name in SEQUENCES]
+        ids = pa.StringArray.from_buffers(len(self), pa.py_buffer(self.id_ends), pa.py_buffer(self.ids))
+        return pa.RecordBatch.from_arrays([ids, _arrow(self.answers), *lists], schema=CASE_SCHEMA)
+
+
+def _batches(cases: Iterable[TokenizedCase], keys: array[int], answers: _Answers) -> Iterator[pa.RecordBatch]:
+    """`cases` in batches; their keys and answer sets are added to `keys` and `answers`."""
+    growing = _Growing()
+    for case in cases:
+        growing.add(case, answers.number(case))
+        keys.append(id_key(case.case_id))
+        if growing.full:
+            yield growing.batch()
+            growing = _Growing()
+    if len(growing):
+        yield growing.batch()
+
+
+# pyarrow's own way to and from NumPy, to_numpy and pa.array, imports pandas (0.3 s).
+def _arrow(values: array[int] | np.ndarray) -> pa.Int32Array:
+    return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
+
+
+def _numpy(column: pa.Int32Array) -> np.ndarray:
+    """An int32 column without nulls; no copy."""
+    return np.frombuffer(column.buffers()[1], np.int32, len(column), 4 * column.offset) if len(column) else _NONE
+
+
+_NONE = np.zeros(0, np.int32)

@@ -1,0 +1,221 @@
+"""Checks a run's label table against its config: every label is recomputed from its provenance where it can be.
+
+Pure but for reading the table, a part at a time: memory holds one part (some thousand labels) and eight bytes a
+step, whatever the length of the run. Nothing of the trainer or of Ray is imported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from introspect_ray.cli import Arguments
+from introspect_ray.config import RunConfig, override
+from introspect_ray.errors import UserError
+from introspect_ray.labels.alarms import Agreement
+from introspect_ray.labels.checks import problems
+from introspect_ray.labels.rules import binomial_interval
+from introspect_ray.labels.store import LABEL_SCHEMA, LabelCounts, agrees, labels_from_table, read_tables
+from introspect_ray.storage.local import Store, open_store
+
+TAIL = 1e-5  # probability, a side, with which the realised agreement of a correct run is called wrong
+REQUIRED = [column.name for column in LABEL_SCHEMA if not column.nullable]
+
+# What each finding means; audit.json and the report use these names.
+CHECKS = {
+    "no_provenance": "labels with a field of their provenance missing",
+    "foreign": "labels made by another rule, seed or source than the run's config",
+    "split_pair": "labels whose y(x) and y(x∖C) come from different weight versions",
+    "wrong_version": "labels of another weight version than the lag allows",
+    "wrong_draw": "labels whose draw is not that of their seed, step and case",
+    "wrong_flip": "labels that are flipped, or not, against their draw",
+    "agreement": "realised agreement outside the exact interval of the requested one",
+    "missing_step": "steps without any label",
+    "wrong_count": "steps with another number of labels than batch_size",
+    "unknown_step": "steps outside the run",
+}
+
+
+@dataclass
+class Audit:
+    """What was found. `violations` counts by name (see CHECKS), `examples` shows the first of each."""
+
+    labels: int = 0
+    steps: int = 0
+    finished: bool = False
+    flipped: int = 0
+    requested: float | None = None
+    realised: float | None = None  # share of labels equal to E of their pair, as in summary.json
+    interval: tuple[float, float] | None = None  # of the share among `draws` distinct draws
+    draws: int = 0
+    violations: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        return not self.violations
+
+    @property
+    def split_pairs(self) -> int:
+        return self.violations["split_pair"]
+
+    def add(self, name: str, example: str, count: int = 1) -> None:
+        self.violations[name] += count
+        self.examples.setdefault(name, example)
+
+    def as_json(self) -> dict[str, Any]:
+        """The contract of audit.json."""
+        found = [
+            {"name": name, "count": self.violations[name], "meaning": CHECKS[name], "example": self.examples[name]}
+            for name in CHECKS
+            if self.violations[name]
+        ]
+        agreement = {
+            "requested": self.requested,
+            "realised": self.realised,
+            "interval": list(self.interval) if self.interval else None,
+            "draws": self.draws,
+        }
+        return {
+            "clean": self.clean,
+            "finished": self.finished,
+            "labels": self.labels,
+            "steps": self.steps,
+            "flipped": self.flipped,
+            "split_pairs": self.split_pairs,
+            "agreement": agreement,
+            "violations": found,
+        }
+
+    def report(self) -> str:
+        """A few lines for people."""
+        lines = [f"labels     {self.labels} in {self.steps} steps{'' if self.finished else ' (run not finished)'}"]
+        if self.requested is not None and self.realised is not None and self.interval:
+            low, high = self.interval
+            lines.append(
+                f"agreement  requested {self.requested:g}, realised {self.realised:.4f} ({self.flipped} flipped); "
+                f"exact interval {low:.4f} to {high:.4f} of {self.draws} draws"
+            )
+        lines.append(f"splits     {self.split_pairs} pairs of two weight versions")
+        for found in self.as_json()["violations"]:
+            lines.append(f"VIOLATION  {found['name']}: {found['count']} {found['meaning']}, e.g. {found['example']}")
+        return "\n".join([*lines, "clean" if self.clean else f"{sum(self.violations.values())} violations"])
+
+
+def load_run(store: Store) -> RunConfig:
+    """The config a run was started with. Raises UserError where `store` holds no run, or one of another version."""
+    if not store.exists("run.json"):
+        raise UserError(f"{store.join()} holds no run.json: give the output_dir of a training run")
+    try:
+        return override(RunConfig(), store.read_json("run.json"))
+    except UserError as error:
+        raise UserError(f"{store.join('run.json')}: {error}") from None
+
+
+def audit(store: Store) -> Audit:
+    """Audit the run in `store`. Raises UserError where there is no run, no label table, or a part is damaged."""
+    cfg = load_run(store)
+    if not store.list("labels"):
+        trials = " (a sweep: audit one of its trials/)" if store.exists("sweep.json") else ""
+        raise UserError(f"{store.join('labels')} holds no label table{trials}: give the output_dir of a training run")
+    found = Audit(finished=store.exists("summary.json"))
+    per_step, beyond = np.zeros(cfg.steps, np.int64), Counter()
+    seen, counts = Agreement(), LabelCounts()
+    for table in read_tables(store.join("labels")):
+        found.labels += len(table)
+        if "step" in table.column_names:
+            steps = table["step"].drop_null().to_numpy()
+            ours = (steps >= 0) & (steps < cfg.steps)
+            np.add.at(per_step, steps[ours], 1)
+            beyond.update(steps[~ours].tolist())
+        table = _complete(table, found)
+        found.flipped += pc.sum(table["flipped"]).as_py() or 0
+        _check(table, cfg, found)
+        _count_draws(table, seen)
+        counts.add(table)
+    _check_steps(per_step, beyond, cfg, found)
+    if cfg.supervision.rule == "online" and counts.sampled:
+        found.requested, found.realised, found.draws = cfg.supervision.agreement, counts.agreement, seen.draws
+        found.interval = binomial_interval(found.requested, seen.draws, TAIL)
+        share = seen.agreeing / seen.draws
+        if not found.interval[0] <= share <= found.interval[1]:
+            found.add("agreement", f"{seen.agreeing} of {seen.draws} draws ({share:.4f}) agree")
+    return found
+
+
+def _count_draws(table: pa.Table, seen: Agreement) -> None:
+    """As seen.add: a case that a step holds twice is one draw, and its last label counts. The writer keeps a step
+    within one part, so this needs no memory of other parts."""
+    drawn = pa.table({"step": table["step"], "case_id": table["case_id"], "agrees": agrees(table)})
+    drawn = drawn.filter(table["current_content"].is_valid())
+    once = drawn.group_by(["step", "case_id"], use_threads=False).aggregate([("agrees", "last")])
+    seen.draws += len(once)
+    seen.agreeing += pc.sum(once["agrees_last"]).as_py() or 0
+
+
+def _complete(table: pa.Table, found: Audit) -> pa.Table:
+    """The labels of a part that have all they must have; the others are counted as violations."""
+    absent = [name for name in LABEL_SCHEMA.names if name not in table.column_names]
+    if absent:
+        if len(table):
+            found.add("no_provenance", f"no column {absent[0]!r}", len(table))
+        return LABEL_SCHEMA.empty_table()
+    whole = np.ones(len(table), bool)
+    for name in REQUIRED:
+        whole &= table[name].is_valid().to_numpy()
+    for name in ("rule", "source_model"):
+        whole &= pc.not_equal(table[name], "").fill_null(False).to_numpy()
+    if not whole.all():
+        first = table.slice(int(whole.argmin()), 1).to_pylist()[0]
+        empty = [name for name in REQUIRED if first[name] in (None, "")]
+        example = f"case {first['case_id']!r} of step {first['step']}: no {', '.join(empty)}"
+        found.add("no_provenance", example, int((~whole).sum()))
+        table = table.filter(pa.array(whole))
+    return table
+
+
+def _check(table: pa.Table, cfg: RunConfig, found: Audit) -> None:
+    """Check the labels of a part against `cfg`. A label that fails a check in two ways counts once, as the first."""
+    counted = dict.fromkeys(CHECKS, np.zeros(len(table), bool))
+    for name, bad, say in problems(table, cfg):
+        bad = bad & ~counted[name]
+        counted[name] = counted[name] | bad
+        if bad.any():
+            row = int(bad.argmax())
+            label = labels_from_table(table.slice(row, 1))[0]
+            where = f"case {label.case_id!r} of step {label.provenance.step}"
+            found.add(name, f"{where}: {say(label, row)}", int(bad.sum()))
+
+
+def _check_steps(per_step: np.ndarray, beyond: Counter[int], cfg: RunConfig, found: Audit) -> None:
+    """Every step of the run once and whole; of an unfinished run, every step up to the last one recorded.
+
+    per_step: labels of each step of the run [steps]. beyond: labels of other steps.
+    """
+    recorded = np.flatnonzero(per_step)
+    found.steps = len(recorded) + len(beyond)
+    last = max(int(recorded[-1]) if len(recorded) else -1, max(beyond, default=-1))
+    end = cfg.steps if found.finished else min(cfg.steps, last + 1)
+    for step in np.flatnonzero(per_step[:end] != cfg.batch_size).tolist():
+        if not per_step[step]:
+            found.add("missing_step", f"step {step}")
+        else:
+            found.add("wrong_count", f"step {step}: {per_step[step]} labels, batch_size={cfg.batch_size}")
+    for step in sorted(beyond):
+        found.add("unknown_step", f"step {step} of a run of {cfg.steps}")
+
+
+def audit_job(args: Arguments) -> bool:
+    """Audit output_dir, write <output_dir>/audit.json, print the report; whether it is clean. Raises UserError."""
+    if set(args.overrides) != {"output_dir"} or args.config or args.resume or args.overwrite or args.dry_run:
+        raise UserError("an audit takes one argument, the run's folder: output_dir=runs/x")
+    store = open_store(str(args.overrides["output_dir"]))
+    found = audit(store)
+    store.write_json("audit.json", found.as_json())
+    print(f"{found.report()}\nwritten    {store.join('audit.json')}")
+    return found.clean

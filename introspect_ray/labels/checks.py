@@ -1,0 +1,102 @@
+"""What can be wrong about labels: each is recomputed from its provenance, on whole columns of a label table.
+
+Shape suffix: n labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from introspect_ray.config import RunConfig
+from introspect_ray.labels.rules import MADE_ONCE, draw
+from introspect_ray.labels.store import agrees
+from introspect_ray.loop import label_version
+from introspect_ray.records import Label
+
+
+class Problem(NamedTuple):
+    """One way in which labels can be wrong."""
+
+    name: str  # of audit.CHECKS
+    bad: np.ndarray  # which labels, bool [n]
+    say: Callable[[Label, int], str]  # of a label and its row
+
+
+def problems(table: pa.Table, cfg: RunConfig) -> Iterator[Problem]:
+    """All checks of labels that are whole (of LABEL_SCHEMA, no null where it allows none) made by a run of `cfg`."""
+    rule, step = cfg.supervision, table["step"].to_numpy()
+    expected = _draws(table, cfg)
+    second = expected < rule.mixing_ratio if rule.rule == "mixed" else np.zeros(len(table), bool)
+    yield _foreign(table, "rule", rule.rule)
+    yield _foreign(table, "seed", cfg.seed)
+    yield _foreign(table, "source_model", cfg.policy, ~second)
+    yield _foreign(table, "source_model", rule.second_policy or "", second)
+    cued, ablated = (table[name].to_numpy() for name in ("cued_version", "ablated_version"))
+    yield Problem("split_pair", cued != ablated, lambda _, i: f"versions {cued[i]} and {ablated[i]}")
+    version = _versions(step, cfg)
+    yield Problem(
+        "wrong_version", cued != version, lambda _, i: f"version {cued[i]}, lag {cfg.lag} allows {version[i]} only"
+    )
+    drawn = table["draw"].to_numpy()
+    yield Problem(
+        "wrong_draw",
+        (drawn != expected) & ~(np.isnan(drawn) & np.isnan(expected)),
+        lambda _, i: f"draw {drawn[i]}, recomputed {expected[i]}",
+    )
+    for bad, say in _flip_problems(table, cfg, expected):
+        yield Problem("wrong_flip", bad, say)
+
+
+def _foreign(table: pa.Table, name: str, wanted: str | int, among: np.ndarray | bool = True) -> Problem:
+    bad = ~pc.equal(table[name], wanted).to_numpy() & among
+    return Problem("foreign", bad, lambda _, i: f"{name} is {table[name][i].as_py()!r}, the run's {wanted!r}")
+
+
+def _draws(table: pa.Table, cfg: RunConfig) -> np.ndarray:
+    """The draws recomputed, float64 [n]; NaN where the rule draws nothing."""
+    steps, ids = table["step"].to_pylist(), table["case_id"].to_pylist()
+    if cfg.supervision.rule == "online":
+        found = (draw(cfg.seed, step, case_id, "agreement") for step, case_id in zip(steps, ids, strict=True))
+    elif cfg.supervision.rule == "mixed":
+        found = (draw(cfg.seed, MADE_ONCE, case_id, "mixing") for case_id in ids)
+    else:
+        return np.full(len(table), math.nan)
+    return np.fromiter(found, np.float64, len(table))
+
+
+def _versions(step: np.ndarray, cfg: RunConfig) -> np.ndarray:
+    """The weight versions that the lag allows, int64 [n]; M0's for labels that are made once."""
+    if cfg.supervision.rule != "online":
+        return np.zeros(len(step), np.int64)
+    steps, where = np.unique(step, return_inverse=True)
+    versions = [label_version(one, cfg.lag, cfg.rollout.sync_every) for one in steps.tolist()]
+    return np.array(versions, np.int64)[where]
+
+
+def _flip_problems(
+    table: pa.Table, cfg: RunConfig, expected: np.ndarray
+) -> Iterator[tuple[np.ndarray, Callable[[Label, int], str]]]:
+    """What can be wrong about a label's flip, given the draws [n] and the rule."""
+    rule, flipped = cfg.supervision, table["flipped"].to_numpy()
+    sampled = table["current_content"].is_valid().to_numpy()
+    if rule.rule != "online":
+        yield flipped | sampled, lambda label, i: f"flipped={flipped[i]}, current={label.current}: nothing to flip"
+        return
+    yield ~sampled, lambda label, i: "no E of the pair it was made from"
+    yield (
+        flipped != (expected >= rule.agreement),
+        lambda label, i: f"flipped={flipped[i]} at draw {expected[i]:.4f}, agreement {rule.agreement:g}",
+    )
+    yield (
+        sampled & (flipped == agrees(table).to_numpy()),
+        lambda label, i: f"flipped={flipped[i]}, label {tuple(label.explanation)}, E of the pair {label.current}",
+    )
+    if rule.wrong_label == "content":
+        kept = pc.equal(table["content"], table["current_content"]).fill_null(False).to_numpy()
+        yield flipped & kept, lambda label, i: f"the wrong label keeps the content {label.explanation.content!r}"

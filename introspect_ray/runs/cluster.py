@@ -1,0 +1,140 @@
+"""Joining or starting Ray, and refusing a run that has no room or no common disk before any actor starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from introspect_ray.config import RunConfig
+from introspect_ray.errors import UserError
+from introspect_ray.runs.preflight import check_local_room, cluster_address, resources
+from introspect_ray.storage.local import TEMPORARY, check_writable, open_store
+
+_QUIET = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller polls: 2 s by default, longer than an organism's step
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# A cluster of this process's own: no node is ever preempted, and workers at Ray's niceness of 15 would starve
+# beside anything else that runs on the machine.
+_LOCAL = {"RAY_worker_niceness": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+def connect(cfg: RunConfig) -> None:
+    """Join the cluster of cfg.ray_address / RAY_ADDRESS, or start a local one of the size needed.
+
+    Raises UserError when the run does not fit, unless `wait_for_nodes` says an autoscaler will make room.
+    """
+    if ray.is_initialized():
+        return
+    need = resources(cfg)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    address = cluster_address(cfg)
+    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address:
+        runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
+        try:
+            ray.init(address=address, runtime_env=runtime_env, **common)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise UserError(f"no Ray cluster at {address}: {line}; start one or leave ray_address away") from None
+        _check_cluster(cfg, need)
+        return
+    check_local_room(cfg)
+    for name, value in _LOCAL.items():
+        os.environ.setdefault(name, value)
+    ray.init(
+        address="local",
+        num_cpus=int(-(-need["CPU"] // 1)) + 1,  # one for what is small: Tune trials, the reference task
+        include_dashboard=False,
+        **common,  # no runtime_env: workers inherit this process's environment, and those started ahead can be used
+    )
+
+
+def _check_cluster(cfg: RunConfig, need: dict[str, float]) -> None:
+    have = ray.cluster_resources()
+    short = {name: (want, have.get(name, 0.0)) for name, want in need.items() if want > have.get(name, 0.0)}
+    if short and not cfg.wait_for_nodes:
+        what = ", ".join(f"{want:g} {name}s, it has {got:g}" for name, (want, got) in short.items())
+        raise UserError(
+            f"no room for the requested workers: the cluster needs {what}: lower train.num_workers or "
+            "rollout.num_actors, or set wait_for_nodes=true where an autoscaler adds nodes"
+        )
+    check_folders(cfg, more_nodes=bool(short))
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """For actors that need no resources: beside their caller, the driver, without which they are of no use. Ray would
+    put them on any node, and one preempted spot node would take them and a trainer away together. Not soft: Ray 2.60
+    then still places an actor without resources at random."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def this_node_resource() -> str:
+    """The resource that only this node has: Ray Tune places its trials by resources alone."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(f"node:{node['NodeManagerAddress']}" for node in ray.nodes() if node["NodeID"] == here)
+
+
+def check_folders(cfg: RunConfig, more_nodes: bool) -> None:
+    """Refuse a local folder that the nodes do not share: what a part writes there would stay on its node's disk.
+
+    A folder is shared if every other node sees a file that is written into it here. more_nodes: some are still to
+    come; of a folder on this node's root file system it is clear that they will not share it, about any other
+    the training workers say so when they start. Raises UserError.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    others.pop(here, None)
+    for key, folder, remedy in _local_folders(cfg):
+        check_writable(folder)
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        blind = blind_nodes(there, list(others))
+        if blind:
+            why = f"{len(blind)} of {len(others) + 1} nodes do not see it, e.g. {others[blind[0]]}"
+        elif more_nodes and there.stat().st_dev == Path("/").stat().st_dev:
+            why = "the run waits for nodes that will not see it"
+        else:
+            continue
+        raise UserError(f"{key} is {folder} on this node's disk, and {why}: {remedy}")
+
+
+def blind_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
+    """Those of `nodes` (ids) that do not see what is written into `folder` on this one. Leaves nothing behind."""
+    look = ray.remote(num_cpus=0)(os.path.exists)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=TEMPORARY) as marker:
+        asked = {
+            node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(marker.name)
+            for node in nodes
+        }
+        return [node for node, answer in asked.items() if not _answer(answer)]
+
+
+def _answer(answer: ray.ObjectRef) -> bool:
+    try:
+        return ray.get(answer)
+    except RayError:  # the node went away meanwhile: nothing will run there
+        return True
+
+
+def _local_folders(cfg: RunConfig) -> Iterator[tuple[str, Path, str]]:
+    """(config key, folder, remedy) of all that lies on a local disk."""
+    common = "name an s3:// folder, or one on a file system that all nodes share"
+    for key, uri in (("output_dir", cfg.output_dir), ("cache_dir", cfg.cache_dir or cfg.output_dir)):
+        folder = open_store(uri).local_path()
+        if folder is not None:
+            yield key, folder, common
+    uri = cfg.tracking.uri or ""
+    if cfg.tracking.backend == "mlflow" and uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
+        yield "tracking.uri", database.parent, "name an MLflow server (http://...), or set tracking.backend=jsonl"

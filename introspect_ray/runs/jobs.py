@@ -1,0 +1,202 @@
+"""The jobs behind jobs/*.py: load the config, refuse what is wrong, run, print where the results are."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from introspect_ray.storage.checkpoints import list_names
+from introspect_ray.cli import Arguments
+from introspect_ray.config import RunConfig, load_config, override
+from introspect_ray.errors import AlarmError, UserError
+from introspect_ray.scores.metrics import constant_explainer
+from introspect_ray.runs.preflight import Prepared, check_resume, plan_text, prepare
+from introspect_ray.runs.results import log_files, open_tracker
+from introspect_ray.runs.search_space import Space, load_sweep, trial_config, trial_name
+from introspect_ray.storage.local import Store, check_output, is_remote, open_store, prepare_output
+from introspect_ray.storage.tracking import tracking_uri
+from introspect_ray.storage.tracking_mlflow import check_server
+
+
+def train_job(args: Arguments) -> None:
+    """One run. Raises UserError before anything heavy starts and before anything is written."""
+    cfg = load_config(args.config, args.overrides)
+    prepared = prepare(cfg)
+    tracking = reachable(cfg, args)
+    if args.dry_run:
+        return print_plan([cfg], prepared)
+    if args.resume and open_store(cfg.output_dir).exists("summary.json"):
+        return print(f"already finished: {open_store(cfg.output_dir).join('summary.json')}")
+    from introspect_ray.runs.driver import start_base, train_once
+    from introspect_ray.runs.progress import progress_bar
+
+    with claimed(cfg, args) as store:
+        if args.resume and not list_names(store):
+            print("resume   no checkpoint yet: from step 0", flush=True)
+        base = start_base(cfg, prepared)
+        report_findings(cfg, base)
+        with (
+            open_tracker(cfg, _name(cfg), tracking) as tracker,
+            progress_bar(cfg.steps, _name(cfg)) as on_row,
+        ):
+            summary = train_once(cfg, base, tracker, run_name=_name(cfg), on_row=on_row)
+    print_summaries([summary], "kl_weight")
+    print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracking or 'none'}")
+
+
+def sweep_job(
+    args: Arguments, space: Space, after: Callable[..., None] | None = None, output_dir: str | None = None
+) -> list[dict[str, Any]] | None:
+    """All trials of a one-key sweep, on one set of engines. Raises UserError before anything heavy starts.
+
+    `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after(cfg, base,
+    (tracking uri, parent run id))` runs on the same engines when the trials are done, with the first seed.
+    """
+    defaults = {"output_dir": output_dir or f"runs/sweep_{space.leaf}"}
+    values, seeds, cfg = load_sweep(space, args.config, args.overrides, defaults)
+    trials = [trial_config(cfg, space, value, seed) for value in values for seed in seeds]
+    prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the one that may not fit
+    tracking = reachable(cfg, args)
+    if args.dry_run:
+        return print_plan(trials, prepared)
+    from introspect_ray.runs.driver import start_base
+    from introspect_ray.runs.sweep import run_sweep
+
+    swept = {"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}}
+    with (
+        claimed(cfg, args) as store,
+        open_tracker(cfg, _name(cfg), tracking, params=swept) as parent,
+    ):
+        base = start_base(trials[0], prepared, lora_rank=max(trial.lora_rank for trial in trials))
+        report_findings(cfg, base)
+        from introspect_ray.runs.progress import board_bar
+
+        with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
+            summaries, stopped = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
+            if after and not stopped:
+                after(override(cfg, {"seed": seeds[0]}), base, (tracking, parent.run_id))
+        log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
+        report_sweep(summaries, stopped, space, store)
+    print(f"numbers  {store.join('sweep.json')}\nfigure   {store.join('sweep.png')}\ntracking {tracking or 'none'}")
+    return summaries
+
+
+def evaluate_job(args: Arguments) -> None:
+    """Metrics of eval.policy (default: M0 itself) against M0 on the held-out cases, to evaluation.json."""
+    cfg = load_config(args.config, args.overrides, {"output_dir": "runs/evaluate"})
+    given = cfg.eval.policy or ""
+    if args.overwrite and f"{given}/".startswith(f"{cfg.output_dir.rstrip('/')}/"):
+        raise UserError(f"--overwrite would delete eval.policy={given} with {cfg.output_dir}: give another output_dir")
+    if not is_remote(given):
+        return _evaluate(cfg, cfg, args)
+    with tempfile.TemporaryDirectory() as folder:  # to check it, and to merge an adapter; each engine gets its own
+        try:
+            open_store(given).download_dir("", folder)
+        except FileNotFoundError:
+            raise UserError(f"eval.policy={given}: there is nothing; give the policy/ folder of a run") from None
+        _evaluate(cfg, override(cfg, {"eval.policy": folder}), args)
+
+
+def _evaluate(cfg: RunConfig, local: RunConfig, args: Arguments) -> None:
+    """`local`: the same with eval.policy on this machine."""
+    prepared = prepare(local)
+    check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
+    if args.dry_run:
+        return print_plan([cfg], prepared)
+    from introspect_ray.runs.driver import evaluate_policies
+
+    with claimed(cfg, args, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
+        trained = cfg.eval.policy or cfg.policy
+        result = {"policy": trained, **evaluate_policies(cfg, prepared, local.eval.policy)}
+        store.write_json("evaluation.json", result)
+    print(json.dumps(result, indent=2))
+    print(f"written  {store.join('evaluation.json')}")
+
+
+@contextmanager
+def claimed(cfg: RunConfig, args: Arguments, record: str = "run.json") -> Iterator[Store]:
+    """Ray joined or started, and the output folder ours with the resolved config in its file `record`.
+
+    What can be refused is refused first: nothing is written before the cluster has room for the run. A
+    cluster that was joined stays up; one started here goes with us.
+    """
+    import ray
+
+    from introspect_ray.runs.cluster import connect
+
+    connect(cfg)
+    try:
+        store = prepare_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
+        store.write_json(record, cfg.model_dump(mode="json"))
+        print(f"output   {store.join()}", flush=True)
+        yield store
+    finally:
+        ray.shutdown()
+
+
+def reachable(cfg: RunConfig, args: Arguments) -> str | None:
+    """Check output folder and tracking store without changing either; returns the tracking URI. Raises UserError."""
+    check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
+    if args.resume:
+        check_resume(cfg)
+    if cfg.tracking.backend != "mlflow":
+        return None
+    uri = tracking_uri(cfg.tracking, cfg.output_dir)
+    check_server(uri)
+    return uri
+
+
+def print_plan(trials: Sequence[RunConfig], prepared: Prepared) -> None:
+    """--dry-run: the resolved config, the resource budget and the placement."""
+    print(plan_text(trials[0], len(trials), len(prepared.train), len(prepared.test), prepared.max_model_len))
+
+
+def report_sweep(
+    summaries: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]], space: Space, store: Store
+) -> None:
+    """The table, with a line for each trial that was stopped. Raises AlarmError if any was: the sweep has gaps."""
+    if summaries:
+        print_summaries(summaries, space.leaf)
+    lines = [f"{trial_name(space, row[space.leaf], row['seed'])}: {row['failed']}" for row in stopped]
+    for line in lines:
+        print(f"failed   {line}", flush=True)
+    if lines:
+        raise AlarmError(
+            f"{len(lines)} of {len(summaries) + len(lines)} trials failed, the first is {lines[0]}; the others' "
+            f"results are in {store.join('sweep.json')}, and --resume runs those that failed again"
+        )
+
+
+def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:
+    from introspect_ray.scores.figures import table
+
+    print(table(summaries, key))
+
+
+def report_findings(cfg: RunConfig, base: Any) -> None:
+    """Say what is weak about M0 as a subject before its results are read. Raises AlarmError if alarms.collapse=stop."""
+    from introspect_ray.runs.driver import findings, untrained_scores
+
+    untrained = untrained_scores(base)["explanation"]["orig"]
+    constant, share = constant_explainer(base.m0_test)
+    print(
+        f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}; "
+        f"always saying {constant!r} would score {share:.3f}",
+        flush=True,
+    )
+    weak = findings(base) if cfg.alarms.collapse != "off" else []
+    for finding in weak:
+        print(f"warning: {finding}", file=sys.stderr, flush=True)
+    if weak and cfg.alarms.collapse == "stop":
+        raise AlarmError(
+            f"{'; '.join(map(str, weak))}: too one-sided to train on. Choose another policy, task wording or "
+            "task.answer_prefix, or set alarms.collapse=warn"
+        )
+
+
+def _name(cfg: RunConfig) -> str:
+    return cfg.output_dir.rstrip("/").rsplit("/", 1)[-1]

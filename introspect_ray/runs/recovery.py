@@ -1,0 +1,168 @@
+"""Training that outlives its parts: a new attempt from the last usable checkpoint whenever one fails.
+
+    attempt                          made new for it                        taken over
+    ------------------------------------------------------------------------------------------------------------
+    newest usable checkpoint         training workers, relabeler            engines, all of them up and usable
+    -> Ray Train -> finished         (the old one writes nothing any more)  label table up to the checkpoint's step
+
+An attempt that fails without a later checkpoint than the one before counts; `train.max_failures` of them in a row stop
+the run. Alarms, wrong deliveries and bad input are never tried again. `--resume` is the first attempt of another job.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from introspect_ray.storage.checkpoints import FOLDER, newest_usable, step_of
+from introspect_ray.config import RunConfig
+from introspect_ray.actors.trainer import Trained, WorkerSpec, train_worker
+from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
+from introspect_ray.storage.local import open_store
+from introspect_ray.config.compatibility import trainer_gpus
+
+_STOP_S = 10.0  # for a relabeler to confirm that it writes nothing any more, and for the status board to answer
+
+
+def decide(failures: int, before: int, now: int, limit: int) -> tuple[int, bool]:
+    """After a failed attempt: (failures in a row without progress, whether to go on).
+
+    failures: in a row before this one. before, now: steps of the checkpoints it began with and left behind.
+    """
+    failures = 1 if now > before else failures + 1
+    return failures, failures < limit
+
+
+def train_on(
+    cfg: RunConfig,
+    identity: dict[str, Any],
+    relabeler_of: Callable[[], Any],
+    spec_of: Callable[[Any, str | None], WorkerSpec],
+    status: Any,
+    run_name: str,
+) -> tuple[dict[str, Any], Trained]:
+    """Train to the end. Returns what the relabeler and rank 0 say about the run.
+
+    `relabeler_of` starts a relabeler, `spec_of` makes the workers' spec from it and the checkpoint to go on from.
+    Raises RepeatedFailure, and AlarmError and UserError of any part as themselves.
+    """
+    store, failures = open_store(cfg.output_dir), 0
+    checkpoint = newest_usable(store, identity, _warn)
+    if checkpoint:
+        print(f"resume   from step {step_of(checkpoint)}", flush=True)
+    while True:
+        relabeler = relabeler_of()
+        spec = spec_of(relabeler, checkpoint)
+        try:
+            for note in spec.pool.revive():
+                _warn(note)
+            result = _trainer(cfg, spec).fit()
+            return ray.get(relabeler.finish.remote()), result.return_value
+        except (TrainingFailedError, RayActorError) as error:
+            what = failed_part(error, spec.pool.names())
+        finally:
+            _retire(relabeler)
+        before, checkpoint = step_of(checkpoint), newest_usable(store, identity, _warn)
+        now = step_of(checkpoint)
+        failures, again = decide(failures, before, now, cfg.train.max_failures)
+        where = _progress(status, run_name)
+        if not again:
+            raise RepeatedFailure(
+                f"{what} {where}: {failures} failure(s) in a row without a later checkpoint than that of step {now}. "
+                "Remove the cause and go on with --resume, or set a smaller train.checkpoint_every "
+                f"({cfg.train.checkpoint_every}; 0: none) or a larger train.max_failures ({cfg.train.max_failures})"
+            )
+        _warn(f"{what} {where}: going on from step {now} ({failures} of {cfg.train.max_failures} failures in a row)")
+
+
+def failed_part(error: Exception, engines: Mapping[str, str]) -> str:
+    """One line on what ended an attempt: the part and how it died. An alarm or a user's error is raised as itself.
+
+    From an actor (the relabeler) such an error comes inside Ray's own, as its cause. engines: names by actor id.
+    """
+    failures = (
+        error.worker_failures
+        if isinstance(error, WorkerGroupError)
+        else {None: getattr(error, "controller_failure", error)}
+    )
+    causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
+    named = next((cause for cause in causes.values() if isinstance(cause, AlarmError | UserError)), None)
+    if named:
+        raise named from None
+    # The ranks beside one that died fail in their collectives: the dead one is what happened.
+    for rank, cause in causes.items():
+        if isinstance(getattr(cause, "health_check_failure", None), RayActorError):
+            return f"training worker {rank} died"
+    for rank, cause in causes.items():  # in the training function: it waits for the relabeler and for engines
+        if isinstance(cause, RayActorError):
+            other = "Ray Train's controller" if rank is None else "the relabeler"
+            return f"{engines.get(cause.actor_id, other)} died"
+    rank, cause = next(iter(causes.items()))
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()] or ["no message"]
+    return f"{'training' if rank is None else f'training worker {rank}'} failed ({type(cause).__name__}: {lines[0]})"
+
+
+def _progress(status: Any, run_name: str) -> str:
+    """How far an attempt came, for a message: a board that went with the attempt must not end the run."""
+    try:
+        last = ray.get(status.last.remote(run_name), timeout=_STOP_S)
+    except (RayActorError, GetTimeoutError):
+        return "at a step unknown (the status board is gone)"
+    return "before its first step" if last is None else f"after step {last}"
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def _retire(relabeler: Any) -> None:
+    """End a relabeler such that nothing it still has on its way reaches the label table."""
+    try:
+        for note in ray.get(relabeler.stop.remote(), timeout=_STOP_S):
+            _warn(note)
+    except (RayActorError, GetTimeoutError):
+        pass  # dead already, or stuck: it is killed
+    ray.kill(relabeler)
+
+
+def process_groups(cfg: RunConfig) -> TorchConfig:
+    """The backend of the workers' collectives: NCCL on GPUs, gloo on CPUs, and both where the shards are offloaded:
+    the gradient norm is then summed over ranks on the CPU."""
+    return TorchConfig(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
+
+
+class _Trainer(TorchTrainer):
+    """Without the actor that Ray Train starts each time for Ray Data, which is not used: a second of CPU time a run."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
+
+
+def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
+    """Attempts and checkpoints are ours: Ray's own restarts would keep the old relabeler.
+
+    Only the wait for room stays Ray's (a start that times out is a failure of its controller).
+    """
+    resources = {"CPU": cfg.train.num_cpus, **({"GPU": trainer_gpus(cfg)} if cfg.train.use_gpu else {})}
+    return _Trainer(
+        train_worker,
+        train_loop_config={"spec": spec},
+        torch_config=process_groups(cfg),
+        scaling_config=ScalingConfig(
+            num_workers=cfg.train.num_workers, use_gpu=cfg.train.use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=FOLDER,
+            storage_path=cfg.output_dir,
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=-1 if cfg.wait_for_nodes else 0
+            ),
+        ),
+    )

@@ -1,0 +1,112 @@
+"""What a run leaves: its tracker, summary.json, and the artifacts. Reads and writes stores; no Ray."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from introspect_ray.config import RunConfig
+from introspect_ray.scores.evaluation import summary
+from introspect_ray.scores.figures import training_figure
+from introspect_ray.storage.local import Store, open_store
+from introspect_ray.storage.tracking import JsonlTracker, Tracker, make_tracker
+
+
+def open_tracker(
+    cfg: RunConfig, name: str, uri: str | None, parent_run: str | None = None, params: dict[str, Any] | None = None
+) -> Tracker:
+    """The run's tracker, with its parameters logged; a resumed run goes on in the MLflow run of tracking.json."""
+    store = open_store(cfg.output_dir)
+    before = store.read_json("tracking.json") if store.exists("tracking.json") else {}
+    known = before["run_id"] if before and before["uri"] == uri else None
+    tracker = make_tracker(cfg.tracking, cfg.output_dir, name, uri=uri, parent_run_id=parent_run, run_id=known)
+    if known is None:  # MLflow refuses other values for a parameter, and what a resume may change is no result
+        tracker.log_params(params or cfg.model_dump(mode="json"))
+        store.write_json("tracking.json", {"uri": tracker.uri, "run_id": tracker.run_id})
+    return tracker
+
+
+def run_summary(
+    cfg: RunConfig,
+    cases: tuple[int, int],
+    scores: dict[str, Any],
+    totals: dict[str, Any],
+    rows: list[dict[str, Any]],
+    shared: dict[str, float],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The content of summary.json. What Ray Train took beyond training, labelling, waiting and syncing is set-up.
+
+    cases: numbers of training and held-out cases. totals: of rank 0 and the relabeler, over the run. shared: seconds
+    of what the trials of a sweep share ("setup", "eval"). seconds: of this run ("train", "eval").
+    """
+    waited = sum(totals[part] for part in ("train", "sync", "label", "wait"))
+    consumed = [row["realised_at_consumption"] for row in rows]
+    return summary(
+        cfg,
+        scores,
+        cases={"train": cases[0], "test": cases[1]},
+        labels={
+            "requested_agreement": cfg.supervision.agreement if cfg.supervision.rule == "online" else None,
+            "realised_at_labelling": totals["realised_at_labelling"],
+            "realised_at_consumption": sum(consumed) / len(consumed) if consumed else None,
+            "split_pairs": totals["split_pairs"],
+        },
+        timing={
+            "setup": shared["setup"] + seconds["train"] - waited,
+            "rollout": totals["rollout_s"] + totals["label"],  # by the engines (all actors), by the learner (rank 0)
+            "relabel": totals["relabel_s"],
+            "train": totals["train"],
+            "sync": totals["sync"],
+            "eval": shared["eval"] + seconds["eval"],
+            "total": sum(shared.values()) + sum(seconds.values()),
+        },
+    )
+
+
+def step_rows(store: Store) -> list[dict[str, Any]]:
+    """The run's step metrics from metrics.jsonl, the last row of every step (a resumed run repeats some)."""
+    lines = map(json.loads, store.read_bytes(JsonlTracker.NAME).decode().splitlines())
+    rows = {row["step"]: row for row in lines if "loss" in row}
+    return [rows[step] for step in sorted(rows)]
+
+
+def missing_rows(rows: Sequence[dict[str, Any]], steps: int) -> list[str]:
+    """One line if metrics.jsonl lacks steps of a finished run: a driver that died had rows it never wrote."""
+    gone = sorted(set(range(steps)) - {row["step"] for row in rows})
+    if not gone:
+        return []
+    return [
+        f"metrics.jsonl has {len(rows)} of {steps} steps, without {len(gone)} from step {gone[0]} to {gone[-1]} (lost "
+        "with an earlier driver, or refused): realised_at_consumption and training.png are of the others"
+    ]
+
+
+def track_results(tracker: Tracker, store: Store, out: dict[str, Any], rows: list[dict]) -> None:
+    """Final scores as metrics; summary, label table and the training curves as artifacts."""
+    blocks = ("explanation", "behavior", "disagreement", "labels", "timing_s")
+    tracker.log_metrics(numbers_of({block: out[block] for block in blocks}), out["steps"])
+    if rows:
+        with tempfile.TemporaryDirectory() as folder:
+            training_figure(rows, f"{folder}/training.png")
+            store.write_bytes("training.png", Path(folder, "training.png").read_bytes())
+    log_files(tracker, store, ["summary.json", "details.json", *(["training.png"] if rows else [])])
+    log_files(tracker, store, store.list("labels"), "labels")
+
+
+def log_files(tracker: Tracker, store: Store, names: Sequence[str], folder: str = "") -> None:
+    """Keep files of the store as artifacts of the run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            local = Path(scratch, Path(name).name)
+            local.write_bytes(store.read_bytes(name))
+            tracker.log_artifact(local, folder)
+
+
+def numbers_of(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without what is no single number (confidence intervals): the parts that metrics can hold."""
+    kept = {key: numbers_of(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return {key: value for key, value in kept.items() if not isinstance(value, list | tuple)}

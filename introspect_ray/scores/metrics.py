@@ -1,0 +1,236 @@
+"""Scores of behaviours and explanations (paper §2.3, §B.1, §B.2; SPEC §5). Pure; fractions in 0..1.
+
+"Truth" is E(M0) for Orig and E(M_t) for Self. A prediction of None is an unparseable explanation: it is
+wrong in every score. Undefined scores are None, never NaN. Sequences of one call run over the same
+cases in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from introspect_ray.cases.explanations import all_explanations
+from introspect_ray.records import BehaviorPair, Explanation
+
+Predictions = Sequence[Explanation | None]
+
+MAJORITY = 2 / 3  # a share of one explanation beyond which always giving it is too good an explainer
+NEARLY_ALL = 0.85  # a share beyond which labels count as collapsed: too few cases are left on the other side
+
+# fmt: off
+# Student's t, 97.5 % quantile by degrees of freedom; beyond 30 the normal quantile is within 2.5 %.
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+# fmt: on
+
+
+def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of k successes in n trials; (0, 1), no information, for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    p, zz = k / n, z * z / n
+    centre = p + zz / 2
+    half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
+    return max(0.0, (centre - half) / (1 + zz)), min(1.0, (centre + half) / (1 + zz))
+
+
+def explanation_scores(predicted: Predictions, truth: Sequence[Explanation]) -> dict[str, object]:
+    """Explanation EM (paper eq. 3) and its parts (§B.1) over n >= 1 cases.
+
+    em: both parts right, with its Wilson interval em_ci = [lo, hi]; content: the named label is y(x∖C);
+    changed_f1, unchanged_f1: F1 of either class of *changed?*, None where the class is neither present
+    nor predicted; unparsed: the rate of None. Raises ValueError on no cases or unequal lengths.
+    """
+    n = _same_length(predicted, truth)
+    right = sum(p == t for p, t in zip(predicted, truth, strict=True))
+    return {
+        "em": right / n,
+        "em_ci": list(wilson(right, n)),
+        "content": sum(p is not None and p.content == t.content for p, t in zip(predicted, truth, strict=True)) / n,
+        "changed_f1": _class_f1(predicted, truth, True),
+        "unchanged_f1": _class_f1(predicted, truth, False),
+        "unparsed": sum(p is None for p in predicted) / n,
+    }
+
+
+def _class_f1(predicted: Predictions, truth: Sequence[Explanation], changed: bool) -> float | None:
+    """F1 = 2 TP / (predicted + present) of one class; an unparsed prediction is in no class, so a miss."""
+    hits = sum(p is not None and p.changed == t.changed == changed for p, t in zip(predicted, truth, strict=True))
+    claimed = sum(p is not None and p.changed == changed for p in predicted)
+    present = sum(t.changed == changed for t in truth)
+    return 2 * hits / (claimed + present) if claimed + present else None
+
+
+def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair]) -> dict[str, float]:
+    """Behavior EM (paper eq. 4): em, its components cued and ablated, and the off-format rate of `pairs`.
+
+    off_format is over both answers of each pair. Raises ValueError if the cases are not the same.
+    """
+    n = _same_cases(pairs, m0_pairs)
+    cued = [a.cued == b.cued for a, b in zip(pairs, m0_pairs, strict=True)]
+    ablated = [a.ablated == b.ablated for a, b in zip(pairs, m0_pairs, strict=True)]
+    return {
+        "em": sum(c and a for c, a in zip(cued, ablated, strict=True)) / n,
+        "cued": sum(cued) / n,
+        "ablated": sum(ablated) / n,
+        "off_format": off_format(pairs),
+    }
+
+
+def off_format(pairs: Sequence[BehaviorPair]) -> float:
+    """Share of the answers, two a pair, whose full-vocabulary argmax is no allowed label (SPEC §3). Some pairs."""
+    return sum(p.cued_off_format + p.ablated_off_format for p in pairs) / (2 * len(pairs))
+
+
+def disagreement(
+    predicted: Predictions, self_truth: Sequence[Explanation], orig_truth: Sequence[Explanation]
+) -> dict[str, float | None]:
+    """Where Self > Orig comes from (paper §3.2): the cases where E(M0) != E(M_t).
+
+    fraction: their share of all cases; self, orig, neither: the shares of *them* that the prediction
+    resolves that way (they sum to 1; unparsed is neither), None if there are none.
+    """
+    n = _same_length(predicted, self_truth)
+    _same_length(predicted, orig_truth)
+    split = [(p, s, o) for p, s, o in zip(predicted, self_truth, orig_truth, strict=True) if s != o]
+    if not split:
+        return {"fraction": 0.0, "self": None, "orig": None, "neither": None}
+    to_self, to_orig = sum(p == s for p, s, _ in split), sum(p == o for p, _, o in split)
+    m = len(split)
+    return {"fraction": m / n, "self": to_self / m, "orig": to_orig / m, "neither": (m - to_self - to_orig) / m}
+
+
+def label_histogram(pairs: Sequence[BehaviorPair], labels: Sequence[str]) -> dict[str, int]:
+    """Counts of E over {unchanged, changed} x labels (the 8-label histogram of paper fig. 10), zeros kept.
+
+    Keys "unchanged A", ..., "changed D", in that order. Raises ValueError on a label not in `labels`.
+    """
+    counts = Counter(p.explanation for p in pairs)
+    histogram = {_category(e): counts.pop(e, 0) for e in all_explanations(labels)}
+    if counts:
+        raise ValueError(f"pairs hold categories outside the labels {tuple(labels)}: {sorted(map(_category, counts))}")
+    return histogram
+
+
+def _category(e: Explanation) -> str:
+    return f"{'changed' if e.changed else 'unchanged'} {e.content}"
+
+
+class Finding(NamedTuple):
+    """One thing the collapse check found; str() gives the message.
+
+    Example: ("m0_one_answer", 0.93, "m0: the answer without the cue is C for 56 of 60 cases (93%)").
+    """
+
+    name: str
+    value: float  # the share, or the count, that set it off
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def collapse(m0_pairs: Sequence[BehaviorPair], pairs: Sequence[BehaviorPair] | None = None) -> list[Finding]:
+    """The collapse check (paper §B.2, SPEC §5): one-sided labels of M0, and of M_t where `pairs` is given.
+
+    `category_vanished`: a (changed?, label) category present under M0 that M_t never shows; its `value`
+    is the count under M0. An empty list means that nothing was found.
+    """
+    found = label_collapse(m0_pairs, "m0")
+    if pairs is None:
+        return found
+    found += label_collapse(pairs, "trained")
+    before, now = (Counter(p.explanation for p in group) for group in (m0_pairs, pairs))
+    for category in sorted(set(before) - set(now)):
+        count, name = before[category], _category(category)
+        message = f"trained: {name!r}, {count} of {len(m0_pairs)} cases under M0, does not occur any more"
+        found.append(Finding("category_vanished", float(count), message))
+    return found
+
+
+def label_collapse(pairs: Sequence[BehaviorPair], who: str, limit: float = NEARLY_ALL) -> list[Finding]:
+    """Labels too one-sided to train on or to score: nearly always (un)changed, nearly one answer, or one
+    explanation so often that an explainer who always gives it looks good.
+
+    Names: `<who>_nearly_unchanged`, `<who>_nearly_changed`, `<who>_one_answer` (of y(x∖C), the content),
+    `<who>_one_explanation`.
+    """
+    n, found = len(pairs), []
+    changed = sum(p.explanation.changed for p in pairs)
+    for kind, k in (("unchanged", n - changed), ("changed", changed)):
+        if n and k / n >= limit:
+            message = f"{who}: {k} of {n} answers ({k / n:.0%}) are {kind} when the cue is removed"
+            found.append(Finding(f"{who}_nearly_{kind}", k / n, message))
+    for answer, k in Counter(p.ablated for p in pairs).most_common(1):
+        if k / n >= limit:
+            message = f"{who}: the answer without the cue is {answer} for {k} of {n} cases ({k / n:.0%})"
+            found.append(Finding(f"{who}_one_answer", k / n, message))
+    if n:
+        explanation, share = constant_explainer(pairs)
+        if share >= MAJORITY:
+            message = f"{who}: always saying {explanation!r} would explain {share:.0%} of {n} cases"
+            found.append(Finding(f"{who}_one_explanation", share, message))
+    return found
+
+
+def constant_explainer(pairs: Sequence[BehaviorPair]) -> tuple[str, float]:
+    """(the commonest explanation, its share): what saying nothing else would score. Pairs: at least one."""
+    ((explanation, count),) = Counter(p.explanation for p in pairs).most_common(1)
+    return _category(explanation), count / len(pairs)
+
+
+def gap_interval(
+    predicted: Predictions, self_truth: Sequence[Explanation], orig_truth: Sequence[Explanation], z: float = 1.96
+) -> tuple[float, float, float]:
+    """Self - Orig with a paired interval over cases: (gap, lo, hi), in -1..1.
+
+    Both scores come from the same predictions, so only cases where one is right and the other wrong
+    count: b right by Self only, c by Orig only. Agresti & Min (2005): add 1/2 to each of the four cells, then
+    Wald; it keeps its level with few such cases, where a bootstrap gives a zero width.
+    """
+    n = _same_length(predicted, self_truth)
+    _same_length(predicted, orig_truth)
+    b = sum(p == s != o for p, s, o in zip(predicted, self_truth, orig_truth, strict=True))
+    c = sum(p == o != s for p, s, o in zip(predicted, self_truth, orig_truth, strict=True))
+    total, difference = n + 2, b - c
+    half = z * math.sqrt((b + c + 1) - difference**2 / total) / total
+    return difference / n, max(-1.0, difference / total - half), min(1.0, difference / total + half)
+
+
+class Spread(NamedTuple):
+    """Mean over seeds, sample standard deviation, 95 % t interval; the last three None for one seed."""
+
+    mean: float
+    sd: float | None
+    lo: float | None
+    hi: float | None
+
+
+def over_seeds(values: Sequence[float]) -> Spread:
+    """Mean and spread of one score over seeds, at least one. Raises ValueError on none."""
+    n = len(values)
+    if n == 0:
+        raise ValueError("over_seeds of no values")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Spread(mean, None, None, None)
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = (_T975[n - 2] if n - 2 < len(_T975) else 1.96) * sd / math.sqrt(n)
+    return Spread(mean, sd, mean - half, mean + half)
+
+
+def _same_length(first: Sequence[object], second: Sequence[object]) -> int:
+    if not first or len(first) != len(second):
+        raise ValueError(f"scores need the same cases on both sides, at least one; got {len(first)} and {len(second)}")
+    return len(first)
+
+
+def _same_cases(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair]) -> int:
+    n = _same_length(pairs, m0_pairs)
+    for a, b in zip(pairs, m0_pairs, strict=True):
+        if a.case_id != b.case_id:
+            raise ValueError(f"pairs of different cases compared: {a.case_id!r} against M0's {b.case_id!r}")
+    return n

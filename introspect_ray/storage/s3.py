@@ -1,0 +1,217 @@
+"""The S3 side of storage.py: any S3-compatible service, addressed by s3://bucket/prefix.
+
+boto3 does all of it: it names the server's refusal, follows a bucket to its region, and aborts a
+failed multipart upload (closing a half-written Arrow stream would publish the half). Credentials,
+region and AWS_ENDPOINT_URL come from the environment or profile as usual.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from introspect_ray.errors import UserError
+from introspect_ray.storage.local import JsonFiles, LocalStore, Sink, check_name
+
+_PARALLEL_FILES = 8
+_DELETE_BATCH = 1000  # S3's own limit on one DeleteObjects request
+_REFUSED = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "AuthorizationHeaderMalformed",
+}
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+
+
+@dataclass(frozen=True)
+class S3Store(JsonFiles):
+    """An s3:// prefix. A put is atomic, so readers see whole objects only."""
+
+    uri: str
+
+    @property
+    def bucket(self) -> str:
+        return self.uri.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def root(self) -> str:
+        """Prefix of all keys, "" or ending in a slash."""
+        path = self.uri.removeprefix("s3://").partition("/")[2].strip("/")
+        return f"{path}/" if path else ""
+
+    def join(self, *parts: str) -> str:
+        return "/".join([self.uri, *(part.strip("/") for part in parts if part.strip("/"))])
+
+    def local_path(self, name: str = "") -> Path | None:
+        return None
+
+    def read_bytes(self, name: str) -> bytes:
+        with self._errors(name) as client:
+            return client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+
+    def read_into(self, name: str, target: Sink) -> None:
+        """By boto3's ranged requests, which are repeated one by one where the connection breaks."""
+        with self._errors(name) as client:
+            client.download_fileobj(self.bucket, self._key(name), target)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        with self._errors(name) as client:
+            client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
+
+    def exists(self, name: str) -> bool:
+        try:
+            with self._errors(name) as client:
+                client.head_object(Bucket=self.bucket, Key=self._key(name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> list[str]:
+        with self._errors(prefix):
+            keys = [key for key in self._keys(self._folder(prefix)) if not key.endswith("/")]  # no folder markers
+        return sorted(key.removeprefix(self.root) for key in keys)
+
+    def delete_prefix(self, prefix: str = "") -> int:
+        with self._errors(prefix) as client:
+            found = list(self._keys(self._folder(prefix)))
+            if prefix and self.exists(prefix):
+                found.append(self._key(prefix))
+            for start in range(0, len(found), _DELETE_BATCH):
+                objects = [{"Key": key} for key in found[start : start + _DELETE_BATCH]]
+                done = client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
+                if done.get("Errors"):
+                    first = done["Errors"][0]
+                    raise UserError(
+                        f"cannot delete {len(done['Errors'])} of {len(found)} objects in {self.join(prefix)} "
+                        f"({first.get('Code')}): the credentials need s3:DeleteObject"
+                    )
+        return sum(not key.endswith("/") for key in found)
+
+    def upload_dir(self, local: str | Path, prefix: str = "") -> int:
+        source = LocalStore(str(Path(local).absolute()))
+
+        def upload(name: str) -> None:
+            target = f"{prefix.strip('/')}/{name}".lstrip("/")
+            with self._errors(target) as client:
+                client.upload_file(str(source.local_path(name)), self.bucket, self._key(target))
+
+        return _parallel(upload, source.list())
+
+    def download_dir(self, prefix: str, local: str | Path) -> int:
+        folder = self._folder(prefix).removeprefix(self.root)
+
+        def download(name: str) -> None:
+            target = Path(local) / name.removeprefix(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self._errors(name) as client:
+                client.download_file(self.bucket, self._key(name), str(target))
+
+        count = _parallel(download, self.list(prefix))
+        if not count:
+            raise FileNotFoundError(f"no files in {self.join(prefix)}")
+        return count
+
+    def check_writable(self) -> None:
+        """Lists, then starts and aborts a multipart upload: that needs the rights of a put and makes no object."""
+        name = ".write-check"
+        with self._errors(name) as client:
+            client.list_objects_v2(Bucket=self.bucket, Prefix=self.root, MaxKeys=1)  # some servers make absent buckets
+            upload = client.create_multipart_upload(Bucket=self.bucket, Key=self._key(name))
+            client.abort_multipart_upload(Bucket=self.bucket, Key=self._key(name), UploadId=upload["UploadId"])
+
+    def _key(self, name: str) -> str:
+        return self.root + check_name(name)
+
+    def _folder(self, prefix: str) -> str:
+        return f"{self._key(prefix.strip('/'))}/" if prefix.strip("/") else self.root
+
+    def _keys(self, folder: str) -> Iterator[str]:
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=folder)
+        return (item["Key"] for page in pages for item in page.get("Contents", []))
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[Any]:
+        """Yields the client; turns what S3 refuses into FileNotFoundError, UserError with a remedy, or OSError."""
+        import botocore.exceptions as boto
+        from boto3.exceptions import RetriesExceededError, S3UploadFailedError
+        from s3transfer.exceptions import RetriesExceededError as BrokenOff
+
+        try:
+            yield _client()
+        except S3UploadFailedError as error:  # hides the refusal's code in its context
+            raise self._explain(error.__context__ or error, name) from None
+        except (RetriesExceededError, BrokenOff) as error:  # of a download, again and again
+            raise self._explain(error.last_exception, name) from None
+        except (boto.BotoCoreError, boto.ClientError) as error:
+            raise self._explain(error, name) from None
+
+    def _explain(self, error: BaseException, name: str) -> Exception:
+        import botocore.exceptions as boto
+
+        where = f"storage {self.uri}"
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.ProfileNotFound):
+            return UserError(
+                f"{where}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+            )
+        if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
+            return UserError(f"{where}: cannot reach {endpoint}: check the network and AWS_ENDPOINT_URL")
+        if isinstance(error, boto.ParamValidationError):
+            return UserError(f"{where}: not a valid S3 location (s3://bucket/prefix): {' '.join(str(error).split())}")
+        code = error.response["Error"].get("Code", "") if isinstance(error, boto.ClientError) else ""
+        if code in _MISSING:
+            return FileNotFoundError(f"no object {self.join(name)}")
+        if code in _REFUSED:
+            return UserError(
+                f"{where}: {endpoint} refused the credentials ({code}): "
+                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        if code == "NoSuchBucket":
+            return UserError(
+                f"{where}: bucket {self.bucket!r} does not exist at {endpoint}: create it, or check AWS_ENDPOINT_URL"
+            )
+        if code in ("AccessDenied", "403"):
+            return UserError(
+                f"{where}: access denied ({_operation(error)}): the credentials need s3:ListBucket, s3:GetObject, "
+                "s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload here"
+            )
+        return OSError(f"{where}: {' '.join(str(error).split())}")
+
+
+def _operation(error: BaseException) -> str:
+    return getattr(error, "operation_name", "request")
+
+
+def _parallel(work: Any, names: list[str]) -> int:
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+        return len(list(pool.map(work, names)))  # list(): raise the first failure here
+
+
+def _client() -> Any:
+    """The client for the current environment (a changed AWS_* variable makes a new one)."""
+    return _make_client(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+
+
+@functools.lru_cache(maxsize=4)
+def _make_client(environment: tuple[tuple[str, str], ...]) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    region = dict(environment).get("AWS_REGION") or dict(environment).get("AWS_DEFAULT_REGION")
+    config = Config(
+        connect_timeout=5,
+        retries={"mode": "standard", "total_max_attempts": 4},
+        max_pool_connections=4 * _PARALLEL_FILES,
+        request_checksum_calculation="when_required",  # S3-compatible services often lack the newer checksums
+        response_checksum_validation="when_required",
+    )
+    # A session of its own: boto3's default one caches the credentials it saw first.
+    return boto3.session.Session().client("s3", region_name=region, config=config)

@@ -1,0 +1,235 @@
+"""Where a run's parameters, metrics and artifacts go: always <output_dir>/metrics.jsonl, and MLflow besides.
+
+MLflow is used through MlflowClient only, imported when the first run is opened (about 2.5 s), and written
+in batches (one call takes 30-100 ms). Its store and experiment are created once, by the driver:
+several writers on a cold SQLite store race in its migration.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from introspect_ray.config import TrackingConfig
+from introspect_ray.errors import UserError
+from introspect_ray.storage.local import is_remote, open_store
+
+Status = Literal["FINISHED", "FAILED"]
+
+
+class Tracker(Protocol):
+    """One run's record. As a context manager it closes itself: FAILED if the body raised."""
+
+    uri: str | None  # MLflow tracking URI and run id, for children and for the summary; None without MLflow
+    run_id: str | None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Parameters, nested ones under dotted names. Call it once a run."""
+        ...
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Numbers of one step, nested ones under dotted names. None is skipped. Raises ValueError for NaN or
+        infinity and TypeError for what is no number, naming key and step."""
+        ...
+
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
+        """Keep a copy of a file or folder."""
+        ...
+
+    def flush(self, *, final: bool = True) -> None:
+        """Write what is buffered. Not final: what a server refuses may wait for the next time."""
+        ...
+
+    def close(self, status: Status = "FINISHED") -> None:
+        """Write what is buffered and end the run. A second call does nothing."""
+        ...
+
+    def __enter__(self) -> Tracker: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def make_tracker(
+    tracking: TrackingConfig,
+    output_dir: str,
+    run_name: str,
+    *,
+    uri: str | None = None,
+    parent_run_id: str | None = None,
+    run_id: str | None = None,
+) -> Tracker:
+    """The tracker of one run: metrics.jsonl always; params.json and artifacts too unless the backend is "none".
+
+    `uri` overrides tracking.uri (a trial writes into its parent's store); `run_id` continues a run.
+    Raises UserError if MLflow cannot be reached.
+    """
+    if tracking.backend != "mlflow":
+        return JsonlTracker(output_dir, metrics_only=tracking.backend == "none")
+    from introspect_ray.storage.tracking_mlflow import open_run
+
+    where = uri or tracking_uri(tracking, output_dir)
+    mlflow = open_run(where, tracking.experiment, run_name, parent_run_id=parent_run_id, run_id=run_id)
+    return CompositeTracker(JsonlTracker(output_dir, artifacts=False), mlflow)
+
+
+def tracking_uri(tracking: TrackingConfig, output_dir: str) -> str:
+    """The MLflow URI of a run: tracking.uri, else an SQLite store in the output folder; SQLite paths made absolute.
+
+    Raises UserError for an SQLite store on S3.
+    """
+    if tracking.uri is None:
+        if is_remote(output_dir):
+            raise UserError(
+                f"tracking: MLflow's SQLite store cannot lie in {output_dir}: set tracking.uri to an MLflow server "
+                "or a local sqlite:/// path, or tracking.backend=jsonl"
+            )
+        return f"sqlite:///{Path(output_dir).expanduser().absolute() / 'mlflow.db'}"
+    prefix = "sqlite:///"
+    if tracking.uri.startswith(prefix):  # workers have other working folders
+        return prefix + str(Path(tracking.uri.removeprefix(prefix)).expanduser().absolute())
+    return tracking.uri
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names. Example: {"a": {"b": 1}, "c": 2} -> {"a.b": 1, "c": 2}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def numbers(metrics: Mapping[str, Any], step: int) -> dict[str, float]:
+    """The metrics to log: flat, without None. Raises ValueError for NaN and infinity, TypeError for non-numbers."""
+    out: dict[str, float] = {}
+    for key, value in flatten(metrics).items():
+        if value is None:
+            continue
+        if not isinstance(value, int | float):
+            raise TypeError(f"metric {key!r} at step {step} is {type(value).__name__} {value!r}, not a number")
+        if not math.isfinite(value):
+            raise ValueError(f"metric {key!r} at step {step} is {value}: the run has diverged or a count was zero")
+        out[key] = value
+    return out
+
+
+class _Closing:
+    """Context manager of every tracker."""
+
+    uri: str | None = None
+    run_id: str | None = None
+
+    def __enter__(self: Any) -> Any:
+        return self
+
+    def __exit__(self: Any, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close("FINISHED")
+            return
+        try:
+            self.close("FAILED")
+        except Exception as second:  # the body's error is the one to see
+            error.add_note(f"closing the tracker failed too: {second}")
+
+
+class JsonlTracker(_Closing):
+    """metrics.jsonl (a row a call, with "step"), params.json and artifacts/ in the output folder.
+
+    Locally every row is on disk at once. S3 has no append: there the object is rewritten each time it
+    has grown by a tenth (at least 50 rows), so the bytes sent stay about ten times its size, at a flush and at close.
+    """
+
+    NAME = "metrics.jsonl"
+
+    def __init__(self, output_dir: str, *, metrics_only: bool = False, artifacts: bool = True) -> None:
+        self._store = open_store(output_dir)
+        self._params, self._artifacts = not metrics_only, artifacts and not metrics_only
+        path = self._store.local_path(self.NAME)
+        self._rows: list[str] = []  # of the object on S3; a local file is appended to
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        elif self._store.exists(self.NAME):
+            self._rows = self._store.read_bytes(self.NAME).decode().splitlines(keepends=True)
+        self._sent = len(self._rows)
+        self._file = path.open("a", encoding="utf-8", buffering=1) if path is not None else None  # by line
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        if self._params:
+            self._store.write_json("params.json", flatten(params))
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        row = json.dumps({"step": step, **numbers(metrics, step)}, ensure_ascii=False) + "\n"
+        if self._file is not None:
+            self._file.write(row)
+            return
+        self._rows.append(row)
+        if len(self._rows) - self._sent >= max(50, self._sent // 10):
+            self._send()
+
+    def _send(self) -> None:
+        self._store.write_bytes(self.NAME, "".join(self._rows).encode())
+        self._sent = len(self._rows)
+
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
+        if not self._artifacts:
+            return
+        path, prefix = Path(path), "/".join(filter(None, ["artifacts", folder.strip("/")]))
+        local = self._store.local_path(prefix)
+        if path.is_dir():
+            self._store.upload_dir(path, f"{prefix}/{path.name}")
+        elif local is not None:  # without reading it into memory
+            local.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, local / path.name)
+        else:
+            self._store.write_bytes(f"{prefix}/{path.name}", path.read_bytes())
+
+    def flush(self, *, final: bool = True) -> None:
+        if self._file is None and len(self._rows) > self._sent:
+            self._send()
+
+    def close(self, status: Status = "FINISHED") -> None:
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+
+
+class CompositeTracker(_Closing):
+    """Several trackers as one; all are closed even if one fails."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
+        self.uri = next((t.uri for t in trackers if t.uri), None)
+        self.run_id = next((t.run_id for t in trackers if t.run_id), None)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.log_params(params)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.log_metrics(metrics, step)
+
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
+        for tracker in self._trackers:
+            tracker.log_artifact(path, folder)
+
+    def flush(self, *, final: bool = True) -> None:
+        for tracker in self._trackers:
+            tracker.flush(final=final)
+
+    def close(self, status: Status = "FINISHED") -> None:
+        errors = []
+        for tracker in self._trackers:
+            try:
+                tracker.close(status)
+            except Exception as error:  # the others are to be closed first
+                errors.append(error)
+        if errors:
+            raise errors[0]

@@ -1,0 +1,182 @@
+"""FSDP2 around a TreeModel: building, gathering and checkpointing it, for one process as for many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from introspect_ray.config import RunConfig
+from introspect_ray.errors import UserError
+from introspect_ray.policy import add_lora, load_model
+from introspect_ray.train.attention import choose_attention
+from introspect_ray.train.model import TreeModel
+from introspect_ray.train.packing import placeholder
+from introspect_ray.train.supported import check_architecture
+
+# A frozen LoRA base is neither saved nor loaded: it is the policy folder.
+CHECKPOINT = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+def build_module(
+    cfg: RunConfig, path: str, device: torch.device, world_size: int, longest: int
+) -> tuple[TreeModel, bool]:
+    """The trainable policy on `device`, and whether FSDP2 shards it (torch.distributed with ranks, or a GPU).
+
+    Trained weights are float32 masters; a frozen LoRA base keeps the compute type. Weights are cast after
+    sharding, so the float32 copy of a large model never exists in one place. `longest`: tokens, see
+    check_architecture. Raises UserError for train.offload in a single process without torch.distributed.
+    """
+    compute = getattr(torch, cfg.train.dtype)
+    # Loaded in its type, not cast to it: model.to(bfloat16) would round the rotary frequencies as well.
+    attention = choose_attention(cfg.train.attention, device)
+    model = load_model(path, compute if cfg.method == "lora" else "auto", attention)
+    check_architecture(model.config, longest, attention)
+    if cfg.train.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if cfg.method == "lora":
+        model = add_lora(model, cfg.lora_rank, cfg.seed)
+        if cfg.train.activation_checkpointing:
+            model.enable_input_require_grads()
+    module = TreeModel(model, compute)
+    sharded = dist.is_initialized() and (world_size > 1 or device.type == "cuda")
+    if sharded:
+        _shard(module, device, world_size, compute, cfg.train.offload)
+    elif cfg.train.offload:
+        raise UserError(
+            "train.offload=true is FSDP2's: call torch.distributed.init_process_group first, or leave it out"
+        )
+    else:
+        module.to(device)
+    if cfg.method == "full":
+        module.float()  # PEFT makes adapters float32 by itself
+        if not sharded:
+            _spare_head_gradients(module)
+    if sharded and cfg.train.reference == "live":
+        # FSDP notes in its first forward which weights are trained; in M0's, with the adapters off, none is.
+        with torch.no_grad():
+            module(placeholder())
+        module.reshard()
+    return module, sharded
+
+
+def _spare_head_gradients(module: TreeModel) -> None:
+    """Keep one gradient of the head's size, where autograd would make up to three at a time."""
+    module.head_gradient_in_place = True
+    embeddings = module.causal_lm.get_input_embeddings()
+    if embeddings.weight is module.output_head.weight_VH:
+        embeddings.sparse = True  # its rows are added to the head's gradient, which is there first
+
+
+def _shard(module: TreeModel, device: torch.device, world_size: int, compute: torch.dtype, offload: bool) -> None:
+    """fully_shard each decoder layer, then the root with the embeddings, final norm and output head."""
+    mesh = dist.init_device_mesh(device.type, (world_size,))
+    # No cast of inputs: what comes from the embeddings has the type already, and to look for more FSDP would rebuild
+    # every tree of a batch, token by token.
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    where = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
+    for layer in module.causal_lm.get_decoder().layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=where)
+    fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=where)
+    register_fsdp_forward_method(module, "reference_rows")
+
+
+def full_value(value: Tensor) -> Tensor:
+    """A DTensor gathered from all ranks (collective), on its mesh's device though its shards may be offloaded; any
+    other tensor as it is."""
+    return value.to(value.device_mesh.device_type).full_tensor() if isinstance(value, DTensor) else value
+
+
+def full_state(module: TreeModel, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor] | None:
+    """The policy's (or its adapter's) state as CPU tensors of `dtype`, gathered one at a time. Collective.
+
+    Tied tensors appear under every name and share memory. None unless `keep`.
+    """
+    state: dict[str, Tensor] = {}
+    gathered: dict[int, Tensor] = {}
+    for name, value in _named_state(module.model).items():
+        key = id(value)
+        if key not in gathered:
+            full = full_value(value.detach())
+            wanted = full.to("cpu", _sent_as(full, dtype)) if keep else full[:0]
+            # a copy: the next optimizer step writes into the module's own memory
+            gathered[key] = wanted.clone() if wanted.data_ptr() == full.data_ptr() else wanted
+        state[name] = gathered[key]
+    return state if keep else None
+
+
+def describe_state(module: TreeModel, dtype: torch.dtype) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Name, type and whole shape of what `stream_state` yields, in its order; a DTensor knows its whole shape."""
+    return [(name, _sent_as(value, dtype), tuple(value.shape)) for name, value in _named_state(module.model).items()]
+
+
+@torch.no_grad()
+def stream_state(module: TreeModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The policy's state on this rank's device, gathered one at a time; tied tensors come under every name.
+
+    Collective: all ranks exhaust it.
+    """
+    for name, value in _named_state(module.model).items():
+        yield name, full_value(value.detach()).to(_sent_as(value, dtype))
+
+
+def _sent_as(value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if value.is_floating_point() else value.dtype
+
+
+def _named_state(model: nn.Module) -> dict[str, Tensor]:
+    """keep_vars: tied weights are one object under two names."""
+    if not hasattr(model, "peft_config"):
+        return model.state_dict(keep_vars=True)
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
+
+
+def adapter_config(module: TreeModel) -> dict[str, object]:
+    """PEFT's adapter_config.json as plain values, sorted where PEFT keeps sets."""
+    config: dict[str, Any] = module.model.peft_config["default"].to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def save_checkpoint(
+    folder: str, module: TreeModel, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None
+) -> Future[Any]:
+    """Model (trained weights) and optimizer state of this rank into `folder`. Collective.
+
+    Returns once the state is copied, so training may go on; the future ends when it is written. `group`: of all ranks
+    on gloo, for the writing's own collectives beside those of training; None for a single process.
+    """
+    model_state, optimizer_state = get_state_dict(module, optimizer, options=CHECKPOINT)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    written = dcp.async_save(state, checkpoint_id=folder, process_group=group, no_dist=group is None)
+    assert isinstance(written, Future)  # the default stager copies before it returns
+    return written
+
+
+def load_checkpoint(folder: str, module: TreeModel, optimizer: torch.optim.Optimizer) -> None:
+    """Restore what save_checkpoint wrote, in place. Collective."""
+    model_state, optimizer_state = get_state_dict(module, optimizer, options=CHECKPOINT)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    dcp.load(state, checkpoint_id=folder)
+    set_state_dict(
+        module,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=CHECKPOINT,
+    )

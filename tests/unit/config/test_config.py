@@ -1,0 +1,72 @@
+"""Layers of the configuration, and every config file that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from introspect_ray.cli import parse, parse_override
+from introspect_ray.config import RunConfig, field_names, load_config
+from introspect_ray.errors import UserError
+
+REPO = Path(__file__).parents[3]
+SHIPPED = [
+    *REPO.glob("introspect_ray/config/presets/*.yaml"),
+    *REPO.glob("docs/*.yaml"),
+    REPO / "cluster" / "h100.yaml",
+]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_config_loads(file):
+    load_config(str(file), {})
+
+
+def test_later_layers_win(tmp_path):
+    """Defaults < preset of the task < a job's defaults < file < overrides; a section is merged, not replaced."""
+    (tmp_path / "mine.yaml").write_text("steps: 7\nkl_weight: 3\nsupervision: {agreement: 0.9}\n")
+    cfg = load_config(str(tmp_path / "mine.yaml"), {"kl_weight": 5, "supervision.rule": "online"})
+    assert (cfg.batch_size, cfg.steps, cfg.kl_weight) == (32, 7, 5)  # preset, file, override
+    assert (cfg.supervision.rule, cfg.supervision.agreement) == ("online", 0.9)
+    job = load_config(str(tmp_path / "mine.yaml"), {"kl_weight": 5}, {"batch_size": 6, "steps": 6, "kl_weight": 6})
+    assert (job.batch_size, job.steps, job.kl_weight) == (6, 7, 5)
+    assert load_config(None, {"task.name": "jsonl", "task.path": "x"}).learning_rate == 1e-5  # no preset: the default
+
+
+def test_the_contract_of_override_names():
+    """The names that outsiders may rely on."""
+    contract = (
+        "output_dir policy task.name task.path kl_weight learning_rate steps batch_size seed lag method lora_rank "
+        "supervision.rule supervision.agreement supervision.mixing_ratio rollout.engine rollout.num_actors "
+        "train.num_workers tracking.uri"
+    )
+    assert set(contract.split()) <= set(field_names())
+    assert RunConfig().train.use_gpu is False  # any task runs on a machine without a GPU unless told otherwise
+    assert load_config(None, {"task.name": "hint_mmlu"}).train.use_gpu is False
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a=1e-5", 1e-5), ("a=[0,1e-3,1]", [0, 1e-3, 1]), ("a=null", None), ("a=true", True), ("a=runs/x", "runs/x")],
+)
+def test_override_values(text, value):
+    """YAML 1.1 reads 1e-5 as a string; a list of such strings would sort as text."""
+    assert parse_override(text) == ("a", value)
+
+
+@pytest.mark.parametrize("overrides", [["kl_weight=1", "kl_weight.x=1"], ["task=organism", "task.path=x"], ["=1"]])
+def test_contradicting_overrides_are_refused(overrides):
+    with pytest.raises(UserError):
+        load_config(None, parse("job", overrides).overrides)
+
+
+def test_a_policy_given_by_a_relative_path_is_the_same_for_workers_elsewhere(tmp_path, monkeypatch):
+    """Ray's workers run in folders of their own; names of bundled and hub policies are no paths, whatever lies here."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "organism"):
+        (tmp_path / name).mkdir()
+    cfg = load_config(None, {"policy": "mine", "supervision.second_policy": "organism:second"})
+    assert cfg.policy == str(tmp_path / "mine") and cfg.supervision.second_policy == "organism:second"
+    assert load_config(None, {}).policy == "organism"
+    assert load_config(None, {"policy": "Qwen/Qwen3-8B"}).policy == "Qwen/Qwen3-8B"

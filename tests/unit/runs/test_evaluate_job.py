@@ -1,0 +1,77 @@
+"""jobs/evaluate.py before its engines start: what is refused, and what the engines of any node are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from introspect_ray.cli import parse
+from introspect_ray.config import RunConfig, override
+from introspect_ray.runs.driver import _served
+from introspect_ray.runs.jobs import evaluate_job
+from introspect_ray.actors.rollout import _on_this_node
+from introspect_ray.errors import UserError
+from introspect_ray.policy import add_lora, load_model, load_saved, resolve_policy
+from introspect_ray.storage.local import open_store
+
+M0 = resolve_policy("organism")
+
+
+def refused(*args: str) -> str:
+    with pytest.raises(UserError) as caught:
+        evaluate_job(parse("evaluate", [*args]))
+    return str(caught.value)
+
+
+def test_an_s3_folder_that_holds_nothing(s3_env, tmp_path):
+    said = refused(f"output_dir={tmp_path / 'out'}", f"eval.policy={s3_env}/mistyped")
+    assert said == f"eval.policy={s3_env}/mistyped: there is nothing; give the policy/ folder of a run"
+    assert not (tmp_path / "out").exists()
+
+
+def test_overwrite_does_not_delete_the_policy_to_evaluate(tmp_path):
+    run = tmp_path / "run"
+    (run / "policy").mkdir(parents=True)
+    assert "--overwrite would delete" in refused(f"output_dir={run}", f"eval.policy={run / 'policy'}", "--overwrite")
+    assert "has no config.json" in refused(f"output_dir={tmp_path / 'ru'}", f"eval.policy={run / 'policy'}")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, torch.Tensor]:
+    """(a PEFT folder, the name of a weight it changes, that weight with α / r · BA = BA added)."""
+    model = add_lora(load_model(M0), 4)
+    name, layer = next((n, m) for n, m in model.named_modules() if hasattr(m, "lora_B"))
+    with torch.no_grad():
+        layer.lora_B["default"].weight.fill_(0.25)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    change = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    plain = f"{name.removeprefix('base_model.model.')}.weight"
+    return folder, plain, (layer.base_layer.weight + change).detach()
+
+
+def test_a_merged_adapter_is_had_through_the_cache_by_any_node(s3_env, adapter):
+    """Nothing of it is on this machine's disk while the engines fetch it, nor in the cache afterwards."""
+    folder, name, expected = adapter
+    cfg, prepared = RunConfig(), SimpleNamespace(policy_path=M0, cache_uri=f"{s3_env}/cache")
+    with _served(override(cfg, {"eval.policy": f"{s3_env}/policy"}), prepared, str(folder)) as uri:
+        assert uri.startswith(f"{s3_env}/cache/evaluated/")
+        with _on_this_node(uri) as local:
+            tensors, _ = load_saved(local)
+        assert not Path(local).exists()
+    torch.testing.assert_close(tensors[name], expected)
+    assert not open_store(f"{s3_env}/cache").list()
+
+
+def test_a_whole_policy_is_served_from_where_it_is(s3_env, tmp_path):
+    cfg = override(RunConfig(), {"eval.policy": f"{s3_env}/policy"})
+    with _served(cfg, SimpleNamespace(), M0) as name:
+        assert name == f"{s3_env}/policy"
+    with _served(RunConfig(), SimpleNamespace(), None) as name:
+        assert name == "organism"
+    open_store(s3_env).upload_dir(M0, "policy")
+    with _on_this_node(f"{s3_env}/policy") as local:
+        assert load_saved(local)[0].keys() == load_saved(M0)[0].keys()
