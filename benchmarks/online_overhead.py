@@ -56,7 +56,7 @@ def measure(policy: str, flat: dict[str, Any]) -> dict[str, dict[str, float]]:
     from introspect_ray.runs.driver import start_base, train_once
     from introspect_ray.runs.preflight import prepare
     from introspect_ray.runs.results import open_tracker, step_rows
-    from introspect_ray.storage.local import open_store
+    from introspect_ray.storage import open_store
 
     with tempfile.TemporaryDirectory() as scratch:
         flat = {**flat, "policy": policy, "tracking.backend": "none", "output_dir": f"{scratch}/base"}

@@ -31,7 +31,7 @@ def measure_labels(count: int) -> dict[str, float]:
     from introspect_ray.config import RunConfig, override
     from introspect_ray.labels.audit import audit
     from introspect_ray.labels.store import LabelWriter, count_labels
-    from introspect_ray.storage.local import open_store
+    from introspect_ray.storage import open_store
 
     online = {"supervision.rule": "online", "supervision.agreement": 0.8}
     cfg = override(RunConfig(), {"steps": count // BATCH, "batch_size": BATCH, **online})

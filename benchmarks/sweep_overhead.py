@@ -61,7 +61,7 @@ def trial_parts(trial: Path) -> dict[str, float]:
     from mlflow import MlflowClient
 
     from introspect_ray.runs.results import step_rows
-    from introspect_ray.storage.local import open_store
+    from introspect_ray.storage import open_store
 
     store = open_store(str(trial))
     timing, tracking = store.read_json("details.json")["timing_s"], store.read_json("tracking.json")

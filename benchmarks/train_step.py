@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from benchmarks import trl_trainer
 from benchmarks.common import Clock, child, make_cases, make_labels, make_pairs, parser, policy_folder, report, run_main
 from introspect_ray.config import RunConfig, override
-from introspect_ray.labels.rules import step_plan
 from introspect_ray.policy import load_model
 from introspect_ray.records import Label, TokenizedCase
+from introspect_ray.schedule import step_plan
 from introspect_ray.train.learner import Learner
 from introspect_ray.train.reference import build_reference
 

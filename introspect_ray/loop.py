@@ -26,95 +26,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from introspect_ray.config import RunConfig
-from introspect_ray.labels.alarms import check_step, stop_on
-from introspect_ray.labels.rules import step_plan
-from introspect_ray.records import BehaviorPair, Label, StepMetrics, TokenizedCase
+from introspect_ray.config.compatibility import learner_labels
+from introspect_ray.labels.alarms import check_step, engine_gap, stop_on
+from introspect_ray.records import BehaviorPair, StepLabels, StepMetrics, TokenizedCase
+from introspect_ray.schedule import label_version, step_plan, steps_of_version
 
-if TYPE_CHECKING:  # torch is the trainer's alone; the relabeler and the drivers start without it
+if TYPE_CHECKING:  # torch and Ray are the training worker's
+    from introspect_ray.actors.supply import Conductor, Supply
     from introspect_ray.train.learner import Learner
-
-T = TypeVar("T")
-
-
-def label_version(step: int, lag: int, sync_every: int) -> int:
-    """Weight version that labels of `step` are made with. Example: step 7, lag 1, sync_every 4 -> 4."""
-    return max(0, step - lag) // sync_every * sync_every
-
-
-def steps_of_version(version: int, cfg: RunConfig) -> list[int]:
-    """The training steps whose labels come from `version`; all that may be requested once it is delivered."""
-    last = min(cfg.steps, version + cfg.lag + cfg.rollout.sync_every)
-    first = 0 if version == 0 else version + cfg.lag
-    return [t for t in range(first, last) if label_version(t, cfg.lag, cfg.rollout.sync_every) == version]
-
-
-def deal(items: Sequence[T], size: int, engines: int, first: int) -> list[tuple[int, Sequence[T]]]:
-    """(engine, group) of each group of `size` items: dealt out in turn, beginning at engine `first`.
-
-    Example: abc in groups of 2 to 2 engines, first 1 -> [(1, ab), (0, c)].
-    """
-    groups = [items[i : i + size] for i in range(0, len(items), size)]
-    return [((first + i) % engines, group) for i, group in enumerate(groups)]
-
-
-def learner_labels(cfg: RunConfig) -> bool:
-    """Whether the training workers label, on their own weights, instead of the engines."""
-    return cfg.supervision.rule == "online" and cfg.rollout.engine == "learner"
-
-
-@dataclass(frozen=True)
-class StepLabels:
-    """One rank's labels of a step, with what the relabeler measured on the whole step.
-
-    `pairs` are the behaviour pairs the labels were made from, of this rank's shard (empty if fixed).
-    """
-
-    labels: Sequence[Label]
-    pairs: Sequence[BehaviorPair]
-    realised_agreement: float | None  # share of the step's labels equal to E of their pair
-    off_format: float | None  # share of the step's answers whose likeliest token is no allowed label
-    prefix_hit_rate: float | None  # share of the prompt tokens that the engines had in their prefix cache
-    rollout_s: float  # of the engines
-    rollout_idle_s: float
-    relabeler_idle_s: float
-
-
-class Supply(Protocol):
-    """Where labels come from: engines and relabeler behind one door."""
-
-    def publish(self, learner: Learner, version: int, probe: TokenizedCase) -> None:
-        """Start delivering the learner's weights as `version`; labels of it are refused unless the engine that made
-        them confirms it, by the probe among others. Collective: every rank calls it."""
-        ...
-
-    def request(self, step: int, version: int) -> None:
-        """Start making the labels of `step` with `version`. Never waits."""
-        ...
-
-    def offer(self, step: int, version: int, pairs: Sequence[BehaviorPair]) -> None:
-        """This rank's pairs of `step` (rank, rank + world, ... of its plan), made by the learner with `version`; the
-        labels of `step` are made when every rank has offered its own. Never waits."""
-        ...
-
-    def fetch(self, step: int) -> StepLabels:
-        """This rank's labels of `step`; waits for them. Raises what went wrong while making them."""
-        ...
-
-    def pending(self) -> list[Label]:
-        """All labels requested so far and not consumed: they belong to a checkpoint."""
-        ...
-
-
-class Conductor(Protocol):
-    """What the loop tells the outside: metrics and checkpoints."""
-
-    def report(self, metrics: StepMetrics) -> None: ...
-
-    def checkpoint(self, step: int, learner: Learner, pending: Sequence[Label]) -> None: ...
 
 
 def run(
@@ -182,21 +104,6 @@ def _start_labels(
     if rank == 0:
         for later in due:
             supply.request(later, version=step if online else 0)
-
-
-def worst_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Largest |ours - theirs|; NaN if any is NaN (`max` alone would pass over it)."""
-    gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-    return max(gaps, key=lambda gap: (gap != gap, gap))
-
-
-def engine_gap(
-    pairs: Sequence[BehaviorPair], logprobs: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
-) -> float | None:
-    """Largest |trainer - engine| label logprob (nats) over the pairs; None without pairs."""
-    ours = [value for pair in pairs for side in logprobs[pair.case_id] for value in side]
-    theirs = [value for pair in pairs for side in (pair.cued_logprobs, pair.ablated_logprobs) for value in side]
-    return worst_gap(ours, theirs) if pairs else None
 
 
 def _metrics(

@@ -48,6 +48,16 @@ def resolve_policy(name: str, cache: str | None = None) -> str:
     return _download(name)
 
 
+def local_policy(name: str) -> str:
+    """The folder of a policy on this machine; hub downloads and conversions are kept per user, not per run.
+
+    Every process that needs a policy asks for it by name, since nodes of a cluster have disks of their own.
+    """
+    path = resolve_policy(name, str(Path.home() / ".cache" / "introspect-ray"))
+    check_policy(path)
+    return path
+
+
 def check_policy(name: str) -> None:
     """Refuse a policy that could not be trained, before anything heavy is imported or started.
 

@@ -7,6 +7,7 @@ what one policy version answers on both, and a *label* is the explanation built 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -145,3 +146,20 @@ class StepMetrics:
     rollout_idle_s: float
     relabeler_idle_s: float
     step_s: float
+
+
+@dataclass(frozen=True)
+class StepLabels:
+    """One rank's labels of a step, with what the relabeler measured on the whole step.
+
+    `pairs` are the behaviour pairs the labels were made from, of this rank's shard (empty if fixed).
+    """
+
+    labels: Sequence[Label]
+    pairs: Sequence[BehaviorPair]
+    realised_agreement: float | None  # share of the step's labels equal to E of their pair
+    off_format: float | None  # share of the step's answers whose likeliest token is no allowed label
+    prefix_hit_rate: float | None  # share of the prompt tokens that the engines had in their prefix cache
+    rollout_s: float  # of the engines
+    rollout_idle_s: float
+    relabeler_idle_s: float

@@ -21,8 +21,8 @@ from introspect_ray.actors.weight_sync import probe_tolerance, verify
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
-from introspect_ray.loop import deal
 from introspect_ray.records import BehaviorPair, Delivery
+from introspect_ray.schedule import deal
 
 RESTART_S = 900.0  # for a dead engine to be back: a large policy on a node that an autoscaler has to start
 ANSWER_S = 60.0  # for an engine to answer between two attempts: what it was asked before, then whether it is usable

@@ -17,10 +17,10 @@ from introspect_ray.cases.record_table import ids_of
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.labels.alarms import Agreement, check_agreement, stop_on
-from introspect_ray.labels.rules import Sources, make_labels, plan_ids
+from introspect_ray.labels.rules import Sources, make_labels
 from introspect_ray.labels.store import LabelWriter, count_labels, truncate_labels
-from introspect_ray.loop import StepLabels
-from introspect_ray.records import BehaviorPair, Label
+from introspect_ray.records import BehaviorPair, Label, StepLabels
+from introspect_ray.schedule import plan_ids
 from introspect_ray.scores.metrics import off_format
 
 

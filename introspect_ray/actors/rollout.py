@@ -24,10 +24,9 @@ from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
 from introspect_ray.errors import UserError
-from introspect_ray.policy import load_saved
+from introspect_ray.policy import load_saved, local_policy
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
-from introspect_ray.runs.preflight import local_policy
-from introspect_ray.storage.local import is_remote, open_store
+from introspect_ray.storage import is_remote, open_store
 
 _REPLY_S = 0.5  # for an error to reach its caller before the process ends
 

@@ -16,7 +16,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import AlarmError
-from introspect_ray.loop import worst_gap
+from introspect_ray.labels.alarms import worst_gap
 from introspect_ray.records import Delivery, TokenizedCase
 
 if TYPE_CHECKING:

@@ -22,6 +22,11 @@ def weight_transfer(cfg: RunConfig) -> Transfer:
     return asked
 
 
+def learner_labels(cfg: RunConfig) -> bool:
+    """Whether the training workers label, on their own weights, instead of the engines."""
+    return cfg.supervision.rule == "online" and cfg.rollout.engine == "learner"
+
+
 def trainer_gpus(cfg: RunConfig) -> float:
     """GPUs of one training worker: a whole one, or what a colocated engine leaves of it."""
     if not cfg.train.use_gpu:

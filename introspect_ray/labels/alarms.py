@@ -6,13 +6,13 @@ once), so a run with an alarm off still shows what it would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from introspect_ray.config import AlarmConfig
 from introspect_ray.errors import AlarmError
 from introspect_ray.labels.rules import binomial_interval, binomial_tail
-from introspect_ray.records import Label, StepMetrics
+from introspect_ray.records import BehaviorPair, Label, StepMetrics
 from introspect_ray.scores.metrics import Finding
 
 
@@ -72,3 +72,18 @@ def check_agreement(seen: Agreement, requested: float, tail: float | None) -> li
         "Check supervision.agreement and the label table (jobs/audit.py)"
     )
     return [Finding("agreement", share, message)]
+
+
+def worst_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Largest |ours - theirs|; NaN if any is NaN (`max` alone would pass over it)."""
+    gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    return max(gaps, key=lambda gap: (gap != gap, gap))
+
+
+def engine_gap(
+    pairs: Sequence[BehaviorPair], logprobs: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
+) -> float | None:
+    """Largest |trainer - engine| label logprob (nats) over the pairs; None without pairs."""
+    ours = [value for pair in pairs for side in logprobs[pair.case_id] for value in side]
+    theirs = [value for pair in pairs for side in (pair.cued_logprobs, pair.ablated_logprobs) for value in side]
+    return worst_gap(ours, theirs) if pairs else None

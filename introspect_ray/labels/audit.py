@@ -21,7 +21,7 @@ from introspect_ray.labels.alarms import Agreement
 from introspect_ray.labels.checks import problems
 from introspect_ray.labels.rules import binomial_interval
 from introspect_ray.labels.store import LABEL_SCHEMA, LabelCounts, agrees, labels_from_table, read_tables
-from introspect_ray.storage.local import Store, open_store
+from introspect_ray.storage import Store, open_store
 
 TAIL = 1e-5  # probability, a side, with which the realised agreement of a correct run is called wrong
 REQUIRED = [column.name for column in LABEL_SCHEMA if not column.nullable]

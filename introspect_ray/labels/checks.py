@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from introspect_ray.config import RunConfig
 from introspect_ray.labels.rules import MADE_ONCE, draw
 from introspect_ray.labels.store import agrees
-from introspect_ray.loop import label_version
 from introspect_ray.records import Label
+from introspect_ray.schedule import label_version
 
 
 class Problem(NamedTuple):

@@ -13,10 +13,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
-
-import numpy as np
 
 from introspect_ray.cases.explanations import all_explanations
 from introspect_ray.config import RunConfig
@@ -42,33 +39,6 @@ class Sources:
 def draw(seed: int, step: int, case_id: str, stream: str) -> float:
     """Uniform number in [0, 1), a pure function of its four arguments. `stream` names the use."""
     return (bits(seed, step, case_id, stream) >> 11) / (1 << 53)  # 53 bits: exact in a double, never 1.0
-
-
-@lru_cache(maxsize=8)
-def _epoch_order(seed: int, epoch: int, num_cases: int) -> np.ndarray:
-    """A seeded permutation of range(num_cases), int32: indices sorted by their hash."""
-    keys = np.fromiter((bits(seed, epoch, i, "epoch") for i in range(num_cases)), np.uint64, num_cases)
-    return np.argsort(keys, kind="stable").astype(np.int32)
-
-
-def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int]:
-    """Case indices of one training step, [batch_size]: a pure function of seed and step (replay needs no log).
-
-    The cases are read off an endless row of seeded permutations, one an epoch, so every case comes once
-    an epoch. Batches may straddle two epochs; such a batch can hold a case twice. Raises ValueError on
-    a negative step or an empty set.
-    """
-    if num_cases < 1 or batch_size < 1 or step < 0:
-        raise ValueError(
-            f"step_plan needs step >= 0, num_cases >= 1, batch_size >= 1, got {step}, {num_cases}, {batch_size}"
-        )
-    places = (divmod(p, num_cases) for p in range(step * batch_size, (step + 1) * batch_size))
-    return [int(_epoch_order(seed, epoch, num_cases)[i]) for epoch, i in places]
-
-
-def plan_ids(cfg: RunConfig, case_ids: Sequence[str], step: int) -> list[str]:
-    """Case ids of training step `step` (the step plan, a pure function of seed and step)."""
-    return [case_ids[i] for i in step_plan(cfg.seed, step, len(case_ids), cfg.batch_size)]
 
 
 def fixed_label(pair: BehaviorPair, source_model: str, seed: int, step: int = MADE_ONCE) -> Label:

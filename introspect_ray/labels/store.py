@@ -23,7 +23,7 @@ from introspect_ray.config import RolloutConfig
 from introspect_ray.errors import UserError
 from introspect_ray.labels.pair_table import BATCH_ROWS, PairTable
 from introspect_ray.records import Explanation, Label, Provenance, TokenizedCase
-from introspect_ray.storage.local import Store, open_store
+from introspect_ray.storage import Store, open_store
 
 LABEL_SCHEMA = pa.schema(
     [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from introspect_ray.config import RunConfig
-from introspect_ray.loop import learner_labels
+from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.memory import WIDTH, kept_bytes
 from introspect_ray.planning.model_shape import ModelShape

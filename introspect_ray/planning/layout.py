@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from introspect_ray.config import RunConfig, override
+from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.errors import UserError
-from introspect_ray.loop import learner_labels
 from introspect_ray.planning.durations import Durations, Transfer, durations, label_seconds
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.memory import (

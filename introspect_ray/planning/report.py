@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from introspect_ray.config import RunConfig, override
-from introspect_ray.loop import learner_labels
+from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.planning.durations import durations, sent_bytes
 from introspect_ray.planning.layout import TENSOR_PARALLEL, Layout, Setting, balanced_engines
 from introspect_ray.planning.memory import (

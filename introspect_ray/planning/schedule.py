@@ -25,8 +25,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from introspect_ray.config import RunConfig
-from introspect_ray.loop import deal, learner_labels
+from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.planning.durations import Durations
+from introspect_ray.schedule import deal
 
 
 @dataclass(frozen=True)

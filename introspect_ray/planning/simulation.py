@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from introspect_ray.config import RunConfig, override
-from introspect_ray.loop import StepLabels, deal, learner_labels, run
+from introspect_ray.config.compatibility import learner_labels
+from introspect_ray.loop import run
 from introspect_ray.planning.durations import Durations
 from introspect_ray.planning.schedule import Pace
+from introspect_ray.records import StepLabels
+from introspect_ray.schedule import deal
 
 _METRICS = ("loss", "cross_entropy", "kl", "grad_norm", "explanation_self", "explanation_orig", "behavior_em")
 

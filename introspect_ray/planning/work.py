@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from introspect_ray.cases.prefix import common_prefix
 from introspect_ray.config import RunConfig, TaskConfig
-from introspect_ray.loop import learner_labels
+from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.planning.hardware import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.records import TokenizedCase

@@ -31,13 +31,14 @@ from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
 from introspect_ray.scores.metrics import Finding, collapse, explanation_scores
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.policy import is_adapter, merge_adapter
-from introspect_ray.runs.preflight import Prepared, local_policy, run_identity
+from introspect_ray.runs.preflight import Prepared, run_identity
+from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.runs.results import missing_rows, numbers_of, run_summary, step_rows, track_results
-from introspect_ray.storage.local import open_store
+from introspect_ray.storage import open_store
 from introspect_ray.labels.rules import Sources
 from introspect_ray.cases.tokenize import decode_explanation
-from introspect_ray.storage.tracking import Tracker
+from introspect_ray.storage.tracker import Tracker
 from introspect_ray.config.compatibility import trainer_gpus, weight_transfer
 
 GROUPS_AT_ONCE = 256  # of M0's labels: so many wait for an engine or for being put into the table

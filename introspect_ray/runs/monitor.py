@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from introspect_ray.storage.tracking import Tracker
+from introspect_ray.storage.tracker import Tracker
 
 POLL_S = 0.5
 

@@ -17,12 +17,12 @@ from introspect_ray.config import RunConfig
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
-from introspect_ray.loop import learner_labels
-from introspect_ray.policy import check_policy, is_adapter, policy_id, resolve_policy
-from introspect_ray.storage.local import check_writable, open_store
+from introspect_ray.config.compatibility import learner_labels
+from introspect_ray.policy import check_policy, is_adapter, local_policy, policy_id
+from introspect_ray.storage import check_writable, open_store
 from introspect_ray.tasks import load_cases
 from introspect_ray.cases.tokenize import tokenize_case
-from introspect_ray.storage.tracking import flatten
+from introspect_ray.storage.tracker import flatten
 from introspect_ray.config.compatibility import trainer_gpus, weight_transfer
 
 OVERSUBSCRIPTION = 2  # trainer and engine take turns at lag 0, so a core serves two logical CPUs
@@ -128,16 +128,6 @@ def run_identity(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
     config = {key: value for key, value in flatten(cfg.model_dump(mode="json")).items() if not key.startswith(_FREE)}
     content = {"policy": prepared.policy_id, "second policy": prepared.second_id, "training cases": digest.hexdigest()}
     return {**config, **{f"content of {what}": value for what, value in content.items()}}
-
-
-def local_policy(name: str) -> str:
-    """The folder of a policy on this machine; hub downloads and conversions are kept per user, not per run.
-
-    Every process that needs a policy asks for it by name, since nodes of a cluster have disks of their own.
-    """
-    path = resolve_policy(name, str(Path.home() / ".cache" / "introspect-ray"))
-    check_policy(path)
-    return path
 
 
 def load_tokenizer(path: str) -> Any:

@@ -27,9 +27,11 @@ from introspect_ray.train.learner import Learner
 from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.records import BehaviorPair, Label
 from introspect_ray.train.reference import build_reference
-from introspect_ray.storage.local import Store, check_output, open_store, prepare_output
-from introspect_ray.labels.rules import step_plan
-from introspect_ray.storage.tracking import Tracker, make_tracker
+from introspect_ray.storage import Store, open_store
+from introspect_ray.storage.output_folder import check_output, prepare_output
+from introspect_ray.schedule import step_plan
+from introspect_ray.storage.tracker import Tracker
+from introspect_ray.storage.tracking import make_tracker
 
 _FROM_M0 = ("explanation_orig", "behavior_em")  # metrics that need M0's pairs
 

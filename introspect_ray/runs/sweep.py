@@ -17,7 +17,7 @@ from introspect_ray.errors import AlarmError, UserError, one_line
 from introspect_ray.scores.figures import sweep_figure
 from introspect_ray.runs.results import open_tracker
 from introspect_ray.runs.search_space import Space, trial_config
-from introspect_ray.storage.local import Store, open_store
+from introspect_ray.storage import Store, open_store
 
 
 def run_sweep(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray.errors import UserError
-from introspect_ray.storage.local import Store, open_store
+from introspect_ray.storage import Store, open_store
 
 FOLDER = "checkpoints"
 KEEP = 2

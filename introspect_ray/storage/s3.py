@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray.errors import UserError
-from introspect_ray.storage.local import JsonFiles, LocalStore, Sink, check_name
+from introspect_ray.storage.local import LocalStore
+from introspect_ray.storage.store import JsonFiles, Sink, check_name
 
 _PARALLEL_FILES = 8
 _DELETE_BATCH = 1000  # S3's own limit on one DeleteObjects request

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from introspect_ray.errors import UserError
-from introspect_ray.storage.tracking import Status, _Closing, flatten, numbers
+from introspect_ray.storage.tracker import ClosesItself, Status, flatten, numbers
 
 FLUSH_S = 2.0
 FLUSH_CALLS = 50  # log_metrics calls
@@ -70,7 +70,7 @@ def open_run(
     return MLflowTracker(uri, run_id)
 
 
-class MLflowTracker(_Closing):
+class MLflowTracker(ClosesItself):
     """One MLflow run. Metrics wait for FLUSH_CALLS calls or FLUSH_S seconds (looked at on each call).
 
     A flush that fails keeps its metrics for the next one; MAX_FAILED_FLUSHES in a row raise RuntimeError.

@@ -19,7 +19,7 @@ import torch
 from introspect_ray.errors import UserError
 from introspect_ray.policy import load_model, new_folder, policy_id
 from introspect_ray.records import TokenizedCase
-from introspect_ray.storage.local import is_remote, open_store
+from introspect_ray.storage import is_remote, open_store
 from introspect_ray.train.attention import AskedAttention, choose_attention
 from introspect_ray.train.chunked_loss import ReferenceRows
 from introspect_ray.train.mapped_tensors import MappedTensors

@@ -100,7 +100,7 @@ def test_lora_alpha_train_and_evaluate_by_transformers_engine(tmp_path):
 def test_everything_on_s3(tmp_path, s3_env, monkeypatch):
     """output_dir, checkpoints, label table, policy and caches on a real S3 server, nothing on the local disk."""
     from introspect_ray.labels.store import read_labels
-    from introspect_ray.storage.local import open_store
+    from introspect_ray.storage import open_store
 
     monkeypatch.setenv("HOME", str(tmp_path))  # where the downloaded reference is kept
     done = job(
@@ -126,7 +126,7 @@ def test_everything_on_s3(tmp_path, s3_env, monkeypatch):
 @pytest.mark.slow
 def test_two_ranks_resume_from_s3(tmp_path, s3_env, monkeypatch):
     """A run without its results is one that died at its end: it goes on and ends at the same bits."""
-    from introspect_ray.storage.local import open_store
+    from introspect_ray.storage import open_store
 
     monkeypatch.setenv("HOME", str(tmp_path))
     command = [

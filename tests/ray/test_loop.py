@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from introspect_ray.config import override
 from introspect_ray.engines import make_engine
-from introspect_ray.labels.rules import draw, step_plan
+from introspect_ray.labels.rules import draw
 from introspect_ray.labels.store import read_labels
-from introspect_ray.loop import label_version
+from introspect_ray.schedule import label_version, step_plan
 from introspect_ray.scores.evaluation import check_summary
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

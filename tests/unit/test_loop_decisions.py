@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from introspect_ray.config import load_config
-from introspect_ray.loop import engine_gap, label_version, steps_of_version
+from introspect_ray.labels.alarms import engine_gap
 from introspect_ray.records import BehaviorPair
+from introspect_ray.schedule import label_version, steps_of_version
 
 
 def config(steps: int, lag: int, sync_every: int):

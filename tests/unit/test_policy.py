@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers import make_model, save_model
+from learner_helpers import make_model, save_model
 from safetensors.torch import load_file, save_file
 
 from introspect_ray.engines.checks import policy_shapes

@@ -6,7 +6,7 @@ import pytest
 from ranks import on_two_ranks
 
 from introspect_ray.actors.trainer import checkpoint_folder
-from introspect_ray.storage.local import open_store
+from introspect_ray.storage import open_store
 
 
 def read(rank: int, uri: str, nodes: tuple[int, int]) -> tuple[str, bytes, bool]:

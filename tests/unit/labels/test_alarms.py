@@ -15,8 +15,8 @@ from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError
 from introspect_ray.labels.alarms import Agreement, check_agreement, check_step, stop_on
 from introspect_ray.labels.rules import binomial_interval, binomial_tail, online_label
-from introspect_ray.loop import StepLabels, run
-from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, StepMetrics
+from introspect_ray.loop import run
+from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, StepLabels, StepMetrics
 
 ROW = StepMetrics(
     step=3,
@@ -207,6 +207,7 @@ def test_the_relabeler_hands_the_agreement_alarm_to_who_fetches(tmp_path, monkey
     """A rule that flips everything while ν = 0.9 was asked for: P(K = 0 of 16) = 1e-16."""
     from introspect_ray.actors.relabeler import Relabeler
     from introspect_ray.labels import rules as supervision
+    from introspect_ray.schedule import plan_ids
 
     cases = {f"c{i}": ("A", "B") for i in range(16)}
     cfg = RunConfig.model_validate({"batch_size": 16, "steps": 1, "supervision": {"rule": "online", "agreement": 0.9}})
@@ -221,7 +222,7 @@ def test_the_relabeler_hands_the_agreement_alarm_to_who_fetches(tmp_path, monkey
 
     async def step() -> StepLabels:
         async def group():
-            ids = supervision.plan_ids(cfg, list(cases), 0)
+            ids = plan_ids(cfg, list(cases), 0)
             pairs = [BehaviorPair(i, "A", "B", (), (), False, False, 0) for i in ids]
             return SimpleNamespace(pairs=pairs, seconds=0.0, idle_s=0.0, prompt_tokens=PromptTokens())
 

@@ -19,9 +19,9 @@ from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import audit, audit_job
 from introspect_ray.labels.rules import binomial_interval, fixed_label, mixed_label, online_label
 from introspect_ray.labels.store import LABEL_SCHEMA, LabelWriter, labels_to_table
-from introspect_ray.loop import label_version
 from introspect_ray.records import BehaviorPair, Explanation, Label
-from introspect_ray.storage.local import open_store
+from introspect_ray.schedule import label_version
+from introspect_ray.storage import open_store
 
 ROOT = Path(__file__).parents[3]
 STEPS, BATCH = 30, 8

@@ -19,9 +19,9 @@ from introspect_ray.labels.rules import (
     mixed_label,
     online_label,
     realised_agreement,
-    step_plan,
 )
 from introspect_ray.records import BehaviorPair, Explanation
+from introspect_ray.schedule import step_plan
 
 LETTERS = ("A", "B", "C", "D")
 

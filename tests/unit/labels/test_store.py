@@ -27,7 +27,7 @@ from introspect_ray.labels.store import (
     truncate_labels,
 )
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
-from introspect_ray.storage.local import open_store
+from introspect_ray.storage import open_store
 
 
 def label(step: int, case: str = "c", *, flipped: bool = False, ablated_version: int | None = None) -> Label:

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from introspect_ray.config import load_config
-from introspect_ray.loop import deal, label_version
 from introspect_ray.planning.durations import Durations
 from introspect_ray.planning.schedule import predict
 from introspect_ray.planning.simulation import simulate
+from introspect_ray.schedule import deal, label_version
 
 # publish 1 s, deliver 2 s, label 0.5 s a case, update 7 s
 TIMES = Durations(gather=1.0, deliver=2.0, label_fixed=0.0, label_case=0.5, update=7.0)

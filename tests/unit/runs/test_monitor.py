@@ -9,7 +9,7 @@ import pytest
 
 from introspect_ray.runs.monitor import Monitor
 from introspect_ray.runs.results import missing_rows, step_rows
-from introspect_ray.storage.local import open_store
+from introspect_ray.storage import open_store
 from introspect_ray.storage.tracking import JsonlTracker
 
 

@@ -22,7 +22,8 @@ from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError, one_line
 from introspect_ray.labels.store import read_labels
 from introspect_ray.records import BehaviorPair, Delivery
-from introspect_ray.labels.rules import Sources, plan_ids
+from introspect_ray.labels.rules import Sources
+from introspect_ray.schedule import plan_ids
 
 
 def test_only_failures_without_a_later_checkpoint_add_up():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from introspect_ray.errors import UserError
+from introspect_ray.storage import open_store
 from introspect_ray.storage.checkpoints import CheckpointWriter, newest_usable, step_of
-from introspect_ray.storage.local import open_store
 
 RUN = {"seed": 0, "learning_rate": 1e-5, "content of policy": "ab", "task.path": None}
 

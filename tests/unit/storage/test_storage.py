@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from introspect_ray.errors import UserError
+from introspect_ray.storage import Store, check_writable, is_remote, open_store
 from introspect_ray.storage import local as storage
-from introspect_ray.storage.local import MARKER, Store, check_writable, is_remote, open_store, prepare_output
+from introspect_ray.storage.output_folder import MARKER, prepare_output
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -12,9 +12,9 @@ import pytest
 
 from introspect_ray.config import TrackingConfig
 from introspect_ray.errors import UserError
-from introspect_ray.storage import tracking_mlflow
-from introspect_ray.storage.local import open_store
-from introspect_ray.storage.tracking import JsonlTracker, flatten, make_tracker, numbers, tracking_uri
+from introspect_ray.storage import open_store, tracking_mlflow
+from introspect_ray.storage.tracker import flatten, numbers
+from introspect_ray.storage.tracking import JsonlTracker, make_tracker, tracking_uri
 
 
 def rows(folder: str | Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ FlexAttention has no backward on a CPU; its gradients are compared on a GPU (tes
 import numpy as np
 import pytest
 import torch
-from helpers import make_cases, make_config, make_labels, make_model
+from learner_helpers import make_cases, make_config, make_labels, make_model
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import create_mask
 from transformers import GPT2Config, GPT2LMHeadModel

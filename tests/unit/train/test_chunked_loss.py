@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_cases, make_labels
+from learner_helpers import make_cases, make_labels
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from introspect_ray.train import chunked_loss

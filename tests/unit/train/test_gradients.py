@@ -11,7 +11,7 @@ from itertools import islice
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_cases, make_config, make_labels, make_model, make_pairs
+from learner_helpers import make_cases, make_config, make_labels, make_model, make_pairs
 from ranks import on_two_ranks
 
 from introspect_ray.cases.tokenize import tokenize_case

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import helpers
+import learner_helpers as helpers
 import pytest
 import torch
 
@@ -16,11 +16,12 @@ from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import Engine, WeightUpdate
 from introspect_ray.errors import UserError
-from introspect_ray.labels.rules import Sources, plan_ids
+from introspect_ray.labels.rules import Sources
 from introspect_ray.labels.store import read_labels
-from introspect_ray.loop import StepLabels, label_version, run
-from introspect_ray.records import BehaviorPair, Label, Provenance, TokenizedCase
+from introspect_ray.loop import run
+from introspect_ray.records import BehaviorPair, Label, Provenance, StepLabels, TokenizedCase
 from introspect_ray.runs.preflight import Prepared, prepare
+from introspect_ray.schedule import label_version, plan_ids
 from introspect_ray.train.learner import Learner
 from introspect_ray.train.reference import build_reference
 

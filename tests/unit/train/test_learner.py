@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from helpers import LETTER_IDS, LETTERS, make_cases, make_config, make_labels, make_pairs, save_model
+from learner_helpers import LETTER_IDS, LETTERS, make_cases, make_config, make_labels, make_pairs, save_model
 from torch.distributed.checkpoint import FileSystemWriter
 
 from introspect_ray.engines.fingerprint import fingerprints

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 import torch
-from helpers import resident_kb
+from learner_helpers import resident_kb
 from safetensors.torch import load_file
 
 from introspect_ray.errors import UserError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_cases, make_labels, make_model, reference_logprobs, save_model
+from learner_helpers import make_cases, make_labels, make_model, reference_logprobs, save_model
 
 from introspect_ray.policy import add_lora, load_model
 from introspect_ray.train.chunked_loss import Objective, ReferenceRows

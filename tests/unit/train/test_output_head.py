@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import resident_kb
+from learner_helpers import resident_kb
 from safetensors.torch import save_file
 
 from introspect_ray.train import output_head

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers import END, LETTER_IDS, LETTERS, explanations, make_cases, make_model
+from learner_helpers import END, LETTER_IDS, LETTERS, explanations, make_cases, make_model
 
 from introspect_ray.cases.label_trie import label_branches, walk_explanations
 from introspect_ray.records import Explanation, TokenizedCase

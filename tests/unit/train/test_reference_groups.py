@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import make_cases, reference_logprobs, save_model
+from learner_helpers import make_cases, reference_logprobs, save_model
 
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.train import reference

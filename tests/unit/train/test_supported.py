@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import make_cases, make_model
+from learner_helpers import make_cases, make_model
 
 from introspect_ray.errors import UserError
 from introspect_ray.train.model import TreeModel

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from helpers import make_cases, make_config, make_labels, make_model, make_pairs, save_model
+from learner_helpers import make_cases, make_config, make_labels, make_model, make_pairs, save_model
 from ranks import on_two_ranks
 
 from introspect_ray.errors import UserError
