@@ -1,9 +1,14 @@
-"""Layers of a configuration as nested dicts: read, nested, merged. config.py says which layers there are."""
+"""From files, presets and overrides to one validated RunConfig.
+
+Later ones win: field defaults < the task's preset (presets/<task.name>.yaml) < the job's defaults < --config FILE <
+key=value overrides. A section is merged key by key. All this happens before any heavy import.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +21,23 @@ from introspect_ray.errors import UserError
 PRESETS = Path(__file__).parent / "presets"
 
 
-def load_config(file: str | None, overrides: dict[str, Any], defaults: dict[str, Any] | None = None) -> RunConfig:
-    """Merge preset, a job's `defaults`, file and overrides (both dotted, values parsed) into a validated RunConfig.
+def load_config(
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Merge the preset, a job's `defaults`, a YAML file and `overrides` into a validated RunConfig.
 
-    Raises UserError naming the key, the value and the remedy.
+    defaults, overrides: values by dotted key. Raises UserError, which names the key, the value and the remedy.
+
+    >>> from introspect_ray import load_config
+    >>> config = load_config(overrides={"kl_weight": 0.1, "supervision.rule": "online"})
+    >>> config.kl_weight, config.supervision.rule
+    (0.1, 'online')
     """
-    given = merge(nest(defaults or {}), merge(read_yaml(Path(file)) if file else {}, nest(overrides)))
-    name = (
-        (given.get("task") or {}).get("name", TaskConfig().name) if isinstance(given.get("task"), dict | None) else None
-    )
-    preset = PRESETS / f"{name}.yaml"
-    try:
-        cfg = RunConfig.model_validate(merge(read_yaml(preset), given) if preset.is_file() else given)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
+    given = merge(nest(defaults or {}), merge(read_yaml(Path(file)) if file else {}, nest(overrides or {})))
+    preset = PRESETS / f"{_task_name(given)}.yaml"
+    cfg = _validated(merge(read_yaml(preset), given) if preset.is_file() else given)
     # Workers have other working folders than the driver.
     folders = {key: value for key in ("output_dir", "cache_dir") if (value := getattr(cfg, key))}
     policies = {
@@ -46,22 +54,9 @@ def load_config(file: str | None, overrides: dict[str, Any], defaults: dict[str,
     )
 
 
-def _absolute_policy(name: str | None) -> str | None:
-    """A path on this machine as an absolute one; bundled policies, hub ids and URIs as they are."""
-    if not name or name.partition(":")[0] == RunConfig.model_fields["policy"].default:
-        return name
-    path = Path(name).expanduser()
-    return str(path.absolute()) if path.exists() else name
-
-
-def _absolute(folder: str) -> str:
-    """A local folder as an absolute path. Under `ray job submit` the working folder is a copy that Ray deletes
-    again, so relative folders are taken from the home folder there."""
-    local = folder.removeprefix("file://")
-    if "://" in local:
-        return folder
-    base = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
-    return str(base / Path(local).expanduser())
+def override(cfg: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
+    """A copy of `cfg` with dotted keys replaced, validated again. Raises UserError."""
+    return _validated(merge(cfg.model_dump(), nest(flat)))
 
 
 def file_sets(file: str | None, key: str) -> bool:
@@ -74,16 +69,8 @@ def file_sets(file: str | None, key: str) -> bool:
     return True
 
 
-def override(cfg: RunConfig, flat: dict[str, Any]) -> RunConfig:
-    """A copy of `cfg` with dotted keys replaced, validated again. Raises UserError."""
-    try:
-        return RunConfig.model_validate(merge(cfg.model_dump(), nest(flat)))
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
-
-
 def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """All dotted leaf names, e.g. "kl_weight", "supervision.agreement"."""
+    """All dotted names of keys, e.g. "kl_weight", "supervision.agreement"."""
     names: list[str] = []
     for name, info in model.model_fields.items():
         kind = info.annotation
@@ -94,20 +81,8 @@ def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[st
     return names
 
 
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, field_names(), n=1)
-        remedy = f": did you mean {close[0]!r}?" if close else "; --dry-run prints them all"
-        return f"unknown config key {key!r}{remedy}{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"config key {key!r}: {message}, got {first['input']!r}{more}" if key else f"config: {message}{more}"
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError naming the file and what is wrong with it."""
+    """The mapping in a YAML file. Raises UserError, which names the file and what is wrong with it."""
     try:
         data = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
@@ -119,8 +94,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested ones. Example: {"a.b": 1} -> {"a": {"b": 1}}. Raises UserError where both are given."""
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested ones. Example: {"a.b": 1} -> {"a": {"b": 1}}.
+
+    Raises UserError if a section and a key of it are both given.
+    """
     out: dict[str, Any] = {}
     for key, value in flat.items():
         *parents, leaf = key.split(".")
@@ -140,3 +118,50 @@ def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
         out[key] = merge(out[key], value) if both else value
     return out
+
+
+def _task_name(given: dict[str, Any]) -> Any:
+    """The task that decides the preset. A malformed `task` has none: the validation refuses it."""
+    task = given.get("task") or {}
+    return task.get("name", TaskConfig().name) if isinstance(task, dict) else None
+
+
+def _validated(nested: dict[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(nested)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _absolute_policy(name: str | None) -> str | None:
+    """A path on this machine made absolute; bundled policies, Hub ids and URIs are left as they are."""
+    if not name or name.partition(":")[0] == RunConfig.model_fields["policy"].default:
+        return name
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
+
+
+def _absolute(folder: str) -> str:
+    """A local folder as an absolute path; other URIs are left as they are.
+
+    Relative folders of a submitted job (`ray job submit`) are below the home folder: its working folder is a copy
+    that Ray deletes.
+    """
+    local = folder.removeprefix("file://")
+    if "://" in local:
+        return folder
+    base = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    return str(base / Path(local).expanduser())
+
+
+def _explain(error: ValidationError) -> str:
+    """The first error as one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, field_names(), n=1)
+        remedy = f": did you mean {close[0]!r}?" if close else "; --help SECTION prints the keys"
+        return f"unknown config key {key!r}{remedy}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"config key {key!r}: {message}, got {first['input']!r}{more}" if key else f"{message}{more}"

@@ -15,7 +15,7 @@ import yaml
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig
-from introspect_ray.config.compatibility import learner_labels, trainer_gpus, weight_transfer
+from introspect_ray.config.compatibility import learner_labels, trainer_gpus
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
@@ -57,7 +57,6 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
         check_policy(name)
     if engines:
         check_engine(cfg)
-    weight_transfer(cfg)
     if cluster_address(cfg) is None:
         check_local_room(cfg)
     train, test = load_cases(cfg.task)
