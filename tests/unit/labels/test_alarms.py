@@ -13,7 +13,7 @@ import pytest
 from introspect_ray.config import AlarmConfig, RunConfig, load_config
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError
-from introspect_ray.labels.alarms import Agreement, check_agreement, check_step, stop_on
+from introspect_ray.labels.alarms import Agreement, check_agreement, check_step, engine_gap, stop_on
 from introspect_ray.labels.rules import binomial_interval, binomial_tail, online_label
 from introspect_ray.loop import run
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, StepLabels, StepMetrics
@@ -85,6 +85,12 @@ def test_a_tail_is_below_the_level_exactly_outside_the_interval(nu):
     low, high = binomial_interval(nu, 60, 1e-4)
     outside = [k for k in range(61) if not low <= k / 60 <= high]
     assert outside == [k for k in range(61) if binomial_tail(k, 60, nu) < 1e-4]
+
+
+def test_engine_gap_by_hand():
+    pair = BehaviorPair("c", "A", "B", (-0.1, -2.4), (-1.9, -0.2), False, False, 0)
+    assert engine_gap([pair], {"c": ((-0.1, -2.4), (-1.9, -0.5))}) == pytest.approx(0.3)
+    assert engine_gap([], {}) is None
 
 
 def label(case: str, agrees: bool, step: int = 0, current: bool = True) -> Label:

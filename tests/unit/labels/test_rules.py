@@ -1,4 +1,4 @@
-"""E_sup(t): draws, the step plan, and the three rules, with numbers derived by hand."""
+"""E_sup(t): draws and the three rules, with numbers derived by hand."""
 
 import math
 import os
@@ -21,7 +21,6 @@ from introspect_ray.labels.rules import (
     realised_agreement,
 )
 from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.schedule import step_plan
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -71,48 +70,6 @@ def test_draw_is_uniform():
     assert all(0 <= x < 1 for x in numbers)
     assert abs(sum(numbers) / 10_000 - 0.5) < 4 * 0.0029
     assert all(abs(n - 1000) < 120 for n in Counter(int(10 * x) for x in numbers).values())
-
-
-# --- step plan -------------------------------------------------------------------------------------------------
-
-
-def flat(seed, steps, num_cases, batch_size):
-    return [i for t in range(steps) for i in step_plan(seed, t, num_cases, batch_size)]
-
-
-def test_every_case_comes_once_an_epoch_also_across_batches():
-    """10 cases in batches of 4: epoch 0 is places 0-9, ending inside step 2; 5 steps are two epochs. Code
-    that drops the last, short batch of an epoch would never show 2 of the 10 cases."""
-    plan = flat(0, 5, 10, 4)
-    assert sorted(plan[:10]) == sorted(plan[10:]) == list(range(10))
-    assert plan[:10] != plan[10:]  # epochs are shuffled anew
-
-
-def test_plan_is_a_pure_function_of_seed_and_step():
-    forward = [step_plan(3, t, 50, 8) for t in range(20)]
-    assert [step_plan(3, t, 50, 8) for t in reversed(range(20))] == forward[::-1]
-    assert [step_plan(4, t, 50, 8) for t in range(20)] != forward
-
-
-def test_the_batch_size_only_cuts_the_row_of_cases():
-    assert flat(1, 6, 30, 5) == flat(1, 3, 30, 10)
-
-
-def test_a_batch_larger_than_the_set_runs_through_several_epochs():
-    assert Counter(step_plan(0, 2, 3, 9)) == {0: 3, 1: 3, 2: 3}
-
-
-def test_permutations_are_uniform():
-    """3 cases have 6 orders; 6,000 epochs give each 1,000 ± 4 sd of 29. Sorting by a biased key would not."""
-    orders = Counter(tuple(step_plan(0, epoch, 3, 3)) for epoch in range(6000))
-    assert len(orders) == 6 and all(abs(n - 1000) < 116 for n in orders.values())
-
-
-def test_plan_refuses_nonsense():
-    with pytest.raises(ValueError, match="num_cases"):
-        step_plan(0, 0, 0, 4)
-    with pytest.raises(ValueError, match="step >= 0"):
-        step_plan(0, -1, 5, 4)
 
 
 # --- fixed -----------------------------------------------------------------------------------------------------
