@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from introspect_ray.config import AlarmConfig
 from introspect_ray.errors import AlarmError
-from introspect_ray.labels.rules import binomial_interval, binomial_tail
+from introspect_ray.labels.binomial import binomial_interval, binomial_tail
 from introspect_ray.records import BehaviorPair, Label, StepMetrics
 from introspect_ray.scores.metrics import Finding
 

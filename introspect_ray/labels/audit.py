@@ -18,8 +18,8 @@ from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
 from introspect_ray.labels.alarms import Agreement
+from introspect_ray.labels.binomial import binomial_interval
 from introspect_ray.labels.checks import problems
-from introspect_ray.labels.rules import binomial_interval
 from introspect_ray.labels.store import LABEL_SCHEMA, LabelCounts, agrees, labels_from_table, read_tables
 from introspect_ray.storage import Store, open_store
 

@@ -8,10 +8,8 @@ process, the number of workers, or a resume; and it is the same on every platfor
 
 from __future__ import annotations
 
-import itertools
 import math
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -156,47 +154,3 @@ def realised_agreement(labels: Sequence[Label], current: Mapping[str, Explanatio
     if not labels:
         raise ValueError("realised_agreement of no labels")
     return sum(label.explanation == current[label.case_id] for label in labels) / len(labels)
-
-
-def binomial_interval(p: float, n: int, tail: float = 1e-5) -> tuple[float, float]:
-    """Shares k/n that n draws of probability p leave on either side with probability below `tail`.
-
-    Exact binomial tails, so it also holds at p near 1, where the normal interval does not. An alarm on
-    the realised against the requested agreement: outside means the labels are not what was asked for.
-    """
-    low = _reach(lambda k: _binomial(k, n, p), n, int(n * p), tail)
-    high = _reach(lambda k: _binomial(n - k, n, p), n, n - math.ceil(n * p), tail)
-    return low / n, (n - high) / n
-
-
-def binomial_tail(k: int, n: int, p: float) -> float:
-    """P(K <= k) for k up to the mean n * p, else P(K >= k), K ~ Binomial(n, p): below `tail` iff k/n is outside
-    binomial_interval(p, n, tail). Summed outwards until terms vanish, so n may be large. k in 0..n."""
-    if p in (0.0, 1.0):
-        return _binomial(k, n, p)
-    if k > n * p:
-        k, p = n - k, 1 - p
-    term = total = _binomial(k, n, p)
-    while k > 0 and term > total * 1e-17:
-        term *= k / (n - k + 1) * (1 - p) / p
-        total += term
-        k -= 1
-    return total
-
-
-def _binomial(k: int, n: int, p: float) -> float:
-    """P(K = k) for K ~ Binomial(n, p)."""
-    if p in (0.0, 1.0):
-        return float(k == n * p)
-    log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p))
-
-
-def _reach(weight: Callable[[int], float], n: int, rising: int, tail: float) -> int:
-    """First k of 0..n at which the running sum of weight(k) reaches `tail`, else n.
-
-    The weights rise up to k = `rising`; those before the first that is not 0 in floating point are not visited.
-    """
-    first = bisect_left(range(rising + 1), True, key=lambda k: weight(k) > 0)
-    sums = enumerate(itertools.accumulate(map(weight, range(first, n + 1))), start=first)
-    return next((k for k, total in sums if total >= tail), n)

@@ -10,9 +10,9 @@ from itertools import product
 import pytest
 
 from introspect_ray.config import RunConfig
+from introspect_ray.labels.binomial import binomial_interval
 from introspect_ray.labels.rules import (
     Sources,
-    binomial_interval,
     draw,
     fixed_label,
     make_labels,
@@ -220,14 +220,6 @@ def test_realised_agreement_counts_labels_equal_to_the_current_explanation():
         realised_agreement(labels, {})  # skipping unknown cases would report a share of nothing
     with pytest.raises(ValueError, match="no labels"):
         realised_agreement([], current)
-
-
-def test_binomial_interval_by_hand():
-    """n = 2, p = 1/2 has weights 1/4, 1/2, 1/4: with tail 0.3 either end is cut, with 0.2 none. p = 1: no room."""
-    assert binomial_interval(0.5, 2, 0.3) == (0.5, 0.5)
-    assert binomial_interval(0.5, 2, 0.2) == (0.0, 1.0)
-    assert binomial_interval(1.0, 8) == (1.0, 1.0)
-    assert binomial_interval(0.0, 8) == (0.0, 0.0)
 
 
 def test_realised_agreement_of_online_labels_lies_in_the_interval():
