@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from introspect_ray.config import RunConfig
-from introspect_ray.labels.rules import MADE_ONCE, draw
+from introspect_ray.labels.rules import NO_STEP, draw
 from introspect_ray.labels.store import agrees
 from introspect_ray.records import Label
 from introspect_ray.schedule import label_version
@@ -64,7 +64,7 @@ def _draws(table: pa.Table, cfg: RunConfig) -> np.ndarray:
     if cfg.supervision.rule == "online":
         found = (draw(cfg.seed, step, case_id, "agreement") for step, case_id in zip(steps, ids, strict=True))
     elif cfg.supervision.rule == "mixed":
-        found = (draw(cfg.seed, MADE_ONCE, case_id, "mixing") for case_id in ids)
+        found = (draw(cfg.seed, NO_STEP, case_id, "mixing") for case_id in ids)
     else:
         return np.full(len(table), math.nan)
     return np.fromiter(found, np.float64, len(table))

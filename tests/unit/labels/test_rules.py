@@ -20,7 +20,7 @@ from introspect_ray.labels.rules import (
     online_label,
     realised_agreement,
 )
-from introspect_ray.records import BehaviorPair, Explanation
+from introspect_ray.records import BehaviorPair, Explanation, Label
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -211,19 +211,16 @@ def test_make_labels_follows_the_rule_of_the_config():
 # --- realised agreement ----------------------------------------------------------------------------------------
 
 
-def test_realised_agreement_counts_labels_equal_to_the_current_explanation():
-    """Of four labels (True, B), the current E agrees with three: 0.75. (False, B) shares the content only."""
-    labels = [fixed_label(pair("A", "B", f"q{i}"), "m", 0) for i in range(4)]
-    current = {f"q{i}": Explanation(True, "B") for i in range(3)} | {"q3": Explanation(False, "B")}
-    assert realised_agreement(labels, current) == 0.75
-    with pytest.raises(KeyError):
-        realised_agreement(labels, {})  # skipping unknown cases would report a share of nothing
-    with pytest.raises(ValueError, match="no labels"):
-        realised_agreement([], current)
+def test_realised_agreement_counts_labels_equal_to_e_of_their_pair():
+    """Of three labels with a sampled pair (B, changed) two are equal to it; (False, B) shares the content only."""
+    truth, other = Explanation(True, "B"), Explanation(False, "B")
+    made = online(pair("A", "B"), 1.0).provenance
+    labels = [Label("q", explanation, truth, made) for explanation in (truth, truth, other)]
+    unsampled = fixed_label(pair("A", "B"), "m", 0)
+    assert realised_agreement([*labels, unsampled]) == 2 / 3
+    assert realised_agreement([unsampled]) is None and realised_agreement([]) is None
 
 
 def test_realised_agreement_of_online_labels_lies_in_the_interval():
-    labels = [online(pair("A", "B", f"q{i}"), 0.7) for i in range(2000)]
-    lo, hi = binomial_interval(0.7, 2000)
-    share = realised_agreement(labels, {label.case_id: label.current for label in labels})
-    assert 0.6 < lo < share < hi < 0.8
+    low, high = binomial_interval(0.7, 2000)
+    assert 0.6 < low < realised_agreement([online(pair("A", "B", f"q{i}"), 0.7) for i in range(2000)]) < high < 0.8
