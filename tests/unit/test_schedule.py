@@ -14,7 +14,7 @@ def flat(seed, steps, num_cases, batch_size):
     return [i for t in range(steps) for i in step_plan(seed, t, num_cases, batch_size)]
 
 
-def test_every_case_comes_once_an_epoch_also_across_batches():
+def test_every_case_comes_once_per_epoch_across_batches_too():
     """10 cases in batches of 4: epoch 0 is places 0-9, ending inside step 2; 5 steps are two epochs. Code
     that drops the last, short batch of an epoch would never show 2 of the 10 cases."""
     plan = flat(0, 5, 10, 4)
@@ -28,7 +28,7 @@ def test_plan_is_a_pure_function_of_seed_and_step():
     assert [step_plan(4, t, 50, 8) for t in range(20)] != forward
 
 
-def test_the_batch_size_only_cuts_the_row_of_cases():
+def test_the_batch_size_only_cuts_the_same_order_of_cases():
     assert flat(1, 6, 30, 5) == flat(1, 3, 30, 10)
 
 
@@ -42,7 +42,7 @@ def test_permutations_are_uniform():
     assert len(orders) == 6 and all(abs(n - 1000) < 116 for n in orders.values())
 
 
-def test_plan_refuses_nonsense():
+def test_plan_refuses_an_empty_set_and_a_negative_step():
     with pytest.raises(ValueError, match="num_cases"):
         step_plan(0, 0, 0, 4)
     with pytest.raises(ValueError, match="step >= 0"):

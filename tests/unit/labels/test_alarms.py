@@ -1,4 +1,4 @@
-"""Alarms: bounds by hand, and what stops a run. A run that is as it should be never sets one off."""
+"""Alarms: their bounds by hand. A correct run never sets one off."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from introspect_ray.config import AlarmConfig, load_config
 from introspect_ray.errors import AlarmError
-from introspect_ray.labels.alarms import Agreement, check_agreement, check_step, engine_gap, stop_on
+from introspect_ray.labels.alarms import AgreementCounts, check_agreement, check_step, engine_gap, stop_on, worst_gap
 from introspect_ray.labels.rules import online_label
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, StepMetrics
 
@@ -48,23 +48,30 @@ def test_a_step_is_stopped_beyond_a_bound_and_not_on_it():
     assert names(replace(ROW, engine_gap=math.nan)) == ["engine_gap"]  # `gap > bound` would let NaN pass
 
 
-def test_nothing_measured_is_nothing_found():
+def test_no_measurement_or_no_bound_is_no_finding():
     assert names(replace(ROW, engine_gap=None, off_format=None), off_format=0.0) == []  # fixed labels, or lag > 0
-    assert (
-        names(replace(ROW, engine_gap=9.0, off_format=1.0), engine_gap=None) == []
-    )  # off, as off_format is by default
+    beyond = replace(ROW, engine_gap=9.0, off_format=1.0)
+    assert names(beyond, engine_gap=None) == []  # both are off: off_format is by default
 
 
-def test_the_error_names_what_the_numbers_and_the_remedy():
+def test_the_error_names_the_metric_the_numbers_and_the_remedy():
     with pytest.raises(AlarmError, match=r"step 3: .* 0\.01 nats .*alarms\.engine_gap=0\.001.* raise the bound"):
         stop_on(check_step(ROW, AlarmConfig(engine_gap=0.001)))
     stop_on([])
 
 
-def test_the_presets_bound_fits_their_compute_type():
+def test_the_bound_of_a_preset_fits_its_compute_type():
     assert load_config(None, {}).alarms.engine_gap == 0.01
     h100 = load_config(str(Path(__file__).parents[3] / "cluster" / "h100.yaml"), {"task.name": "hint_mmlu"})
     assert (h100.train.dtype, h100.rollout.dtype, h100.alarms.engine_gap) == ("bfloat16", "bfloat16", 0.5)
+
+
+def test_worst_gap_is_the_largest_difference_or_nan():
+    """Gaps 0.5 and 0.25; `max` alone would return 0.5 beside a NaN that comes second."""
+    assert worst_gap([1.0, 2.0], [1.5, 1.75]) == 0.5
+    assert math.isnan(worst_gap([1.0, math.nan], [1.5, 1.0])) and math.isnan(worst_gap([math.nan, 1.0], [1.0, 1.5]))
+    with pytest.raises(ValueError, match="shorter"):
+        worst_gap([1.0, 2.0], [1.0])
 
 
 def test_engine_gap_by_hand():
@@ -79,39 +86,34 @@ def label(case: str, agrees: bool, step: int = 0, current: bool = True) -> Label
     return Label(case, truth if agrees else Explanation(True, "B"), truth if current else None, made)
 
 
-def test_agreement_counts_a_draw_once():
-    seen = Agreement()
-    seen.add([label("a", True), label("a", True), label("b", False), label("c", True, current=False)])
-    seen.add([label("a", True, step=1)])
-    assert (seen.agreeing, seen.draws) == (2, 3)  # a and b of step 0, a of step 1; c was not sampled
+def test_a_case_that_a_step_holds_twice_counts_once():
+    counts = AgreementCounts()
+    counts.add([label("a", True), label("a", True), label("b", False), label("c", True, current=False)])
+    counts.add([label("a", True, step=1)])
+    assert (counts.agreeing, counts.total) == (2, 3)  # a and b of step 0, a of step 1; c was not sampled
 
 
 def test_agreement_alarm_by_hand():
     """At ν = 0.5, ten of ten agree with probability 1/1024; at ν = 1 one wrong label is one too many."""
-    ten = Agreement(10, 10)
+    ten = AgreementCounts(10, 10)
     assert check_agreement(ten, 0.5, 1 / 1025) == []
     (found,) = check_agreement(ten, 0.5, 1 / 1023)
     assert found.name == "agreement" and found.value == 1.0
-    assert (
-        "10 of 10 labels (1.0000)" in found.message
-        and "supervision.agreement=0.5 allows 0.1000 to 0.9000" in found.message
-    )
-    assert check_agreement(Agreement(999, 1000), 1.0, 1e-9) != []
-    assert check_agreement(Agreement(1000, 1000), 1.0, 1e-9) == []
-    assert check_agreement(Agreement(), 0.5, 1e-9) == [] and check_agreement(Agreement(0, 1000), 1.0, None) == []
+    assert "10 of 10 labels (1.0000)" in found.message
+    assert "supervision.agreement=0.5 allows 0.1000 to 0.9000" in found.message
+    assert check_agreement(AgreementCounts(999, 1000), 1.0, 1e-9) != []
+    assert check_agreement(AgreementCounts(1000, 1000), 1.0, 1e-9) == []
+    assert check_agreement(AgreementCounts(), 0.5, 1e-9) == []
+    assert check_agreement(AgreementCounts(0, 1000), 1.0, None) == []
 
 
 @pytest.mark.parametrize("nu", [0.4, 0.7, 1.0])
-def test_labels_of_the_rule_itself_set_nothing_off(nu):
+def test_labels_of_the_online_rule_set_off_no_alarm(nu):
     """1,500 steps of 8, checked after every step as in a run, for three seeds."""
     for seed in range(3):
-        seen = Agreement()
+        counts = AgreementCounts()
         for step in range(1500):
             pairs = [BehaviorPair(f"c{i}", "A", "B", (), (), False, False, step) for i in range(8)]
-            seen.add(
-                [
-                    online_label(p, "ABCD", agreement=nu, wrong_label="content", seed=seed, step=step, source_model="m")
-                    for p in pairs
-                ]
-            )
-            assert check_agreement(seen, nu, AlarmConfig().agreement) == []
+            how = {"agreement": nu, "wrong_label": "content", "seed": seed, "step": step, "source_model": "m"}
+            counts.add(online_label(pair, "ABCD", **how) for pair in pairs)
+            assert check_agreement(counts, nu, AlarmConfig().agreement) == []
