@@ -12,8 +12,8 @@ from introspect_ray.config import RunConfig
 from introspect_ray.scores.evaluation import summary
 from introspect_ray.scores.figures import training_figure
 from introspect_ray.storage import Store, open_store
-from introspect_ray.storage.tracking import JsonlTracker, make_tracker
 from introspect_ray.storage.tracker import Tracker
+from introspect_ray.storage.tracking import JsonlTracker, make_tracker
 
 
 def open_tracker(

@@ -14,24 +14,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from introspect_ray.labels.audit import audit, load_run
 from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig, load_config
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
-from introspect_ray.labels.store import LabelWriter, label_set_key, load_pairs, read_labels, save_pairs
-from introspect_ray.train.learner import Learner
-from introspect_ray.records import StepLabels
-from introspect_ray.loop import run
+from introspect_ray.labels.audit import audit, load_run
 from introspect_ray.labels.pair_table import PairTable
-from introspect_ray.runs.preflight import Prepared, prepare
-from introspect_ray.records import Label
-from introspect_ray.train.reference import build_reference
-from introspect_ray.runs.replay import compare, replay_job
-from introspect_ray.storage import open_store
 from introspect_ray.labels.rules import online_label
+from introspect_ray.labels.store import LabelWriter, label_set_key, load_pairs, read_labels, save_pairs
+from introspect_ray.loop import run
+from introspect_ray.records import Label, StepLabels
+from introspect_ray.runs.preflight import Prepared, prepare
+from introspect_ray.runs.replay import compare, replay_job
 from introspect_ray.schedule import plan_ids
+from introspect_ray.storage import open_store
+from introspect_ray.train.learner import Learner
+from introspect_ray.train.reference import build_reference
 
 STEPS, BATCH, NU = 3, 8, 0.7
 
