@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
                 raise UserError(f"override {key!r}: {parent!r} was given a value of its own; give one or the other")
         node[leaf] = value
     return out
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names. Example: {"a": {"b": 1}, "c": 2} -> {"a.b": 1, "c": 2}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
