@@ -111,6 +111,17 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names. Example: {"a": {"b": 1}, "c": 2} -> {"a.b": 1, "c": 2}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     """`low` with the leaves of `high` on top; neither is changed."""
     out = dict(low)
