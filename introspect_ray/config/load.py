@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from introspect_ray.config.merging import merge, nest, read_yaml
 from introspect_ray.config.sections import RunConfig, TaskConfig
 from introspect_ray.errors import UserError
 
@@ -37,8 +37,11 @@ def load_config(
     """
     given = merge(nest(defaults or {}), merge(read_yaml(Path(file)) if file else {}, nest(overrides or {})))
     preset = PRESETS / f"{_task_name(given)}.yaml"
-    cfg = _validated(merge(read_yaml(preset), given) if preset.is_file() else given)
-    # Workers have other working folders than the driver.
+    return resolve_paths(_validated(merge(read_yaml(preset), given) if preset.is_file() else given))
+
+
+def resolve_paths(cfg: RunConfig) -> RunConfig:
+    """`cfg` with absolute paths where it names files of this machine: workers have other working folders."""
     folders = {key: value for key in ("output_dir", "cache_dir") if (value := getattr(cfg, key))}
     policies = {
         "policy": cfg.policy,
@@ -79,45 +82,6 @@ def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[st
         else:
             names.append(prefix + name)
     return names
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError, which names the file and what is wrong with it."""
-    try:
-        data = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise UserError(f"config file {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"config file {path}: expected a mapping of keys, found {type(data).__name__}")
-    return data
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested ones. Example: {"a.b": 1} -> {"a": {"b": 1}}.
-
-    Raises UserError if a section and a key of it are both given.
-    """
-    out: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, leaf = key.split(".")
-        node = out
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise UserError(f"override {key!r}: {parent!r} was given a value of its own; give one or the other")
-        node[leaf] = value
-    return out
-
-
-def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """`low` with the leaves of `high` on top; neither is changed."""
-    out = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merge(out[key], value) if both else value
-    return out
 
 
 def _task_name(given: dict[str, Any]) -> Any:
