@@ -14,14 +14,13 @@ import yaml
 
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import tokenize_case
-from introspect_ray.config import RunConfig
+from introspect_ray.config import RunConfig, flatten
 from introspect_ray.config.compatibility import learner_labels, trainer_gpus
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
 from introspect_ray.policy import check_policy, is_adapter, local_policy, policy_id
 from introspect_ray.storage import check_writable, open_store
-from introspect_ray.storage.tracker import flatten
 from introspect_ray.tasks import load_cases
 
 OVERSUBSCRIPTION = 2  # trainer and engine take turns at lag 0, so a core serves two logical CPUs
