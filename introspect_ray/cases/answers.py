@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 Tokens = tuple[int, ...]
 
@@ -27,16 +28,13 @@ class LabelNode:
     leads_to: tuple[int, ...]  # index of the next node; ~i (negative) where label i ends
 
 
-class Reading:
+class Reading(NamedTuple):
     """One side of a case as read off the nodes of its label trie."""
 
-    __slots__ = ("logprobs", "off_format", "path", "label")
-
-    def __init__(self, label: int, logprobs: tuple[float, ...], off_format: bool, path: tuple[int, ...]) -> None:
-        self.label = label  # index of the greedy label
-        self.logprobs = logprobs  # natural, one per label: the sum over its tokens
-        self.off_format = off_format  # at some node of the path the likeliest token of the vocabulary is no child
-        self.path = path  # nodes that the greedy walk visits
+    label: int  # index of the greedy label
+    logprobs: tuple[float, ...]  # natural, one per label: the sum over its tokens
+    off_format: bool  # at some node of the path the likeliest token of the vocabulary is no child
+    path: tuple[int, ...]  # nodes that the greedy walk visits
 
 
 @lru_cache(maxsize=4096)

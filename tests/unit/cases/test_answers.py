@@ -29,7 +29,7 @@ def test_labels_that_cannot_be_told_apart_are_refused(tokens):
 
 
 def test_the_greedy_label_may_differ_from_the_likeliest_one():
-    # At the root 5 has .6 and 9 has .4; below 5 the labels share it .5 / .3 (the rest is off format), so the labels have
+    # At the root 5 has .6 and 9 has .4; below 5 the labels have .5 and .3 of it (the rest is off format), in all
     # .3, .18 and .4: the likeliest is label 2, but greedy decoding goes to 5 first and says label 0.
     nodes = label_nodes(((5, 6), (5, 8), (9,)))
     logs = [[math.log(0.6), math.log(0.4)], [math.log(0.5), math.log(0.3)]]
