@@ -22,7 +22,7 @@ from introspect_ray.planning.memory import (
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.schedule import Pace, predict
 from introspect_ray.planning.work import CaseWork
-from introspect_ray.runs.preflight import resources
+from introspect_ray.runs.placement import resources
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 _NEAR = 1.02  # times within 2 % are the same; then fewer GPUs win

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
-from introspect_ray.runs.preflight import check_local_room, cluster_address, resources
+from introspect_ray.runs.placement import check_local_room, cluster_address, resources
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.storage.store import TEMPORARY
 

@@ -31,8 +31,9 @@ from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
 from introspect_ray.policy import is_adapter, local_policy, merge_adapter
 from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.runs.cluster import on_this_node
+from introspect_ray.runs.identity import run_identity
 from introspect_ray.runs.monitor import Monitor
-from introspect_ray.runs.preflight import Prepared, run_identity
+from introspect_ray.runs.preflight import Prepared
 from introspect_ray.runs.recovery import train_on
 from introspect_ray.runs.results import missing_rows, numbers_of, run_summary, step_rows, track_results
 from introspect_ray.scores.evaluation import details, evaluate

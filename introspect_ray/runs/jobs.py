@@ -12,7 +12,9 @@ from typing import Any
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import AlarmError, UserError
-from introspect_ray.runs.preflight import Prepared, check_resume, plan_text, prepare
+from introspect_ray.runs.identity import check_resume
+from introspect_ray.runs.placement import plan_text
+from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.runs.results import log_files, open_tracker
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config, trial_name
 from introspect_ray.scores.metrics import constant_explainer

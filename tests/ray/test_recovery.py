@@ -27,7 +27,7 @@ from introspect_ray.errors import RepeatedFailure
 from introspect_ray.labels.store import read_labels
 from introspect_ray.policy import load_saved
 from introspect_ray.records import StepMetrics
-from introspect_ray.runs.preflight import check_resume
+from introspect_ray.runs.identity import check_resume
 from introspect_ray.runs.recovery import _progress
 from introspect_ray.scores.evaluation import check_summary
 

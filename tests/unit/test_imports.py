@@ -63,7 +63,7 @@ def test_the_bundled_tokenizer_is_autotokenizers_choice_without_torch() -> None:
     """--dry-run reads it; AutoTokenizer's own import takes seconds."""
     code = (
         "import sys; from introspect_ray.policy import local_policy\n"
-        "from introspect_ray.runs.preflight import load_tokenizer\n"
+        "from introspect_ray.cases.tokenize import load_tokenizer\n"
         "path = local_policy('organism'); ours = load_tokenizer(path); print('torch' in sys.modules)\n"
         "from transformers import AutoTokenizer; theirs = AutoTokenizer.from_pretrained(path)\n"
         "print(type(ours) is type(theirs), ours.get_vocab() == theirs.get_vocab())"
