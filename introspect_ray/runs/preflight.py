@@ -18,7 +18,7 @@ from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
 from introspect_ray.config.compatibility import learner_labels
-from introspect_ray.policy import check_policy, is_adapter, local_policy, policy_id
+from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.tasks import load_cases
 from introspect_ray.cases.tokenize import tokenize_case
@@ -128,30 +128,6 @@ def run_identity(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
     config = {key: value for key, value in flatten(cfg.model_dump(mode="json")).items() if not key.startswith(_FREE)}
     content = {"policy": prepared.policy_id, "second policy": prepared.second_id, "training cases": digest.hexdigest()}
     return {**config, **{f"content of {what}": value for what, value in content.items()}}
-
-
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a policy folder. Raises UserError if it cannot be read."""
-    try:
-        return _tokenizer_class(path).from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"policy {path!r}: its tokenizer cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from None
-
-
-def _tokenizer_class(path: str) -> Any:
-    """What AutoTokenizer would choose, without it where the folder says so: it imports torch and scikit-learn
-    before it looks (4 CPU seconds), and what transformers 5 saved as a TokenizersBackend needs neither."""
-    config = Path(path) / "tokenizer_config.json"
-    saved = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    if saved.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in saved:
-        from transformers import TokenizersBackend
-
-        return TokenizersBackend
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
 
 
 def check_engine(cfg: RunConfig) -> None:
