@@ -68,9 +68,10 @@ def _steps(cfg: RunConfig) -> Iterator[list[Label]]:
 def measure_cases(path: str, count: int) -> dict[str, float]:
     """Seconds and peak memory (bytes) of reading `path`, which has `count` cases, into tables that are looked up."""
     from introspect_ray.cases.table import CaseTable
-    from introspect_ray.cases.tokenize import load_tokenizer, tokenize_case
+    from introspect_ray.cases.tokenize import tokenize_case
     from introspect_ray.config import RolloutConfig, TaskConfig
     from introspect_ray.labels.store import label_set_key
+    from introspect_ray.policy import load_tokenizer
     from introspect_ray.tasks import load_cases
 
     tokenizer = load_tokenizer(policy_folder(small=True))

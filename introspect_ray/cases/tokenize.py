@@ -1,15 +1,13 @@
 """Cases as token ids: prompts, the meta-question, answer tokens and explanation targets. Pure.
 
-`tokenizer` is a transformers tokenizer with a chat template; only `load_tokenizer` imports transformers. Chat templates
+`tokenizer` is a transformers tokenizer with a chat template; nothing is imported for it. Chat templates
 write their own BOS and role tokens, so every other text is encoded without special tokens.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from introspect_ray.cases.explanations import all_explanations, parse, render
@@ -186,27 +184,3 @@ def _explanations(tokenizer: Any, template: str, labels: tuple[str, ...]) -> Map
             )
         targets[explanation] = ids
     return targets
-
-
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a policy folder. Raises UserError if it cannot be read."""
-    try:
-        return _tokenizer_class(path).from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"policy {path!r}: its tokenizer cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from None
-
-
-def _tokenizer_class(path: str) -> Any:
-    """The class that AutoTokenizer would choose. AutoTokenizer imports torch and scikit-learn before it chooses (4 CPU
-    seconds); a TokenizersBackend, as transformers 5 saves one, needs neither and is recognised here."""
-    config = Path(path) / "tokenizer_config.json"
-    saved = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    if saved.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in saved:
-        from transformers import TokenizersBackend
-
-        return TokenizersBackend
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
+from introspect_ray.policy import weight_files
 from introspect_ray.records import BehaviorPair, TokenizedCase
-from introspect_ray.weight_files import weight_files
 
 if TYPE_CHECKING:
     import torch

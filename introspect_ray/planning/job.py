@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray.cases.table import CaseTable
-from introspect_ray.cases.tokenize import load_tokenizer, tokenize_case
+from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets
 from introspect_ray.config.compatibility import weight_transfer
@@ -22,7 +22,7 @@ from introspect_ray.planning.report_json import as_json
 from introspect_ray.planning.scaling import scaling
 from introspect_ray.planning.simulation import simulate
 from introspect_ray.planning.work import CaseWork, assumed_work, measured_work
-from introspect_ray.policy import BUNDLED
+from introspect_ray.policy import BUNDLED, load_tokenizer
 from introspect_ray.runs.placement import plan_text
 from introspect_ray.runs.preflight import model_len
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config

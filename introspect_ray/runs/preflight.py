@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from introspect_ray.cases.table import CaseTable
-from introspect_ray.cases.tokenize import load_tokenizer, tokenize_case
+from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import weight_transfer
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
-from introspect_ray.policy import check_policy, is_adapter, local_policy, policy_id
+from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
 from introspect_ray.runs.placement import check_local_room, cluster_address
 from introspect_ray.storage import check_writable
 from introspect_ray.tasks import load_cases

@@ -6,9 +6,9 @@ from itertools import islice
 
 import pytest
 
-from introspect_ray.cases.tokenize import load_tokenizer, tokenize_case
+from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import TaskConfig
-from introspect_ray.policy import BUNDLED
+from introspect_ray.policy import BUNDLED, load_tokenizer
 from introspect_ray.records import TokenizedCase
 from introspect_ray.tasks import load_cases
 

@@ -11,8 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from introspect_ray.engines.checks import policy_shapes
 from introspect_ray.errors import UserError
-from introspect_ray.policy import add_lora, check_policy, load_model, policy_id, resolve_policy, save_policy
-from introspect_ray.weight_files import weight_files
+from introspect_ray.policy import (
+    add_lora,
+    check_policy,
+    load_model,
+    policy_id,
+    resolve_policy,
+    save_policy,
+    weight_files,
+)
 
 TOKENS = torch.tensor([[1, 30, 31, 3, 10, 4]])
 

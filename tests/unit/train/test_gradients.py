@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from learner_helpers import make_cases, make_config, make_labels, make_model, make_pairs
 from ranks import on_two_ranks
 
-from introspect_ray.cases.tokenize import load_tokenizer, tokenize_case
+from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import TaskConfig
-from introspect_ray.policy import BUNDLED, add_lora, load_model
+from introspect_ray.policy import BUNDLED, add_lora, load_model, load_tokenizer
 from introspect_ray.tasks import load_cases
 from introspect_ray.train.fsdp import full_value
 from introspect_ray.train.learner import Learner
