@@ -13,7 +13,7 @@ import ray
 from introspect_ray.actors.pool import Asked, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
 from introspect_ray.actors.weight_sync import probe_tolerance, verify
-from introspect_ray.cases.record_table import ids_of
+from introspect_ray.cases.lookup import ids_of
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.labels.alarms import Agreement, check_agreement, stop_on
