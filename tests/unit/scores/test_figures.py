@@ -1,4 +1,4 @@
-"""Figures: they are drawn with the right data in the right place; tables to the letter."""
+"""Figures show the right data in the right place; tables are checked to the letter."""
 
 import matplotlib.figure
 import pytest
@@ -103,6 +103,12 @@ def test_a_table_over_agreement_shows_what_was_realised():
     )
     assert head[:4] == ["agreement", "realised % at labelling", "at consumption", "seeds"]
     assert row[:4] == ["0.8", "80.00 ± 1.41", "70.00 ± 0.00", "2"]
+
+
+def test_a_table_over_agreement_of_runs_without_steps():
+    """steps=0 makes no label, so nothing was realised; the scores are those of M0."""
+    rows = [summary(0.8, 0.5, 0.5) | {"labels": {"realised_at_labelling": None, "realised_at_consumption": None}}]
+    assert table(rows, "agreement").splitlines()[1].split()[:3] == ["0.8", "n/a", "n/a"]
 
 
 def test_smooth_by_hand():
