@@ -6,8 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from introspect_ray.config import RunConfig
-from introspect_ray.config.merging import flatten
+from introspect_ray.config import RunConfig, flatten
 from introspect_ray.errors import UserError
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.storage import open_store

@@ -9,7 +9,6 @@ from typing import Any
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig
-from introspect_ray.config.compatibility import weight_transfer
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
@@ -47,11 +46,9 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     others = [name for name in (second, trained, *cfg.eval.against) if engines and name]
     for name in (cfg.policy, *others):
         check_policy(name)
-    local = cluster_address(cfg) is None
-    if engines and local:
-        check_installed(cfg.rollout)
-    weight_transfer(cfg)  # refuses a transfer that cannot work
-    if local:
+    if cluster_address(cfg) is None:
+        if engines:
+            check_installed(cfg.rollout)
         check_local_room(cfg)
     train, test = load_cases(cfg.task)
     check_writable(cfg.output_dir)

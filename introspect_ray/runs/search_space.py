@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.config import RunConfig, load_config, override
-from introspect_ray.config.merging import flatten, read_yaml
+from introspect_ray.config import RunConfig, flatten, load_config, override, read_yaml
 from introspect_ray.errors import UserError
 
 

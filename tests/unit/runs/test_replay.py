@@ -26,7 +26,7 @@ from introspect_ray.labels.store import LabelWriter, label_set_key, load_pairs, 
 from introspect_ray.loop import run
 from introspect_ray.records import Label, StepLabels
 from introspect_ray.runs.preflight import Prepared, prepare
-from introspect_ray.runs.replay import compare, replay_job
+from introspect_ray.runs.replay import compare, replay_config, replay_job
 from introspect_ray.schedule import plan_ids
 from introspect_ray.storage import open_store
 from introspect_ray.train.learner import Learner
@@ -128,15 +128,14 @@ def test_without_the_caches_the_bits_are_the_same_and_m0_metrics_are_left_out(re
     assert "loss" in row and "behavior_em" not in row and "explanation_orig" not in row
 
 
-@pytest.mark.parametrize("transfer", ["nccl", "ipc"])
-def test_the_engines_of_the_recorded_run_need_not_be_here(recorded, tmp_path, monkeypatch, transfer):
+def test_the_engines_of_the_recorded_run_need_not_be_here(recorded, tmp_path, monkeypatch):
     """It had vLLM, which is not installed, on GPUs, a second policy that is gone, and no such room. M0's pairs are
     those of its engines: two GPUs each, hence another label set than a single one's."""
     copy = tmp_path / "gpus"
     shutil.copytree(recorded, copy)
     store = open_store(copy)
     config = store.read_json("run.json")
-    config["rollout"] |= {"engine": "vllm", "num_actors": 9, "num_cpus": 64, "num_gpus": 2, "weight_transfer": transfer}
+    config["rollout"] |= {"engine": "vllm", "num_actors": 9, "num_cpus": 64, "num_gpus": 2}
     config["rollout"]["tensor_parallel_size"] = 2
     config["supervision"] |= {"rule": "mixed", "second_policy": "/nowhere"}
     config["cache_dir"] = str(copy / "cache")
@@ -155,6 +154,17 @@ def test_the_engines_of_the_recorded_run_need_not_be_here(recorded, tmp_path, mo
     rows = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
     shown = [[row["loss"], row["explanation_orig"], row["behavior_em"]] for row in rows]
     assert shown == json.loads((recorded / "losses.json").read_text())
+
+
+@pytest.mark.parametrize(("transfer", "gpus"), [("nccl", 1), ("ipc", 0.5)])
+def test_a_replay_asks_for_no_gpus_of_engines(recorded, tmp_path, transfer, gpus):
+    copy = open_store(tmp_path)
+    config = open_store(recorded).read_json("run.json")
+    config["rollout"] |= {"engine": "vllm", "num_gpus": gpus, "weight_transfer": transfer}
+    config["train"]["use_gpu"] = True
+    copy.write_json("run.json", config)
+    cfg = replay_config(copy, str(tmp_path / "again"))
+    assert (cfg.rollout.num_gpus, cfg.rollout.weight_transfer) == (0, "object_store")
 
 
 def test_what_cannot_be_replayed_is_refused(recorded, tmp_path):
