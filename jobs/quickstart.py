@@ -18,8 +18,8 @@ def job(args: Arguments) -> None:
 
     online: list[dict[str, Any]] = []
 
-    def after(cfg: Any, base: Any, tracking: tuple[str | None, str | None]) -> None:
-        online.append(_online_run(cfg, base, tracking))
+    def after(cfg: Any, setup: Any, tracking: tuple[str | None, str | None]) -> None:
+        online.append(_online_run(cfg, setup, tracking))
 
     space = replace(SPACE, values=(0.0, 1.0))
     if sweep_job(args, space, after=after, output_dir="runs/quickstart") is not None:
@@ -27,7 +27,7 @@ def job(args: Arguments) -> None:
         print_summaries(online, "kl_weight")
 
 
-def _online_run(cfg: Any, base: Any, tracking: tuple[str | None, str | None]) -> dict[str, Any]:
+def _online_run(cfg: Any, setup: Any, tracking: tuple[str | None, str | None]) -> dict[str, Any]:
     """One run with labels rebuilt from the current policy at every step, on the sweep's engines."""
     from introspect_ray.config import override
     from introspect_ray.runs.driver import train_once
@@ -45,7 +45,7 @@ def _online_run(cfg: Any, base: Any, tracking: tuple[str | None, str | None]) ->
         },
     )
     with open_tracker(run, "online", *tracking) as tracker:
-        return train_once(run, base, tracker, run_name="online")
+        return train_once(run, setup, tracker, run_name="online")
 
 
 if __name__ == "__main__":

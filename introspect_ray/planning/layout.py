@@ -180,7 +180,7 @@ def _counts(most: int) -> Iterator[int]:
 
 
 def fixed_seconds(setting: Setting, cfg: RunConfig, engines: int, tp: int) -> tuple[float, float]:
-    """(shared, own): a run outside its steps, by what all trials of a sweep share (driver.start_base) and the rest.
+    """(shared, own): a run outside its steps, by what all trials of a sweep share (setup.set_up) and the rest.
 
     Shared: start of the engines, M0's labels and explanations; beside them, on a training GPU, its reference where it
     is cached. Own: start of the trainers, the evaluation's labels and explanations.

@@ -34,19 +34,20 @@ def train_job(args: Arguments) -> None:
         return print_plan([cfg], prepared)
     if args.resume and open_store(cfg.output_dir).exists("summary.json"):
         return print(f"already finished: {open_store(cfg.output_dir).join('summary.json')}")
-    from introspect_ray.runs.driver import start_base, train_once
+    from introspect_ray.runs.driver import train_once
     from introspect_ray.runs.progress import progress_bar
+    from introspect_ray.runs.setup import set_up
 
     with claimed(cfg, args) as store:
         if args.resume and not list_names(store):
             print("resume   no checkpoint yet: from step 0", flush=True)
-        base = start_base(cfg, prepared)
-        report_findings(cfg, base)
+        setup = set_up(cfg, prepared)
+        report_findings(cfg, setup)
         with (
             open_tracker(cfg, _name(cfg), tracking) as tracker,
             progress_bar(cfg.steps, _name(cfg)) as on_row,
         ):
-            summary = train_once(cfg, base, tracker, run_name=_name(cfg), on_row=on_row)
+            summary = train_once(cfg, setup, tracker, run_name=_name(cfg), on_row=on_row)
     print_summaries([summary], "kl_weight")
     print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracking or 'none'}")
 
@@ -56,7 +57,7 @@ def sweep_job(
 ) -> list[dict[str, Any]] | None:
     """All trials of a one-key sweep, on one set of engines. Raises UserError before anything heavy starts.
 
-    `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after(cfg, base,
+    `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after(cfg, setup,
     (tracking uri, parent run id))` runs on the same engines when the trials are done, with the first seed.
     """
     defaults = {"output_dir": output_dir or f"runs/sweep_{space.leaf}"}
@@ -66,7 +67,7 @@ def sweep_job(
     tracking = reachable(cfg, args)
     if args.dry_run:
         return print_plan(trials, prepared)
-    from introspect_ray.runs.driver import start_base
+    from introspect_ray.runs.setup import set_up
     from introspect_ray.runs.sweep import run_sweep
 
     swept = {"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}}
@@ -74,14 +75,14 @@ def sweep_job(
         claimed(cfg, args) as store,
         open_tracker(cfg, _name(cfg), tracking, params=swept) as parent,
     ):
-        base = start_base(trials[0], prepared, lora_rank=max(trial.lora_rank for trial in trials))
-        report_findings(cfg, base)
+        setup = set_up(trials[0], prepared, lora_rank=max(trial.lora_rank for trial in trials))
+        report_findings(cfg, setup)
         from introspect_ray.runs.progress import board_bar
 
-        with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
-            summaries, stopped = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
+        with board_bar(setup.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
+            summaries, stopped = run_sweep(cfg, space, values, seeds, setup, (tracking, parent.run_id))
             if after and not stopped:
-                after(override(cfg, {"seed": seeds[0]}), base, (tracking, parent.run_id))
+                after(override(cfg, {"seed": seeds[0]}), setup, (tracking, parent.run_id))
         log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
         report_sweep(summaries, stopped, space, store)
     print(f"numbers  {store.join('sweep.json')}\nfigure   {store.join('sweep.png')}\ntracking {tracking or 'none'}")
@@ -110,7 +111,7 @@ def _evaluate(cfg: RunConfig, local: RunConfig, args: Arguments) -> None:
     check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
         return print_plan([cfg], prepared)
-    from introspect_ray.runs.driver import evaluate_policies
+    from introspect_ray.runs.evaluate import evaluate_policies
 
     with claimed(cfg, args, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
         trained = cfg.eval.policy or cfg.policy
@@ -180,18 +181,18 @@ def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:
     print(table(summaries, key))
 
 
-def report_findings(cfg: RunConfig, base: Any) -> None:
+def report_findings(cfg: RunConfig, setup: Any) -> None:
     """Say what is weak about M0 as a subject before its results are read. Raises AlarmError if alarms.collapse=stop."""
-    from introspect_ray.runs.driver import findings, untrained_scores
+    from introspect_ray.runs.setup import findings, untrained_scores
 
-    untrained = untrained_scores(base)["explanation"]["orig"]
-    constant, share = constant_explainer(base.m0_test)
+    untrained = untrained_scores(setup)["explanation"]["orig"]
+    constant, share = constant_explainer(setup.m0_test)
     print(
         f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}; "
         f"always saying {constant!r} would score {share:.3f}",
         flush=True,
     )
-    weak = findings(base) if cfg.alarms.collapse != "off" else []
+    weak = findings(setup) if cfg.alarms.collapse != "off" else []
     for finding in weak:
         print(f"warning: {finding}", file=sys.stderr, flush=True)
     if weak and cfg.alarms.collapse == "stop":
