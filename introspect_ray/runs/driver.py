@@ -17,8 +17,8 @@ from introspect_ray.config import RunConfig
 from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.identity import run_identity
-from introspect_ray.runs.monitor import Monitor
-from introspect_ray.runs.recovery import train_on
+from introspect_ray.runs.progress import StepTracking
+from introspect_ray.runs.recovery import train_with_recovery
 from introspect_ray.runs.results import missing_rows, numbers_of, run_summary, step_rows, track_results
 from introspect_ray.runs.setup import SharedSetup, explain, findings, untrained_scores
 from introspect_ray.scores.evaluation import details, evaluate
@@ -33,28 +33,12 @@ def train_once(
     began = time.perf_counter()
     tracker.log_metrics({"before": _before(setup)}, 0)
     store = open_store(cfg.output_dir)
-    store.write_json("run.json", cfg.model_dump(mode="json"))  # a trial's own, for audit and replay
-    identity = run_identity(cfg, setup.prepared)
-
-    def spec(relabeler: Any, checkpoint: str | None) -> WorkerSpec:
-        return WorkerSpec(
-            cfg=cfg,
-            run_name=run_name,
-            policy=cfg.policy,
-            reference_path=setup.reference_path,
-            train=setup.train,
-            m0=setup.m0,
-            pool=setup.pool,
-            relabeler=relabeler,
-            status=setup.status,
-            identity=identity,
-            checkpoint=checkpoint,
-        )
-
-    with Monitor(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every) as monitor:
-        labelled, done = train_on(cfg, identity, lambda: _relabeler(cfg, setup), spec, setup.status, run_name)
+    store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
+    steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every)
+    with steps.following():
+        labelled, done = train_with_recovery(_worker_spec(cfg, setup, run_name), lambda: _relabeler(cfg, setup))
     trained = time.perf_counter()
-    # An engine that dies from here on finds the trained policy where the workers left it.
+    # An engine that dies from here on loads the policy that the workers exported.
     exported = Exported(store.join("policy"), probe_case(setup.prepared.train[0]))
     serving = Serving(cfg.steps, done.served, exported)
     pairs = setup.pool.label_now(setup.prepared.test.case_ids, serving)
@@ -66,28 +50,42 @@ def train_once(
     rows = step_rows(store)
     cases = (len(setup.prepared.train), len(setup.prepared.test))
     out = run_summary(cfg, cases, scores, {**labelled, **done.seconds}, rows, setup.seconds, seconds)
-    timing = {part: done.seconds[part] for part in ("learner", "export")}  # of the summary's set-up
+    timing = {part: done.seconds[part] for part in ("learner", "export")}  # these are in the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
     extra = details(setup.m0_test, pairs, predicted, (used.labels for used in setup.prepared.test.answers))
-    extra["findings"] += _warned(missing_rows(rows, cfg.steps))  # the output of a sweep's trial is not seen
+    extra["findings"] += _warned(missing_rows(rows, cfg.steps))  # kept, as nobody sees the output of a sweep's trial
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
-    monitor.raise_failure()  # a tracker that failed on the way: after the results are safe
+    steps.raise_failure()  # of the tracker, now that the results are written
     track_results(tracker, store, out, rows)
     return out
 
 
 def _before(setup: SharedSetup) -> dict[str, Any]:
-    """M0's metrics, and what the collapse check found."""
+    """M0's metrics and the findings of the collapse check."""
     one_sided = {finding.name: finding.value for finding in findings(setup)}
     return {**numbers_of(untrained_scores(setup)), "collapse": one_sided, "prefix_hit_rate": setup.prefix_hit_rate}
 
 
 def _warned(lines: list[str]) -> list[str]:
-    """The same, once they are printed."""
+    """Print each line as a warning; returns the lines."""
     for line in lines:
         print(f"warning: {line}", file=sys.stderr, flush=True)
     return lines
+
+
+def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpec:
+    return WorkerSpec(
+        cfg=cfg,
+        run_name=run_name,
+        policy=cfg.policy,
+        reference_path=setup.reference_path,
+        train=setup.train,
+        m0=setup.m0,
+        pool=setup.pool,
+        status=setup.status,
+        identity=run_identity(cfg, setup.prepared),
+    )
 
 
 def _relabeler(cfg: RunConfig, setup: SharedSetup) -> Any:

@@ -23,10 +23,10 @@ from introspect_ray.storage import open_store
 
 
 def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None) -> dict[str, Any]:
-    """Scores of eval.policy (or adapter) on the held-out cases, an engine pool a policy.
+    """Scores of eval.policy (or adapter) on the held-out cases; each policy is served by a pool of its own.
 
-    `folder` is eval.policy on this machine. Returns "explanation": {"orig": against M0 = cfg.policy, "self": against
-    itself}; "against": the same by policy of eval.against (A→B).
+    folder: eval.policy on this machine. Returns the scores of scores.evaluation.evaluate with M0 = cfg.policy, and
+    "against": the explanations scored against each policy of eval.against (A→B).
     """
     ids = prepared.test.case_ids
     cases = [ray.put(prepared.test)]
@@ -50,8 +50,8 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None) ->
 
 @contextmanager
 def _served(cfg: RunConfig, prepared: Prepared, folder: str | None) -> Iterator[str]:
-    """The policy to evaluate by a name that every node can resolve; a merged adapter lies below the cache meanwhile."""
-    if not is_adapter(folder):
+    """The policy to evaluate, by a name that every node can resolve. An adapter is merged into the cache meanwhile."""
+    if folder is None or not is_adapter(folder):
         yield cfg.eval.policy or cfg.policy
         return
     store, name = open_store(prepared.cache_uri), f"evaluated/{uuid.uuid4().hex}"

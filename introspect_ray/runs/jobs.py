@@ -45,9 +45,9 @@ def train_job(args: Arguments) -> None:
         report_findings(cfg, setup)
         with (
             open_tracker(cfg, _name(cfg), tracking) as tracker,
-            progress_bar(cfg.steps, _name(cfg)) as on_row,
+            progress_bar(setup.status, cfg.steps, _name(cfg)),
         ):
-            summary = train_once(cfg, setup, tracker, run_name=_name(cfg), on_row=on_row)
+            summary = train_once(cfg, setup, tracker, run_name=_name(cfg))
     print_summaries([summary], "kl_weight")
     print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracking or 'none'}")
 
@@ -67,6 +67,7 @@ def sweep_job(
     tracking = reachable(cfg, args)
     if args.dry_run:
         return print_plan(trials, prepared)
+    from introspect_ray.runs.progress import progress_bar
     from introspect_ray.runs.setup import set_up
     from introspect_ray.runs.sweep import run_sweep
 
@@ -77,9 +78,7 @@ def sweep_job(
     ):
         setup = set_up(trials[0], prepared, lora_rank=max(trial.lora_rank for trial in trials))
         report_findings(cfg, setup)
-        from introspect_ray.runs.progress import board_bar
-
-        with board_bar(setup.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
+        with progress_bar(setup.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
             summaries, stopped = run_sweep(cfg, space, values, seeds, setup, (tracking, parent.run_id))
             if after and not stopped:
                 after(override(cfg, {"seed": seeds[0]}), setup, (tracking, parent.run_id))

@@ -24,8 +24,7 @@ class Prepared:
 
     policy_path: str
     policy_id: str  # content hash
-    second_path: str | None
-    second_id: str | None
+    second_id: str | None  # of the second policy of a mixed run
     train: CaseTable
     test: CaseTable
     tokenizer: Any
@@ -53,7 +52,6 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     train, test = load_cases(cfg.task)
     check_writable(cfg.output_dir)
     policy_path = local_policy(cfg.policy)
-    second_path = local_policy(second) if second else None
     tokenizer = load_tokenizer(policy_path)
     for other in others:
         _check_same_tokens(tokenizer, policy_path, local_policy(other))
@@ -67,8 +65,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     return Prepared(
         policy_path=policy_path,
         policy_id=policy_id(policy_path),
-        second_path=second_path,
-        second_id=policy_id(second_path) if second_path else None,
+        second_id=policy_id(local_policy(second)) if second else None,
         train=tables[0],
         test=tables[1],
         tokenizer=tokenizer,

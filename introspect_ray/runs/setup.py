@@ -13,6 +13,7 @@ import ray
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.rollout import EngineSpec, Serving
 from introspect_ray.actors.status import StatusBoardActor
+from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import decode_explanation
 from introspect_ray.config import RunConfig, override
@@ -27,7 +28,7 @@ from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
 
 GROUPS_AT_ONCE = 256  # groups of M0's labels that wait for an engine or to be put into the table
-PLAIN = {"method": "full", "train.reference": "cache"}  # for engines that only ever serve a whole policy
+PLAIN = {"method": "full", "train.reference": "cache"}  # for engines that serve a whole policy and no adapter
 
 
 @dataclass(frozen=True)
@@ -36,34 +37,35 @@ class SharedSetup:
 
     prepared: Prepared
     pool: RolloutPool
-    status: Any
+    status: Any  # handle of a StatusBoard
     reference_path: str | None  # None: a live reference
     m0: Any  # ref of Mapping[case id, BehaviorPair], training and test cases
     m0_test: list[BehaviorPair]
     m0_explanations: list[Explanation | None]  # untrained, on the test cases
-    second: Mapping[str, BehaviorPair] | None
+    second: Mapping[str, BehaviorPair] | None  # the second policy's, for mixed supervision
     train: Any  # ref of the training cases, a CaseTable
-    prefix_hit_rate: float | None  # of M0's labelling; None where all its labels were kept from before
-    seconds: dict[str, float]  # "setup", "eval"
+    prefix_hit_rate: float | None  # of labelling with M0; None where its labels were cached
+    seconds: dict[str, float]  # spent here, by "setup" and "eval"
 
 
 def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) -> SharedSetup:
-    """Start the pool, label all cases with M0 and cache its reference distribution (once a sweep)."""
+    """Start the pool, label all cases with M0 and cache its reference distribution. Once per sweep.
+
+    lora_rank: the largest of the trials; None: the config's.
+    """
     began = time.perf_counter()
     train, test = ray.put(prepared.train), ray.put(prepared.test)
-    cached = cfg.train.reference == "cache"
-    reference = (
-        _reference_task(cfg).remote(cfg.policy, train, prepared.cache_uri, cfg.train.dtype, cfg.train.token_budget)
-        if cached
-        else None
-    )
+    reference: Any = None
+    if cfg.train.reference == "cache":  # made while the engines start
+        options = (cfg.train.dtype, cfg.train.token_budget)
+        reference = _reference_task(cfg).remote(cfg.policy, train, prepared.cache_uri, *options)
     pool = start_pool(cfg, cfg.policy, prepared, lora_rank or cfg.lora_rank, [train, test])
     status = StatusBoardActor.options(scheduling_strategy=on_this_node()).remote()
     pool.wait()
     ready = time.perf_counter()
     m0 = _pairs(cfg, prepared, pool, prepared.policy_id)
     hit_rate = pool.prompt_tokens.hit_rate
-    m0_test = [m0[case_id] for case_id in prepared.test.case_ids]
+    m0_test = records_of(m0, prepared.test.case_ids)
     explanations = explain(pool, prepared, Serving())
     second = _second_pairs(cfg, prepared, [train, test])
     evaluated = time.perf_counter()
@@ -71,7 +73,7 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
         prepared=prepared,
         pool=pool,
         status=status,
-        reference_path=ray.get(reference) if cached else None,
+        reference_path=ray.get(reference) if reference else None,
         m0=ray.put(m0),
         m0_test=m0_test,
         m0_explanations=explanations,
@@ -97,19 +99,19 @@ def untrained_scores(setup: SharedSetup) -> dict[str, Any]:
 
 
 def findings(setup: SharedSetup) -> list[Finding]:
-    """Named weaknesses of M0 as a subject (paper's limitation: collapsed labels), with their numbers."""
+    """What makes M0 a weak subject (collapsed labels, a limitation that the paper names), with the numbers."""
     return collapse(setup.m0_test)
 
 
 def start_pool(cfg: RunConfig, policy: str, prepared: Prepared, lora_rank: int, cases: Sequence[Any]) -> RolloutPool:
     """A pool that answers for `cases`, refs of CaseTables."""
-    cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # the engines need to know "auto"
+    cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # engines need the choice, not "auto"
     spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
     return RolloutPool(cfg, spec, cases)
 
 
 def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -> Mapping[str, BehaviorPair]:
-    """All pairs of a policy at version 0: from the content-addressed label set, else from the engines."""
+    """All pairs of a policy at version 0: from the cached label set if there is one, else from the engines."""
     key = label_set_key(policy, chain(prepared.train, prepared.test), cfg.rollout)
     pairs = load_pairs(prepared.cache_uri, key)
     if pairs is None:
@@ -121,11 +123,12 @@ def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -
 
 
 def _second_pairs(cfg: RunConfig, prepared: Prepared, cases: Sequence[Any]) -> Mapping[str, BehaviorPair] | None:
-    """E of the second policy for mixed supervision, made by an engine of its own that is closed again."""
-    if prepared.second_path is None:
+    """The second policy's pairs for mixed supervision, made by an engine that is closed afterwards."""
+    name = cfg.supervision.second_policy
+    if name is None or prepared.second_id is None:
         return None
     plain = override(cfg, {"rollout.num_actors": 1, **PLAIN})
-    pool = start_pool(plain, cfg.supervision.second_policy, prepared, 1, cases)
+    pool = start_pool(plain, name, prepared, 1, cases)
     pairs = _pairs(cfg, prepared, pool, prepared.second_id)
     pool.close()
     return pairs

@@ -109,7 +109,7 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
     ids, sent = [case.case_id for case in prepared.test[:24]], fingerprints(load_saved(str(out / "policy"))[0])
     exported = Exported(str(out / "policy"), prepared.train[0])
     request = Request("label", ids, Serving(2, Expected(2, sent, ())), home=0)  # to be had nowhere: it is served
-    before = ray.get(pool._ask(request).future)
+    before = ray.get(pool._send(request).future)
     os.kill(pids(TITLES["rollout actor"])[0], signal.SIGKILL)
     again = pool.label_now(ids, Serving(2, Expected(2, sent, before.receipt.probe), exported))
     assert again == before.answers
@@ -197,7 +197,7 @@ def test_a_status_board_that_is_gone_ends_no_run(live):
     ray.kill(board)
     with pytest.raises(RayActorError):
         while True:  # it still answers until the signal has come
-            ray.get(board.last.remote("run"))
+            ray.get(board.latest.remote())
     assert _progress(board, "run") == "at a step unknown (the status board is gone)"
 
 
