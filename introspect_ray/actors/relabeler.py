@@ -140,12 +140,12 @@ class Relabeler:
         return sorted(by_step)
 
     async def stop(self) -> list[str]:
-        """Write nothing from now on, not even labels being made: another relabeler owns the table. Returns the notes."""
+        """Write nothing more, not even labels being made: another relabeler owns the table. Returns the notes."""
         self._stopped = True
         return self.notes
 
     async def finish(self) -> dict[str, float | None]:
-        """Complete the label table. Returns what it says about the whole run, resumed or not, and seconds by activity."""
+        """Complete the label table. Returns its totals over the whole run, and this relabeler's seconds by activity."""
         self._writer.close()
         counts = count_labels(self._uri)
         return {

@@ -20,7 +20,7 @@ from introspect_ray.storage import check_writable, open_store
 from introspect_ray.storage.store import TEMPORARY
 
 _QUIET = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often Ray Train polls; 2 s by default, longer than a step of the organism
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train's polling; its default, 2 s, is longer than a step
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -117,16 +117,10 @@ def test_smooth_by_hand():
     assert smooth([0.8, 0.8], 0.9) == pytest.approx([0.8, 0.8])
 
 
-def test_training_figure_leaves_out_what_a_run_has_not(tmp_path, drawn):
+def test_training_figure_leaves_out_fields_that_are_null(tmp_path, drawn):
     fields = (
-        "loss",
-        "cross_entropy",
-        "kl",
-        "explanation_self",
-        "explanation_orig",
-        "behavior_em",
-        "realised_at_consumption",
-    )
+        "loss", "cross_entropy", "kl", "explanation_self", "explanation_orig", "behavior_em", "realised_at_consumption",
+    )  # fmt: skip
     rows = [{"step": t, **dict.fromkeys(fields, 0.5), "requested_agreement": None} for t in range(5)]
     training_figure(rows, tmp_path / "t.png")
     objective, explanations, behavior, agreement = drawn[0].axes
