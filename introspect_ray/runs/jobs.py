@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import AlarmError, UserError
-from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.runs.preflight import Prepared, check_resume, plan_text, prepare
 from introspect_ray.runs.results import log_files, open_tracker
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config, trial_name
+from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, is_remote, open_store
+from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracking import tracking_uri
 from introspect_ray.storage.tracking_mlflow import check_server

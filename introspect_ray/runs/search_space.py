@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.config import RunConfig, load_config, override
+from introspect_ray.config import RunConfig, load_config, override, read_yaml
+from introspect_ray.config.load import flatten
 from introspect_ray.errors import UserError
-from introspect_ray.config.merging import read_yaml
-from introspect_ray.storage.tracker import flatten
 
 
 def gap(summary: dict[str, Any]) -> float:

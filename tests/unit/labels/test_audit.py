@@ -17,7 +17,8 @@ from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import audit, audit_job
-from introspect_ray.labels.rules import binomial_interval, fixed_label, mixed_label, online_label
+from introspect_ray.labels.binomial import binomial_interval
+from introspect_ray.labels.rules import fixed_label, mixed_label, online_label
 from introspect_ray.labels.store import LABEL_SCHEMA, LabelWriter, labels_to_table
 from introspect_ray.records import BehaviorPair, Explanation, Label
 from introspect_ray.schedule import label_version

@@ -1,4 +1,4 @@
-"""E_sup(t): draws, the step plan, and the three rules, with numbers derived by hand."""
+"""E_sup(t): draws and the three rules, with numbers derived by hand."""
 
 import math
 import os
@@ -10,9 +10,9 @@ from itertools import product
 import pytest
 
 from introspect_ray.config import RunConfig
+from introspect_ray.labels.binomial import binomial_interval
 from introspect_ray.labels.rules import (
     Sources,
-    binomial_interval,
     draw,
     fixed_label,
     make_labels,
@@ -20,8 +20,7 @@ from introspect_ray.labels.rules import (
     online_label,
     realised_agreement,
 )
-from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.schedule import step_plan
+from introspect_ray.records import BehaviorPair, Explanation, Label
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -71,48 +70,6 @@ def test_draw_is_uniform():
     assert all(0 <= x < 1 for x in numbers)
     assert abs(sum(numbers) / 10_000 - 0.5) < 4 * 0.0029
     assert all(abs(n - 1000) < 120 for n in Counter(int(10 * x) for x in numbers).values())
-
-
-# --- step plan -------------------------------------------------------------------------------------------------
-
-
-def flat(seed, steps, num_cases, batch_size):
-    return [i for t in range(steps) for i in step_plan(seed, t, num_cases, batch_size)]
-
-
-def test_every_case_comes_once_an_epoch_also_across_batches():
-    """10 cases in batches of 4: epoch 0 is places 0-9, ending inside step 2; 5 steps are two epochs. Code
-    that drops the last, short batch of an epoch would never show 2 of the 10 cases."""
-    plan = flat(0, 5, 10, 4)
-    assert sorted(plan[:10]) == sorted(plan[10:]) == list(range(10))
-    assert plan[:10] != plan[10:]  # epochs are shuffled anew
-
-
-def test_plan_is_a_pure_function_of_seed_and_step():
-    forward = [step_plan(3, t, 50, 8) for t in range(20)]
-    assert [step_plan(3, t, 50, 8) for t in reversed(range(20))] == forward[::-1]
-    assert [step_plan(4, t, 50, 8) for t in range(20)] != forward
-
-
-def test_the_batch_size_only_cuts_the_row_of_cases():
-    assert flat(1, 6, 30, 5) == flat(1, 3, 30, 10)
-
-
-def test_a_batch_larger_than_the_set_runs_through_several_epochs():
-    assert Counter(step_plan(0, 2, 3, 9)) == {0: 3, 1: 3, 2: 3}
-
-
-def test_permutations_are_uniform():
-    """3 cases have 6 orders; 6,000 epochs give each 1,000 ± 4 sd of 29. Sorting by a biased key would not."""
-    orders = Counter(tuple(step_plan(0, epoch, 3, 3)) for epoch in range(6000))
-    assert len(orders) == 6 and all(abs(n - 1000) < 116 for n in orders.values())
-
-
-def test_plan_refuses_nonsense():
-    with pytest.raises(ValueError, match="num_cases"):
-        step_plan(0, 0, 0, 4)
-    with pytest.raises(ValueError, match="step >= 0"):
-        step_plan(0, -1, 5, 4)
 
 
 # --- fixed -----------------------------------------------------------------------------------------------------
@@ -254,27 +211,16 @@ def test_make_labels_follows_the_rule_of_the_config():
 # --- realised agreement ----------------------------------------------------------------------------------------
 
 
-def test_realised_agreement_counts_labels_equal_to_the_current_explanation():
-    """Of four labels (True, B), the current E agrees with three: 0.75. (False, B) shares the content only."""
-    labels = [fixed_label(pair("A", "B", f"q{i}"), "m", 0) for i in range(4)]
-    current = {f"q{i}": Explanation(True, "B") for i in range(3)} | {"q3": Explanation(False, "B")}
-    assert realised_agreement(labels, current) == 0.75
-    with pytest.raises(KeyError):
-        realised_agreement(labels, {})  # skipping unknown cases would report a share of nothing
-    with pytest.raises(ValueError, match="no labels"):
-        realised_agreement([], current)
-
-
-def test_binomial_interval_by_hand():
-    """n = 2, p = 1/2 has weights 1/4, 1/2, 1/4: with tail 0.3 either end is cut, with 0.2 none. p = 1: no room."""
-    assert binomial_interval(0.5, 2, 0.3) == (0.5, 0.5)
-    assert binomial_interval(0.5, 2, 0.2) == (0.0, 1.0)
-    assert binomial_interval(1.0, 8) == (1.0, 1.0)
-    assert binomial_interval(0.0, 8) == (0.0, 0.0)
+def test_realised_agreement_counts_labels_equal_to_e_of_their_pair():
+    """Of three labels with a sampled pair (B, changed) two are equal to it; (False, B) shares the content only."""
+    truth, other = Explanation(True, "B"), Explanation(False, "B")
+    made = online(pair("A", "B"), 1.0).provenance
+    labels = [Label("q", explanation, truth, made) for explanation in (truth, truth, other)]
+    unsampled = fixed_label(pair("A", "B"), "m", 0)
+    assert realised_agreement([*labels, unsampled]) == 2 / 3
+    assert realised_agreement([unsampled]) is None and realised_agreement([]) is None
 
 
 def test_realised_agreement_of_online_labels_lies_in_the_interval():
-    labels = [online(pair("A", "B", f"q{i}"), 0.7) for i in range(2000)]
-    lo, hi = binomial_interval(0.7, 2000)
-    share = realised_agreement(labels, {label.case_id: label.current for label in labels})
-    assert 0.6 < lo < share < hi < 0.8
+    low, high = binomial_interval(0.7, 2000)
+    assert 0.6 < low < realised_agreement([online(pair("A", "B", f"q{i}"), 0.7) for i in range(2000)]) < high < 0.8

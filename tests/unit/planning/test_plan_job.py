@@ -86,7 +86,7 @@ def test_what_is_given_is_kept_and_counted():
         (["task.path=/nowhere.jsonl"], "--tokenizer"),
         (["--policy", "Qwen/Qwen3-32B", "--gpus", "64"], "does not train on 8 GPU"),
         (["train.num_workers=8", "rollout.num_actors=4"], "--gpus is 8"),
-        (["rollout.weight_transfer=ipc"], "not modelled"),
+        (["rollout.weight_transfer=ipc", "rollout.num_gpus=0.5"], "not modelled"),
         (["rollout.num_gpus=0.5"], r"set rollout\.num_gpus=1, or leave it out"),
         (["rollout.num_gpus=2"], r"set rollout\.num_gpus=1, or leave it out"),
         (["train.use_gpu=false"], "training on GPUs"),

@@ -11,7 +11,7 @@ from introspect_ray.config import load_config
 from introspect_ray.planning.durations import Durations
 from introspect_ray.planning.schedule import predict
 from introspect_ray.planning.simulation import simulate
-from introspect_ray.schedule import deal, label_version
+from introspect_ray.schedule import label_version
 
 # publish 1 s, deliver 2 s, label 0.5 s a case, update 7 s
 TIMES = Durations(gather=1.0, deliver=2.0, label_fixed=0.0, label_case=0.5, update=7.0)
@@ -26,11 +26,6 @@ def config(**changes):
         "train.num_workers": 1,
     }
     return load_config(None, {**flat, **{key.replace("__", "."): value for key, value in changes.items()}})
-
-
-def test_deal_by_hand():
-    assert deal("abc", 2, 2, 1) == [(1, "ab"), (0, "c")]
-    assert deal("abcd", 1, 3, 2) == [(2, "a"), (0, "b"), (1, "c"), (2, "d")]
 
 
 @pytest.mark.parametrize(
