@@ -26,7 +26,7 @@ class Answer(NamedTuple):
     """One prompt's answer position: full-vocabulary label logprobs and the full-vocabulary argmax."""
 
     logprobs: tuple[float, ...]
-    free_token: int
+    argmax_token: int
 
 
 def make_pair(case: TokenizedCase, cued: Answer, ablated: Answer, version: int) -> BehaviorPair:
@@ -45,8 +45,8 @@ def make_pair(case: TokenizedCase, cued: Answer, ablated: Answer, version: int) 
         ablated=case.labels[ablated.logprobs.index(max(ablated.logprobs))],
         cued_logprobs=cued.logprobs,
         ablated_logprobs=ablated.logprobs,
-        cued_off_format=cued.free_token not in case.label_ids,
-        ablated_off_format=ablated.free_token not in case.label_ids,
+        cued_off_format=cued.argmax_token not in case.label_ids,
+        ablated_off_format=ablated.argmax_token not in case.label_ids,
         weight_version=version,
     )
 

@@ -13,10 +13,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from introspect_ray.errors import UserError
 from introspect_ray.policy import BUNDLED, load_model
-from introspect_ray.train.attention import FLEX_LEAST, attention_rows, choose_attention, tree_block_mask, tree_mask
+from introspect_ray.train.attention import FLEX_MIN_LENGTH, attention_rows, choose_attention, tree_block_mask, tree_mask
 from introspect_ray.train.fsdp import build_module
 from introspect_ray.train.model import TreeModel
-from introspect_ray.train.packing import build_tree, pack, placeholder
+from introspect_ray.train.packing import pack, placeholder
+from introspect_ray.train.prompt_tree import build_tree
 
 # Two trees in a row of seven: 0 is the root of 1 (itself of 2) and of 3; 4 is the root of 5; 6 is padding.
 ENDS = [4, 3, 3, 4, 6, 6, 7]
@@ -70,9 +71,9 @@ def test_short_rows_are_padded_for_flex_only():
     assert all(a is b for a, b in zip(same, (batch.tokens_RT, batch.positions_RT, batch.end_RT), strict=True))
     padded = attention_rows(batch, "flex_attention")
     rows, length = batch.tokens_RT.shape
-    assert all(array.shape == (rows, FLEX_LEAST) for array in padded)
+    assert all(array.shape == (rows, FLEX_MIN_LENGTH) for array in padded)
     assert all(np.array_equal(a[:, :length], b) for a, b in zip(padded, same, strict=True))
-    assert padded[2][0, length:].tolist() == list(range(length + 1, FLEX_LEAST + 1))  # each its own only descendant
+    assert padded[2][0, length:].tolist() == list(range(length + 1, FLEX_MIN_LENGTH + 1))  # each its own only descendant
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "organism"])

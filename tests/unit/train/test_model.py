@@ -10,7 +10,8 @@ from introspect_ray.train.chunked_loss import Objective, ReferenceRows
 from introspect_ray.train.loss import loss_scales
 from introspect_ray.train.model import TreeModel
 from introspect_ray.train.output_head import OutputHead
-from introspect_ray.train.packing import build_tree, pack
+from introspect_ray.train.packing import pack
+from introspect_ray.train.prompt_tree import build_tree
 from introspect_ray.train.reference import build_reference
 
 CASES = make_cases(7)

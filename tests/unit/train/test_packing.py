@@ -13,7 +13,8 @@ from introspect_ray.train.attention import tree_mask
 from introspect_ray.train.chunked_loss import Objective, ReferenceRows
 from introspect_ray.train.loss import loss_scales
 from introspect_ray.train.model import TreeModel
-from introspect_ray.train.packing import build_tree, pack, placeholder
+from introspect_ray.train.packing import pack, placeholder
+from introspect_ray.train.prompt_tree import build_tree
 
 
 def path_of(tree, node):

@@ -16,7 +16,7 @@ def test_groups_of_cases_give_the_reference_of_all(tmp_path, monkeypatch: pytest
     cases, path = make_cases(7, seed=3), save_model(tmp_path / "policy")
     ids = [case.case_id for case in cases]
     at_once = reference_logprobs(build_reference(path, cases, str(tmp_path / "a")), ids)
-    monkeypatch.setattr(reference, "PACKED_CASES", 3)
+    monkeypatch.setattr(reference, "CASES_PER_PACKING", 3)
     table = CaseTable.build(cases, tmp_path)
     where = build_reference(path, table, str(tmp_path / "b"))
     assert where.rsplit("/", 1)[1] == build_reference(path, cases, str(tmp_path / "a")).rsplit("/", 1)[1]
