@@ -75,7 +75,8 @@ def evaluate_rows(
         if objective is None:
             return TreeOutput(*_ChunkedPass(trained_NH[:behaviour], cast, batch, None).results(), walk_P)
     inputs = (trained_NH, head.weight_VH, head.bias_V)
-    return TreeOutput(*_ChunkedLoss.apply(*inputs, cast, batch, objective, in_place), walk_P)
+    loss, ce, kl, logprobs_P, argmax_2B = _ChunkedLoss.apply(*inputs, cast, batch, objective, in_place)
+    return TreeOutput(loss, ce, kl, logprobs_P, argmax_2B, walk_P)
 
 
 class _ChunkedLoss(torch.autograd.Function):
