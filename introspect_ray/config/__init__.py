@@ -1,6 +1,6 @@
-"""The configuration of a run."""
+"""The configuration of a run: its keys (sections), where they come from (load), which go together (compatibility)."""
 
-from introspect_ray.config.load import field_names, file_sets, load_config, override, read_yaml
+from introspect_ray.config.load import field_names, file_sets, flatten, load_config, override, read_yaml, resolve_paths
 from introspect_ray.config.sections import (
     AlarmConfig,
     EvalConfig,
@@ -23,7 +23,9 @@ __all__ = [
     "TrainConfig",
     "field_names",
     "file_sets",
+    "flatten",
     "load_config",
     "override",
     "read_yaml",
+    "resolve_paths",
 ]

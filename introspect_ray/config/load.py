@@ -37,8 +37,11 @@ def load_config(
     """
     given = merge(nest(defaults or {}), merge(read_yaml(Path(file)) if file else {}, nest(overrides or {})))
     preset = PRESETS / f"{_task_name(given)}.yaml"
-    cfg = _validated(merge(read_yaml(preset), given) if preset.is_file() else given)
-    # Workers have other working folders than the driver.
+    return resolve_paths(_validated(merge(read_yaml(preset), given) if preset.is_file() else given))
+
+
+def resolve_paths(cfg: RunConfig) -> RunConfig:
+    """`cfg` with absolute paths where it names files of this machine: workers have other working folders."""
     folders = {key: value for key in ("output_dir", "cache_dir") if (value := getattr(cfg, key))}
     policies = {
         "policy": cfg.policy,

@@ -209,7 +209,7 @@ class RunConfig(_Section):
     alarms: AlarmConfig = AlarmConfig()
     tracking: TrackingConfig = TrackingConfig()
     cache_dir: str | None = None
-    """Folder or s3:// address of label sets and reference caches, named by their content; null: <output_dir>/cache."""
+    """Folder or s3:// address of label sets and reference caches, named by content; null: cache/ in output_dir."""
     ray_address: str | None = None
     """Cluster to join; null: the one in RAY_ADDRESS, else a local one of just the size needed."""
     wait_for_nodes: bool = False

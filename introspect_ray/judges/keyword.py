@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from introspect_ray.config.merging import read_yaml
+from introspect_ray.config import read_yaml
 from introspect_ray.errors import UserError
 from introspect_ray.judges import refusal
 from introspect_ray.judges.protocol import UNJUDGED, Reply, Verdict, identity_of

@@ -13,9 +13,8 @@ import yaml
 
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import tokenize_case
-from introspect_ray.config import RunConfig
+from introspect_ray.config import RunConfig, flatten
 from introspect_ray.config.compatibility import learner_labels, trainer_gpus
-from introspect_ray.config.load import flatten
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from introspect_ray.config.load import flatten
+from introspect_ray.config import flatten
 
 Status = Literal["FINISHED", "FAILED"]
 

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.config import TrackingConfig
-from introspect_ray.config.load import flatten
+from introspect_ray.config import TrackingConfig, flatten
 from introspect_ray.errors import UserError
 from introspect_ray.storage import is_remote, open_store
 from introspect_ray.storage.tracker import Status, Tracker, numbers

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from introspect_ray.config.load import flatten
+from introspect_ray.config import flatten
 from introspect_ray.errors import UserError
 from introspect_ray.storage.tracker import Status, Tracker, numbers
 

@@ -26,7 +26,7 @@ class TinyLearner:
 
 
 class Supply:
-    """One label a step, from the version that was asked for."""
+    """Supplies one label per step, from the version that was published last."""
 
     def publish(self, learner, version, probe):
         self.version = version

@@ -70,8 +70,8 @@ def test_label_version_by_hand(lag, sync_every, versions):
 @pytest.mark.parametrize("lag", [0, 1, 2, 5])
 @pytest.mark.parametrize("sync_every", [1, 2, 3])
 def test_every_step_is_requested_once_and_in_time(lag, sync_every):
-    """Requests at the published versions cover all steps exactly once, none after its own step (else a deadlock),
-    and never more than lag + sync_every ahead (the buffer's bound)."""
+    """The published versions request every step exactly once, not after the step itself (a deadlock) and less than
+    lag + sync_every steps ahead (the bound of the buffer)."""
     cfg = config(20, lag, sync_every)
     requested = [(t, v) for v in range(0, 20, sync_every) for t in steps_of_version(v, cfg)]
     assert sorted(t for t, _ in requested) == list(range(20))

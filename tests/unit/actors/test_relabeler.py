@@ -17,7 +17,7 @@ from introspect_ray.schedule import plan_ids
 
 
 def test_the_agreement_alarm_is_raised_where_labels_are_fetched(tmp_path, monkeypatch):
-    """A rule that flips everything while ν = 0.9 was asked for: P(K = 0 of 16) = 1e-16."""
+    """The rule flips every label although ν = 0.9 is requested: P(K = 0 of 16) = 1e-16."""
     cases = {f"c{i}": ("A", "B") for i in range(16)}
     cfg = RunConfig.model_validate({"batch_size": 16, "steps": 1, "supervision": {"rule": "online", "agreement": 0.9}})
     true_rule = rules.online_label

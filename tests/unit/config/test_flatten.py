@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from introspect_ray.config.load import flatten
+from introspect_ray.config import flatten
 
 
 def test_flatten_keeps_lists_and_none():

@@ -6,7 +6,7 @@ from introspect_ray.labels.binomial import binomial_interval, binomial_tail
 
 
 def test_binomial_interval_by_hand():
-    """n = 2, p = 1/2 has weights 1/4, 1/2, 1/4: with tail 0.3 either end is cut, with 0.2 none. p = 1: no room."""
+    """n = 2, p = 1/2: P(K = 0, 1, 2) = 1/4, 1/2, 1/4, so a tail of 0.3 cuts both ends and 0.2 none. p = 0, 1: one k."""
     assert binomial_interval(0.5, 2, 0.3) == (0.5, 0.5)
     assert binomial_interval(0.5, 2, 0.2) == (0.0, 1.0)
     assert binomial_interval(1.0, 8) == (1.0, 1.0)

@@ -1,16 +1,12 @@
-"""E_sup(t): draws and the three rules, with numbers derived by hand."""
+"""Draws and the three supervision rules, with numbers derived by hand."""
 
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from itertools import product
 
 import pytest
 
 from introspect_ray.config import RunConfig
-from introspect_ray.labels.binomial import binomial_interval
 from introspect_ray.labels.rules import (
     Sources,
     draw,
@@ -38,8 +34,10 @@ def online(p, agreement, wrong_label="content", step=5, seed=0):
 # --- draws -----------------------------------------------------------------------------------------------------
 
 
-def test_draw_does_not_move_between_releases():
-    """Pinned: a replay of a published run needs these very numbers. BLAKE2b-64 of repr((0, 0, 'q', 'agreement'))."""
+def test_draw_is_the_same_in_every_release_and_process():
+    """Pinned: a replay of a published run needs this number, BLAKE2b-64 of repr((0, 0, 'q', 'agreement')).
+
+    hash() of a string would give another one in every process: it is salted."""
     assert draw(0, 0, "q", "agreement") == 0.6571872470975061
 
 
@@ -54,14 +52,6 @@ def test_draw_depends_on_every_part_of_its_key():
         (1, 0, "q", "s"),
     ]
     assert len({draw(*key) for key in [base, *others]}) == 7
-
-
-def test_draw_is_the_same_in_another_process():
-    """hash() of a string would not be: it is salted per process."""
-    code = "from introspect_ray.labels.rules import draw; print(repr(draw(7, 3, 'mmlu-1', 'wrong')))"
-    env = {**os.environ, "PYTHONHASHSEED": "99"}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
-    assert float(out) == draw(7, 3, "mmlu-1", "wrong")
 
 
 def test_draw_is_uniform():
@@ -110,7 +100,7 @@ def test_agreement_one_never_flips_and_zero_always_does(cued, ablated, wrong_lab
 
 def test_corruption_is_uniform_over_the_other_contents():
     """ν = 0.7 over 12,000 cases: 3,600 flips, 1,200 to each of A, C, D; 4 sd are 201 and 134. Code that draws over all
-    four letters would leave 900 flips at the true B, code that reuses the ν draw would favour the last letter."""
+    four letters would leave 900 flips at the true B; code that reuses the ν draw would favour the last letter."""
     labels = [online(pair("A", "B", f"q{i}"), 0.7) for i in range(12_000)]
     flipped = [label.explanation.content for label in labels if label.provenance.flipped]
     assert abs(len(flipped) - 3600) < 201
@@ -119,14 +109,14 @@ def test_corruption_is_uniform_over_the_other_contents():
 
 
 def test_any_rule_is_uniform_over_the_seven_other_labels():
-    """7,000 flips, 1,000 ± 4 sd of 29 each, those that contradict y(x) = A, such as (changed, A), among them."""
+    """7,000 flips are 1,000 ± 4 sd of 29 per label, including those that contradict y(x) = A, such as (changed, A)."""
     counts = Counter(online(pair("A", "B", f"q{i}"), 0.0, "any").explanation for i in range(7000))
     assert len(counts) == 7 and (True, "A") in counts and (True, "B") not in counts
     assert all(abs(n - 1000) < 118 for n in counts.values())
 
 
 def test_a_larger_agreement_keeps_what_a_smaller_one_kept():
-    """One draw a case against the threshold: sweeps of ν differ only by the cases between two thresholds."""
+    """Each case has one draw to compare with ν: sweeps of ν differ only by the cases between two thresholds."""
     kept = {
         nu: {i for i in range(500) if not online(pair(case_id=f"q{i}"), nu).provenance.flipped} for nu in (0.4, 0.7)
     }
@@ -188,7 +178,7 @@ def test_mixing_pairs_of_two_cases_is_refused():
 
 
 def test_make_labels_follows_the_rule_of_the_config():
-    """fixed: M0's; mixed at ratio 1: the second policy's; online at agreement 1: the pairs given."""
+    """fixed: labels of M0; mixed at ratio 1: of the second policy; online at agreement 1: of the given pairs."""
     ids = ["a", "b"]
     m0, second = ({i: pair("A", y, i, version=0) for i in ids} for y in "BC")
     sources = Sources(dict.fromkeys(ids, LETTERS), "organism", m0, "other", second)
@@ -219,8 +209,3 @@ def test_realised_agreement_counts_labels_equal_to_e_of_their_pair():
     unsampled = fixed_label(pair("A", "B"), "m", 0)
     assert realised_agreement([*labels, unsampled]) == 2 / 3
     assert realised_agreement([unsampled]) is None and realised_agreement([]) is None
-
-
-def test_realised_agreement_of_online_labels_lies_in_the_interval():
-    low, high = binomial_interval(0.7, 2000)
-    assert 0.6 < low < realised_agreement([online(pair("A", "B", f"q{i}"), 0.7) for i in range(2000)]) < high < 0.8

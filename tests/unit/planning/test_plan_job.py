@@ -12,10 +12,10 @@ import yaml
 from planned import plan
 
 from introspect_ray.cli import parse
+from introspect_ray.commands import plan_flags as flags
 from introspect_ray.errors import UserError
 from introspect_ray.planning.job import DEFAULTS, plan_job
 from introspect_ray.planning.report import as_text
-from jobs.plan import flags
 from tune_spaces.kl_weight import SPACE
 
 ROOT = Path(__file__).parents[3]

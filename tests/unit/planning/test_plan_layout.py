@@ -10,13 +10,13 @@ import pytest
 from planned import HEAD, SHAPE, WORK, A, config, plan
 
 from introspect_ray.cli import parse
+from introspect_ray.commands import plan_flags as flags
 from introspect_ray.config import TaskConfig, load_config
 from introspect_ray.planning.job import plan_job
 from introspect_ray.planning.layout import Setting, balanced_engines, fixed_seconds, make_layout
 from introspect_ray.planning.work import assumed_work, measured_work
 from introspect_ray.records import Explanation, TokenizedCase
 from introspect_ray.runs.preflight import prepare
-from jobs.plan import flags
 from tune_spaces.kl_weight import SPACE
 
 SETTING = Setting(SHAPE, WORK, A, "device", 8, 8)
