@@ -1,4 +1,4 @@
-"""Two gloo ranks in processes of their own."""
+"""Run a function on two gloo ranks, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 
 def on_two_ranks(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """What work(rank, *args), a function of a module, returns on rank 0 and on rank 1; both write to `folder`."""
+    """What work(rank, *args) returns on rank 0 and on rank 1. `work` is a function of a module; `folder` is scratch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

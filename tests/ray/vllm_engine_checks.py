@@ -146,7 +146,7 @@ class TestTied(Served):
         good = state(policy, seed=4, scale=0.1)
         norm = "model.norm.weight"
         bad = {
-            r"lm_head.weight \[64, 64\] is missing \(a tied head": {
+            r"lm_head.weight \[64, 64\] is missing \(send a tied head too": {
                 k: v for k, v in good.items() if k != "lm_head.weight"
             },
             rf"{norm} has shape \[65\], the engine's is \[64\]": good | {norm: torch.ones(65)},

@@ -81,7 +81,7 @@ def test_refused_updates_change_nothing(tmp_path):
     engine = start(policy)
     before, new = engine.label_pairs(CASES), state(policy, seed=1, scale=0.1)
     del new["lm_head.weight"]
-    with pytest.raises(ValueError, match=r"lm_head.weight \[64, 64\] is missing \(a tied head"):
+    with pytest.raises(ValueError, match=r"lm_head.weight \[64, 64\] is missing \(send a tied head too"):
         engine.load_weights(WeightUpdate(1, "full", new, CASES[0]))
     with pytest.raises(ValueError, match=r"kind 'adapter'"):
         engine.load_weights(WeightUpdate(1, "adapter", {}, CASES[0], {}))
