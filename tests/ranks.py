@@ -26,7 +26,7 @@ def on_two_ranks(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any
 def _rank(rank: int, port: int, work: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
     try:
         torch.set_num_threads(1)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="")
         dist.init_process_group("gloo", rank=rank, world_size=2)
         torch.save(work(rank, *args), f"{folder}/rank{rank}.pt")
         dist.destroy_process_group()

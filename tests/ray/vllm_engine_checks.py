@@ -284,7 +284,7 @@ class TestLora(Served):
         for message, bad, bad_config in (
             ("is missing", {k: v for k, v in tensors.items() if k != name}, config),
             (r"has shape \[9, 9\]", tensors | {name: torch.ones(9, 9)}, config),
-            ("adapter rank 8 exceeds the engine's 4", big, big_config),
+            ("adapter's rank 8 exceeds the engine's 4", big, big_config),
             ("match no linear layer", tensors, config | {"target_modules": ["nothing"]}),
         ):
             with pytest.raises(ValueError, match=message):
