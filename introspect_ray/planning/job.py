@@ -22,8 +22,9 @@ from introspect_ray.planning.report_json import as_json
 from introspect_ray.planning.scaling import scaling
 from introspect_ray.planning.simulation import simulate
 from introspect_ray.planning.work import CaseWork, assumed_work, measured_work
-from introspect_ray.policy import BUNDLED
-from introspect_ray.runs.preflight import load_tokenizer, model_len, plan_text
+from introspect_ray.policy import BUNDLED, load_tokenizer
+from introspect_ray.runs.placement import plan_text
+from introspect_ray.runs.preflight import model_len
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config
 from introspect_ray.tasks import load_cases
 

@@ -22,7 +22,7 @@ from introspect_ray.planning.memory import (
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.schedule import Pace, predict
 from introspect_ray.planning.work import CaseWork
-from introspect_ray.runs.preflight import resources
+from introspect_ray.runs.placement import resources
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 _NEAR = 1.02  # times within 2 % are the same; then fewer GPUs win
@@ -180,7 +180,7 @@ def _counts(most: int) -> Iterator[int]:
 
 
 def fixed_seconds(setting: Setting, cfg: RunConfig, engines: int, tp: int) -> tuple[float, float]:
-    """(shared, own): a run outside its steps, by what all trials of a sweep share (driver.start_base) and the rest.
+    """(shared, own): a run outside its steps, by what all trials of a sweep share (setup.set_up) and the rest.
 
     Shared: start of the engines, M0's labels and explanations; beside them, on a training GPU, its reference where it
     is cached. Own: start of the trainers, the evaluation's labels and explanations.

@@ -146,7 +146,7 @@ class TestTied(Served):
         good = state(policy, seed=4, scale=0.1)
         norm = "model.norm.weight"
         bad = {
-            r"lm_head.weight \[64, 64\] is missing \(a tied head": {
+            r"lm_head.weight \[64, 64\] is missing \(send a tied head too": {
                 k: v for k, v in good.items() if k != "lm_head.weight"
             },
             rf"{norm} has shape \[65\], the engine's is \[64\]": good | {norm: torch.ones(65)},
@@ -284,7 +284,7 @@ class TestLora(Served):
         for message, bad, bad_config in (
             ("is missing", {k: v for k, v in tensors.items() if k != name}, config),
             (r"has shape \[9, 9\]", tensors | {name: torch.ones(9, 9)}, config),
-            ("adapter rank 8 exceeds the engine's 4", big, big_config),
+            ("adapter's rank 8 exceeds the engine's 4", big, big_config),
             ("match no linear layer", tensors, config | {"target_modules": ["nothing"]}),
         ):
             with pytest.raises(ValueError, match=message):

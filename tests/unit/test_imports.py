@@ -62,8 +62,7 @@ def test_what_runs_before_an_error_message_imports_nothing_heavy() -> None:
 def test_the_bundled_tokenizer_is_autotokenizers_choice_without_torch() -> None:
     """--dry-run reads it; AutoTokenizer's own import takes seconds."""
     code = (
-        "import sys; from introspect_ray.policy import local_policy\n"
-        "from introspect_ray.runs.preflight import load_tokenizer\n"
+        "import sys; from introspect_ray.policy import load_tokenizer, local_policy\n"
         "path = local_policy('organism'); ours = load_tokenizer(path); print('torch' in sys.modules)\n"
         "from transformers import AutoTokenizer; theirs = AutoTokenizer.from_pretrained(path)\n"
         "print(type(ours) is type(theirs), ours.get_vocab() == theirs.get_vocab())"
