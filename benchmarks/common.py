@@ -122,7 +122,7 @@ def make_cases(policy: str, small: bool, count: int) -> list[TokenizedCase]:
 def _texts(small: bool) -> Iterable[Case]:
     from introspect_ray.config import TaskConfig
     from introspect_ray.tasks import load_cases
-    from introspect_ray.tasks.hint_mcq import cases_from_rows, read_rows
+    from introspect_ray.tasks.hint_mmlu import cases_from_rows, read_rows
 
     if small:
         return load_cases(TaskConfig())[0]

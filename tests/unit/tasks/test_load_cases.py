@@ -7,7 +7,7 @@ import pytest
 from introspect_ray import tasks
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
-from introspect_ray.tasks import hint_mcq
+from introspect_ray.tasks import hint_mmlu
 
 
 def load_cases(task):
@@ -148,7 +148,7 @@ def test_the_hub_copy_is_read_from_its_parquet_files(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
     train, test = load_cases(TaskConfig(name="hint_mmlu"))
     assert (len(train), len(test)) == (6, 2)
-    assert [q.answer for _, q in hint_mcq.read_hub("cais/mmlu")] == list("ABCDABCD")
+    assert [q.answer for _, q in hint_mmlu.read_hub("cais/mmlu")] == list("ABCDABCD")
 
 
 def test_the_bundled_organism_loads():

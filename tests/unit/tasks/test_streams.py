@@ -12,7 +12,7 @@ import pytest
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.rng import bits
-from introspect_ray.tasks import hint_mcq, jsonl, load_cases
+from introspect_ray.tasks import hint_mmlu, jsonl, load_cases
 from introspect_ray.tasks.jsonl import text_lines
 from introspect_ray.tasks.seen import Seen, _insert
 
@@ -101,14 +101,14 @@ def test_a_file_that_changes_between_its_passes_is_refused(tmp_path, change):
 
 def test_parquet_is_read_in_batches_with_the_rows_of_jsonl(tmp_path, monkeypatch, caplog):
     """Eleven rows of two row groups in batches of four, two of them repetitions."""
-    monkeypatch.setattr(hint_mcq, "BATCH_ROWS", 4)
+    monkeypatch.setattr(hint_mmlu, "BATCH_ROWS", 4)
     data = [{"question": f"Q{i % 9}?", "subject": "s", "choices": list("wxyz"), "answer": i % 9 % 4} for i in range(11)]
     pq.write_table(pa.Table.from_pylist(data), tmp_path / "m.parquet", row_group_size=6)
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, data)))
-    from_parquet, from_json = (list(hint_mcq.read_rows(tmp_path / name)) for name in ("m.parquet", "m.jsonl"))
+    from_parquet, from_json = (list(hint_mmlu.read_rows(tmp_path / name)) for name in ("m.parquet", "m.jsonl"))
     assert from_parquet == from_json and [number for number, _ in from_parquet] == list(range(1, 10))
     assert caplog.text.count("dropped 2 repeated questions of 11") == 2
-    assert list(hint_mcq.read_rows(tmp_path / "m.parquet", [2, 9])) == [from_json[1], from_json[8]]
+    assert list(hint_mmlu.read_rows(tmp_path / "m.parquet", [2, 9])) == [from_json[1], from_json[8]]
     assert caplog.text.count("dropped") == 2  # said by the first pass alone
 
 

@@ -8,16 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from introspect_ray.errors import UserError
-from introspect_ray.tasks import hint_mcq
-from introspect_ray.tasks.hint_mcq import META_QUESTION, hint_letter
+from introspect_ray.tasks import hint_mmlu
+from introspect_ray.tasks.hint_mmlu import META_QUESTION, hint_letter
 
 
 def read_rows(path):
-    return [row for _, row in hint_mcq.read_rows(path)]
+    return [row for _, row in hint_mmlu.read_rows(path)]
 
 
 def cases_from_rows(rows, **how):
-    return [case for _, case in hint_mcq.cases_from_rows(enumerate(rows), **how)]
+    return [case for _, case in hint_mmlu.cases_from_rows(enumerate(rows), **how)]
 
 
 def rows(n, answer="B"):
