@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
+from introspect_ray.organism import FOLDER as ORGANISM
 from introspect_ray.weight_files import weight_files
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BUNDLED = {
-    "organism": Path(__file__).parent / "organism" / "policy",
-    "organism:second": Path(__file__).parent / "organism" / "second_policy",
+    "organism": ORGANISM / "policy",
+    "organism:second": ORGANISM / "second_policy",
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 SAMPLE_BYTES = 1 << 20

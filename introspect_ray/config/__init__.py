@@ -24,7 +24,8 @@ class _Section(BaseModel):
 
 
 class TaskConfig(_Section):
-    name: Literal["organism", "hint_mmlu", "jsonl"] = "organism"
+    name: str = "organism"
+    """organism, hint_mmlu, jsonl, or a task of an installed package (entry-point group introspect_ray.tasks)."""
     path: str | None = None
     """Training cases: a local file (hint_mmlu: MMLU rows; jsonl: cases) or, for hint_mmlu, None for the hub."""
     test_path: str | None = None
@@ -202,8 +203,6 @@ class RunConfig(_Section):
                 f"batch_size={self.batch_size} leaves some of the workers (train.num_workers={self.train.num_workers}) "
                 "without a case: raise batch_size or lower train.num_workers"
             )
-        if self.task.name == "jsonl" and not self.task.path:
-            raise ValueError("task.name=jsonl needs task.path (a JSONL file of cases)")
         return self
 
 

@@ -20,7 +20,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.policy import check_policy, is_adapter, local_policy, policy_id
 from introspect_ray.storage import check_writable, open_store
-from introspect_ray.tasks import load_cases
+from introspect_ray.tasks import load_cases, open_task
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.storage.tracker import flatten
 from introspect_ray.config.compatibility import trainer_gpus, weight_transfer
@@ -50,6 +50,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
 
     engines False: none is started (a replay), so that neither they nor what they alone would serve has to be here.
     """
+    open_task(cfg.task)  # refuses an unknown name before policies are looked for
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy

@@ -1,5 +1,12 @@
-"""Tasks: raw rows -> counterfactual cases, split into training and held-out ones."""
+"""Tasks: raw rows -> counterfactual cases, split into training and held-out ones.
 
-from introspect_ray.tasks.streams import ORGANISM, CaseStream, load_cases
+A task is a function (`Task`) that says where its rows stand and how a row becomes a case. A new one is a file here
+and a line in registry.py, or an entry point of an installed package in the group "introspect_ray.tasks".
+"""
 
-__all__ = ["ORGANISM", "CaseStream", "load_cases"]
+from introspect_ray.tasks.files import existing_file, text_lines
+from introspect_ray.tasks.registry import open_task
+from introspect_ray.tasks.source import CaseSource, Task
+from introspect_ray.tasks.streams import CaseStream, load_cases
+
+__all__ = ["CaseSource", "CaseStream", "Task", "existing_file", "load_cases", "open_task", "text_lines"]
