@@ -44,7 +44,7 @@ def find_task(name: str) -> Task:
         known = [*BUILT_IN, *sorted(registered.names - set(BUILT_IN))]
         close = get_close_matches(name, known, n=1)
         remedy = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"task.name={name} is no task: {remedy}The tasks are {', '.join(known)}")
+        raise UserError(f"unknown task {name!r} (task.name): {remedy}the tasks are {', '.join(known)}")
     if len(found) > 1:
         packages = ", ".join(sorted(map(_package, found)))
         raise UserError(f"task.name={name} is registered by several packages ({packages}): uninstall all but one")
