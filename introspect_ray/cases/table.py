@@ -23,12 +23,12 @@ from introspect_ray.errors import UserError
 from introspect_ray.records import Explanation, TokenizedCase
 
 Ints = NDArray[np.int32]
-SEQUENCES = ("prompt", "ablated", "question")
+TOKEN_COLUMNS = ("prompt", "ablated", "question")
 CASE_SCHEMA = pa.schema(
     [
         pa.field(CASE_ID, pa.string(), nullable=False),
         pa.field("answers", pa.int32(), nullable=False),  # which of the table's answer sets
-        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in SEQUENCES),
+        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in TOKEN_COLUMNS),
     ]
 )
 BATCH_ROWS, BATCH_TOKENS = 1024, 1 << 18  # a batch ends where it reaches either
@@ -120,7 +120,7 @@ class CaseTable(RecordTable[TokenizedCase]):
     @property
     def longest_prompt(self) -> int:
         """Most tokens of any x or x∖C. Without cases this and the other lengths are 0."""
-        return max((int(self._lengths(b, name).max()) for b in self.batches for name in SEQUENCES[:2]), default=0)
+        return max((int(self._lengths(b, name).max()) for b in self.batches for name in TOKEN_COLUMNS[:2]), default=0)
 
     @property
     def longest_question(self) -> int:
@@ -151,7 +151,7 @@ class CaseTable(RecordTable[TokenizedCase]):
         return np.diff(_numpy(batch.column(name).offsets))
 
     def _open(self, batch: pa.RecordBatch) -> _Columns:
-        lists = (batch.column(name) for name in SEQUENCES)
+        lists = (batch.column(name) for name in TOKEN_COLUMNS)
         views = [(_numpy(column.offsets), _numpy(column.values)) for column in lists]
         return _Columns(batch.column(CASE_ID), _numpy(batch.column("answers")), *views)
 
@@ -218,20 +218,20 @@ class _Answers:
         return at
 
 
-class _Growing:
+class _BatchBuilder:
     """A batch that is being filled; its tokens go straight into flat arrays."""
 
     def __init__(self) -> None:
         self.ids, self.id_ends = bytearray(), array("i", [0])
         self.answers = array("i")
-        self.offsets = {name: array("i", [0]) for name in SEQUENCES}
-        self.tokens = {name: array("i") for name in SEQUENCES}
+        self.offsets = {name: array("i", [0]) for name in TOKEN_COLUMNS}
+        self.tokens = {name: array("i") for name in TOKEN_COLUMNS}
 
     def add(self, case: TokenizedCase, answers: int) -> None:
         self.ids += case.case_id.encode()
         self.id_ends.append(len(self.ids))
         self.answers.append(answers)
-        for name in SEQUENCES:
+        for name in TOKEN_COLUMNS:
             self.tokens[name].extend(getattr(case, name))
             self.offsets[name].append(len(self.tokens[name]))
 
@@ -243,22 +243,24 @@ class _Growing:
         return len(self) >= BATCH_ROWS or max(map(len, self.tokens.values())) >= BATCH_TOKENS
 
     def batch(self) -> pa.RecordBatch:
-        lists = [pa.ListArray.from_arrays(_arrow(self.offsets[name]), _arrow(self.tokens[name])) for name in SEQUENCES]
+        lists = [
+            pa.ListArray.from_arrays(_arrow(self.offsets[name]), _arrow(self.tokens[name])) for name in TOKEN_COLUMNS
+        ]
         ids = pa.StringArray.from_buffers(len(self), pa.py_buffer(self.id_ends), pa.py_buffer(self.ids))
         return pa.RecordBatch.from_arrays([ids, _arrow(self.answers), *lists], schema=CASE_SCHEMA)
 
 
 def _batches(cases: Iterable[TokenizedCase], keys: array[int], answers: _Answers) -> Iterator[pa.RecordBatch]:
     """`cases` in batches. Adds their keys and answer sets to `keys` and `answers`."""
-    growing = _Growing()
+    builder = _BatchBuilder()
     for case in cases:
-        growing.add(case, answers.number(case))
+        builder.add(case, answers.number(case))
         keys.append(id_key(case.case_id))
-        if growing.full:
-            yield growing.batch()
-            growing = _Growing()
-    if len(growing):
-        yield growing.batch()
+        if builder.full:
+            yield builder.batch()
+            builder = _BatchBuilder()
+    if len(builder):
+        yield builder.batch()
 
 
 # pyarrow's own conversions, to_numpy and pa.array, import pandas (0.3 s).

@@ -1,7 +1,7 @@
 """Tasks: raw rows -> counterfactual cases, split into training and held-out ones.
 
-A task is a function (`Task`) that says where its rows stand and how a row becomes a case. A new one is a file here
-and a line in registry.py, or an entry point of an installed package in the group "introspect_ray.tasks".
+A task is a function (`Task`) that says where its rows stand and how a row becomes a case. To add one, add a file
+here and a line in registry.py, or install a package with an entry point in the group "introspect_ray.tasks".
 """
 
 from introspect_ray.tasks.files import existing_file, text_lines

@@ -1,8 +1,8 @@
-"""Cases from a JSONL file (or .jsonl.gz), one a line, checked line by line.
+"""Cases from a JSONL file (or .jsonl.gz), one per line.
 
 A line: {"id": "q1", "messages": [{"role": "user", "content": "2+2?\\nHint: A"}], "ablated_messages":
 [{"role": "user", "content": "2+2?"}], "labels": ["A", "B"], "meta_question": "If the hint ...?"}.
-`meta_question` is optional; all else is required; unknown keys are refused.
+`meta_question` is optional, the other keys are required, and unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def case_from_line(line: str, where: str) -> Case:
         data = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}); write one object a line"
+            f"{where}: not valid JSON ({error.msg} at column {error.colno}); write one object per line"
         ) from None
     if not isinstance(data, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(data).__name__}; write one case a line")
+        raise UserError(f"{where}: expected a JSON object, found {type(data).__name__}; write one case per line")
     try:
         row = _Row.model_validate(data)
     except ValidationError as error:
@@ -117,7 +117,7 @@ def _check_turns(turns: tuple[Message, ...], key: str, where: str) -> None:
 
 
 def _check_span(messages: tuple[Message, ...], ablated: tuple[Message, ...], where: str) -> None:
-    """x∖C must be x with one contiguous span removed (paper §2.1); a whole turn may go with it."""
+    """Raise UserError unless x∖C is x with one contiguous span removed (paper §2.1), which may be a whole turn."""
     full, short = _flat(messages), _flat(ablated)
     if full == short:
         raise UserError(f"{where}: ablated_messages equals messages; remove the cue from it")
@@ -125,11 +125,11 @@ def _check_span(messages: tuple[Message, ...], ablated: tuple[Message, ...], whe
     suffix = common_prefix(full[::-1], short[::-1])
     if len(short) >= len(full) or prefix + suffix < len(short):
         raise UserError(
-            f"{where}: ablated_messages is not messages with one contiguous span removed (they part after "
-            f"{prefix} and join {suffix} characters before the end); only delete the cue, change nothing else"
+            f"{where}: ablated_messages is not messages with one contiguous span removed (they share {prefix} "
+            f"characters at the start and {suffix} at the end); only delete the cue, change nothing else"
         )
 
 
 def _flat(turns: tuple[Message, ...]) -> str:
-    """The chat as one string; control characters stand for the borders of turns, so a turn is a span too."""
+    """The chat as one string. Control characters mark the borders of turns, so that a whole turn is a span too."""
     return "".join(f"{turn['role']}\x1f{turn['content']}\x1e" for turn in turns)

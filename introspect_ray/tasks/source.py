@@ -19,7 +19,7 @@ class CaseSource:
     Example: CaseSource("cases.jsonl line", lambda: text_lines(Path("cases.jsonl")), case_from_line).
     """
 
-    where: str  # what messages call the rows; the number of a row follows, from 1: "cases.jsonl line 7"
+    where: str  # names the rows in messages, where the number of a row follows (from 1): "cases.jsonl line 7"
     rows: Callable[[], Iterable[Any]]  # reads from the start at every call, always the same rows
     to_case: Callable[[Any, str], Case]  # (row, "cases.jsonl line 7") -> case; UserError if the row is wrong
     drop_repeats: bool = False  # drop a case that has the id of an earlier one, instead of refusing the file
@@ -27,7 +27,7 @@ class CaseSource:
     def cases(self, only: Iterable[int] | None = None) -> Iterator[tuple[int, Case]]:
         """(row number, case) of all rows in order, or of the rows with the numbers `only`, which ascend.
 
-        Raises UserError when it comes to a row that is wrong.
+        Raises UserError at a row that is wrong.
         """
         numbered = enumerate(self.rows(), start=1)
         for number, row in numbered if only is None else _picked(numbered, only):

@@ -56,9 +56,9 @@ class CaseStream:
 def load_cases(task: TaskConfig) -> tuple[CaseStream, CaseStream]:
     """(training cases, held-out cases) of a task; a pure function of the files and `task`.
 
-    All rows are read once here, which checks them and decides which cases a side has, and once more by whoever
-    iterates a side. `task.seed` decides the hints, the split, and which cases train_cases and test_cases keep, so the
-    training seeds of a sweep share their cases. Cases with the same x∖C (the same question) never stand on both sides.
+    This call reads all rows once, to check them and to decide which cases each side has; iterating a side reads its
+    rows again. `task.seed` decides the hints, the split, and which cases train_cases and test_cases keep, so the
+    training seeds of a sweep share their cases. Cases with the same x∖C (the same question) are all on one side.
     Raises UserError if there is no such task, a row is wrong, a side is empty or a limit asks for more than there is.
     """
     train_source, test_source = open_task(task)
@@ -104,10 +104,10 @@ def _id_key(case_id: str) -> int:
 
 
 def _repeats(keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which keys [n] an earlier row has as well.
+    """Which rows [n] have the key of an earlier row.
 
-    Sorting the keys that the streams keep anyway needs no set of ids beside them. For a million ids a set took 78 MB
-    (a set of strings 140 MB) and as long to fill as the hashes take to compute.
+    Sorting the keys, which the streams keep anyway, saves a set of ids: of a million ids it took 78 MB as hashes,
+    140 MB as strings.
     """
     order = np.argsort(keys, kind="stable")
     repeats = np.zeros(len(keys), bool)
