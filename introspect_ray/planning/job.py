@@ -26,7 +26,7 @@ from introspect_ray.policy import BUNDLED, load_tokenizer
 from introspect_ray.runs.placement import plan_text
 from introspect_ray.runs.preflight import model_len
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config
-from introspect_ray.tasks import load_cases
+from introspect_ray.tasks import load_cases, open_task
 
 # What cluster/h100.yaml sets, on the paper's main task with labels of the current policy; a file or override wins.
 DEFAULTS = {
@@ -111,6 +111,7 @@ def case_work(cfg: RunConfig, assumed: Assumptions, tokenizer: str | None) -> Ca
     Raises UserError where cases are given without a tokenizer to count them with.
     """
     if cfg.task.name != "organism" and cfg.task.path is None:
+        open_task(cfg.task)  # refuses an unknown name
         return assumed_work(assumed, cfg.task)
     folder = tokenizer or (str(BUNDLED[cfg.policy]) if cfg.policy in BUNDLED else cfg.policy)
     if not Path(folder, "tokenizer_config.json").is_file():
