@@ -49,7 +49,8 @@ def sweep_job(
     sweep = Sweep(space, *load_sweep(space, args.config, args.overrides, defaults))
     checked = check(sweep.cfg, sweep.trials, resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
-        return print_plan(sweep.trials, checked.prepared)
+        print_plan(sweep.trials, checked.prepared)
+        return None
     summaries = run_trials(sweep, checked, after)
     store = open_store(sweep.cfg.output_dir)
     tracked = checked.tracking or "none"
