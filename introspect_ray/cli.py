@@ -1,10 +1,10 @@
-"""What all jobs share on the command line: --config, key=value overrides, --dry-run, exit codes. Light imports."""
+"""What all commands share: --config, key=value overrides, --dry-run, --help SECTION, exit codes. Light imports."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,23 +13,37 @@ from introspect_ray.errors import AlarmError, UserError, one_line
 
 @dataclass(frozen=True)
 class Arguments:
-    """A parsed command line. `overrides` are (dotted key, parsed value); `flags` a job's own options by name."""
+    """A parsed command line."""
 
     config: str | None
-    overrides: dict[str, Any]
+    overrides: dict[str, Any]  # parsed values by dotted key
     dry_run: bool
     resume: bool
     overwrite: bool
-    flags: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, Any] = field(default_factory=dict)  # a command's own options by name
+    names: tuple[str, ...] = ()  # positional words without "=", where a command takes them
 
 
 Flags = Callable[[argparse.ArgumentParser], None]
 
 
-def parse(description: str, argv: list[str] | None = None, flags: Flags | None = None) -> Arguments:
-    """`flags` adds a job's own options. Raises UserError for a malformed override; argparse itself exits with 2 on
-    unknown flags."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(
+    description: str,
+    argv: Sequence[str] | None = None,
+    flags: Flags | None = None,
+    *,
+    prog: str | None = None,
+    takes_names: bool = False,
+) -> Arguments:
+    """Read a command line (None: this process's). `flags` adds a command's own options.
+
+    Raises UserError for a malformed override or an unknown --help SECTION; argparse itself exits with 2 on unknown
+    options.
+    """
+    parser = argparse.ArgumentParser(
+        prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+    )
+    parser.add_argument("-h", "--help", nargs="?", metavar="SECTION", action=_Help, help="this text, or config keys")
     parser.add_argument("--config", metavar="FILE", help="YAML file of config keys")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print config and placement, exit")
     group = parser.add_mutually_exclusive_group()
@@ -39,15 +53,33 @@ def parse(description: str, argv: list[str] | None = None, flags: Flags | None =
     if flags:
         flags(parser)
     known = vars(parser.parse_intermixed_args(argv))
-    pairs = [parse_override(text) for text in known.pop("overrides")]
+    words = known.pop("overrides")
+    names = tuple(word for word in words if "=" not in word) if takes_names else ()
+    pairs = [parse_override(word) for word in words if word not in names]
     shared = {name: known.pop(name) for name in ("config", "dry_run", "resume", "overwrite")}
-    return Arguments(overrides=dict(pairs), flags=known, **shared)
+    known.pop("help")
+    return Arguments(overrides=dict(pairs), flags=known, names=names, **shared)
 
 
-def main(job: Callable[[Arguments], None], description: str, flags: Flags | None = None) -> None:
-    """Run a job: bad input is one line on stderr and exit code 2, an alarm one line and 1, the rest a traceback."""
+class _Help(argparse.Action):
+    """--help prints the usage and names the sections of the config; --help SECTION prints the keys of one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, topic: object, __: str | None = None) -> None:
+        from introspect_ray.config.reference import help_text, sections
+
+        if topic is None:
+            names = ", ".join(section.name for section in sections())
+            parser.epilog = f"--help SECTION prints the config keys of a section: {names}."
+            parser.print_help()
+        else:
+            print(help_text(str(topic)))
+        parser.exit()
+
+
+def run(job: Callable[[], None]) -> None:
+    """Run a command: bad input is one line on stderr and exit code 2, an alarm one line and 1, the rest a traceback."""
     try:
-        job(parse(description, flags=flags))
+        job()
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -57,7 +89,7 @@ def main(job: Callable[[Arguments], None], description: str, flags: Flags | None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `dotted.key=value`; the value is read as YAML, with 1e-5 read as a number. Raises UserError."""
+    """Split `dotted.key=value`; the value is read as YAML, and 1e-5 as a number. Raises UserError."""
     key, eq, value = text.partition("=")
     if not eq or not key:
         raise UserError(f"override {text!r} is not of the form key=value, e.g. kl_weight=0.1")
@@ -71,7 +103,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5 as a string; pydantic would accept it, lists of them would not sort."""
+    """YAML 1.1 reads 1e-5 as a string. pydantic would accept it, but lists of such strings would sort as text."""
     if isinstance(value, list):
         return [_numbers(v) for v in value]
     if isinstance(value, str):

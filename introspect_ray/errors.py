@@ -1,8 +1,8 @@
-"""Errors that jobs print as a single line: what users cause (exit code 2), and what an alarm or a check stopped (1)."""
+"""Errors that a command prints as one line: bad input (exit code 2), and what an alarm or a check stopped (1)."""
 
 
 def one_line(error: BaseException) -> str:
-    """The message as one line. An error that was raised in an actor carries the actor's traceback around it."""
+    """The message as one line, without the traceback that an error raised in an actor carries in its own message."""
     return " ".join(str(getattr(error, "cause", None) or error).split())
 
 
@@ -11,8 +11,8 @@ class UserError(Exception):
 
 
 class AlarmError(RuntimeError):
-    """A run must stop, and trying again would not help: it is beyond one of its `alarms.*` bounds (the message names
-    it, with the numbers, and the remedy), or one of the cases below."""
+    """A run must stop, and trying again would not help: it is beyond one of its `alarms.*` bounds, or a subclass says
+    why. The message names the bound, with the numbers, and the remedy."""
 
 
 class RepeatedFailure(AlarmError):

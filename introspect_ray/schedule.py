@@ -1,6 +1,6 @@
 """Which cases and which weight version a training step uses. Pure functions of the config and the step.
 
-A run needs no log of them: replay, audit, recovery and every rank compute the same schedule.
+Replay, audit, recovery and every rank compute the same schedule, so a run keeps no log of it.
 """
 
 from __future__ import annotations
@@ -19,45 +19,48 @@ T = TypeVar("T")
 
 @lru_cache(maxsize=8)
 def _epoch_order(seed: int, epoch: int, num_cases: int) -> np.ndarray:
-    """A seeded permutation of range(num_cases), int32: indices sorted by their hash."""
+    """A seeded permutation of range(num_cases), int32 [num_cases]: the indices sorted by their hash."""
     keys = np.fromiter((bits(seed, epoch, i, "epoch") for i in range(num_cases)), np.uint64, num_cases)
     return np.argsort(keys, kind="stable").astype(np.int32)
 
 
 def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int]:
-    """Case indices of one training step, [batch_size]: a pure function of seed and step (replay needs no log).
+    """Case indices of one training step, [batch_size].
 
-    The cases are read off an endless row of seeded permutations, one an epoch, so every case comes once
-    an epoch. Batches may straddle two epochs; such a batch can hold a case twice. Raises ValueError on
-    a negative step or an empty set.
+    Each epoch is a seeded permutation of all cases, and steps cut the row of epochs into batches. So every case comes
+    once per epoch, and a batch across two epochs can hold a case twice. Raises ValueError for a negative step, no cases
+    or an empty batch.
     """
     if num_cases < 1 or batch_size < 1 or step < 0:
         raise ValueError(
             f"step_plan needs step >= 0, num_cases >= 1, batch_size >= 1, got {step}, {num_cases}, {batch_size}"
         )
-    places = (divmod(p, num_cases) for p in range(step * batch_size, (step + 1) * batch_size))
+    places = (divmod(place, num_cases) for place in range(step * batch_size, (step + 1) * batch_size))
     return [int(_epoch_order(seed, epoch, num_cases)[i]) for epoch, i in places]
 
 
 def plan_ids(cfg: RunConfig, case_ids: Sequence[str], step: int) -> list[str]:
-    """Case ids of training step `step` (the step plan, a pure function of seed and step)."""
+    """Case ids of training step `step`. case_ids: of all training cases, in plan order."""
     return [case_ids[i] for i in step_plan(cfg.seed, step, len(case_ids), cfg.batch_size)]
 
 
 def label_version(step: int, lag: int, sync_every: int) -> int:
-    """Weight version that labels of `step` are made with. Example: step 7, lag 1, sync_every 4 -> 4."""
+    """The weight version that the labels of `step` are made with: step - lag, rounded down to a delivered version.
+
+    Example: step 7, lag 1, sync_every 4 -> 4.
+    """
     return max(0, step - lag) // sync_every * sync_every
 
 
 def steps_of_version(version: int, cfg: RunConfig) -> list[int]:
-    """The training steps whose labels come from `version`; all that may be requested once it is delivered."""
+    """The training steps whose labels are made with `version`: what is requested once it is delivered."""
     last = min(cfg.steps, version + cfg.lag + cfg.rollout.sync_every)
     first = 0 if version == 0 else version + cfg.lag
     return [t for t in range(first, last) if label_version(t, cfg.lag, cfg.rollout.sync_every) == version]
 
 
 def deal(items: Sequence[T], size: int, engines: int, first: int) -> list[tuple[int, Sequence[T]]]:
-    """(engine, group) of each group of `size` items: dealt out in turn, beginning at engine `first`.
+    """Cut `items` into groups of `size` and deal them to the engines in turn, from engine `first` on: (engine, group).
 
     Example: abc in groups of 2 to 2 engines, first 1 -> [(1, ab), (0, c)].
     """

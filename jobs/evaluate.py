@@ -1,13 +1,8 @@
-"""Evaluate a trained policy (eval.policy=FOLDER) against M0 (policy=...) on the held-out cases: evaluation.json."""
+"""Evaluate a trained policy: `introspect-ray evaluate` as a file, for `ray job submit`."""
 
-from introspect_ray.cli import Arguments, main
+import sys
 
-
-def job(args: Arguments) -> None:
-    from introspect_ray.runs.jobs import evaluate_job
-
-    evaluate_job(args)
-
+from introspect_ray.commands import run
 
 if __name__ == "__main__":
-    main(job, __doc__)
+    run("evaluate", sys.argv[1:])

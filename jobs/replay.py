@@ -1,19 +1,8 @@
-"""Train a run again from its label table alone (source=runs/x output_dir=runs/x-replay) and compare the weights.
-
-Exit code 0: the same bits as the recorded policy (or none was recorded); 1: they differ.
-"""
+"""Train a run again from its label table: `introspect-ray replay` as a file, for `ray job submit`."""
 
 import sys
 
-from introspect_ray.cli import Arguments, main
-
-
-def job(args: Arguments) -> None:
-    from introspect_ray.runs.replay import replay_job
-
-    if not replay_job(args):
-        sys.exit(1)
-
+from introspect_ray.commands import run
 
 if __name__ == "__main__":
-    main(job, __doc__)
+    run("replay", sys.argv[1:])

@@ -3,15 +3,9 @@
 The swept key takes a list (default: the paper's grid), and seeds=[0,1,2] repeats every value.
 """
 
-from introspect_ray.cli import Arguments, main
+import sys
 
-
-def job(args: Arguments) -> None:
-    from introspect_ray.runs.jobs import sweep_job
-    from tune_spaces.mixing_ratio import SPACE
-
-    sweep_job(args, SPACE)
-
+from introspect_ray.commands import run
 
 if __name__ == "__main__":
-    main(job, __doc__)
+    run("sweep", ["alpha", *sys.argv[1:]], description=__doc__)

@@ -1,13 +1,8 @@
-"""Train a policy to explain itself: rollouts, relabelling, KL-regularised SFT; Self against Orig in summary.json."""
+"""Train a policy to explain itself: `introspect-ray train` as a file, for `ray job submit`."""
 
-from introspect_ray.cli import Arguments, main
+import sys
 
-
-def job(args: Arguments) -> None:
-    from introspect_ray.runs.jobs import train_job
-
-    train_job(args)
-
+from introspect_ray.commands import run
 
 if __name__ == "__main__":
-    main(job, __doc__)
+    run("train", sys.argv[1:])

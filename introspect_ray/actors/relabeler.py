@@ -13,11 +13,11 @@ import ray
 from introspect_ray.actors.pool import Asked, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
 from introspect_ray.actors.weight_sync import probe_tolerance, verify
-from introspect_ray.cases.record_table import ids_of
+from introspect_ray.cases.lookup import ids_of
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
-from introspect_ray.labels.alarms import Agreement, check_agreement, stop_on
-from introspect_ray.labels.rules import Sources, make_labels
+from introspect_ray.labels.alarms import AgreementCounts, check_agreement, stop_on
+from introspect_ray.labels.rules import Sources, make_labels, realised_agreement
 from introspect_ray.labels.store import LabelWriter, count_labels, truncate_labels
 from introspect_ray.records import BehaviorPair, Label, StepLabels
 from introspect_ray.schedule import plan_ids
@@ -51,7 +51,7 @@ class Relabeler:
         self._ids = ids_of(sources.labels)
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _Buffered] = {}
-        self._seen = Agreement()  # since this attempt began
+        self._agreement = AgreementCounts()  # since this attempt began
         self._free_since = time.perf_counter()
         self._stopped = False
         self.notes: list[str] = []  # what went wrong and was made good
@@ -126,12 +126,13 @@ class Relabeler:
         self._require_running()
         truncate_labels(self._uri, step)
         self._writer.append(labels)
-        self._seen.add(labels)
+        self._agreement.add(labels)
         by_step: dict[int, list[Label]] = {}
         for label in labels:
             by_step.setdefault(label.provenance.step, []).append(label)
         for later, ours in by_step.items():
-            self._slot(later).ready.set_result(StepLabels(ours, [], _agreement(ours), None, None, 0.0, 0.0, 0.0))
+            agreement = realised_agreement(ours)
+            self._slot(later).ready.set_result(StepLabels(ours, [], agreement, None, None, 0.0, 0.0, 0.0))
         return sorted(by_step)
 
     async def stop(self) -> list[str]:
@@ -179,8 +180,8 @@ class Relabeler:
         ids = plan_ids(self._cfg, self._ids, step)
         labels = make_labels(self._cfg, self._sources, step, ids, pairs)
         self._writer.append(labels)
-        self._seen.add(labels)
-        if alarm := check_agreement(self._seen, self._cfg.supervision.agreement, self._cfg.alarms.agreement):
+        self._agreement.add(labels)
+        if alarm := check_agreement(self._agreement, self._cfg.supervision.agreement, self._cfg.alarms.agreement):
             self._writer.flush()  # what is wrong is there to be audited
             stop_on(alarm)
         self.seconds["rollout"] += rollout
@@ -188,7 +189,7 @@ class Relabeler:
         self.seconds["relabel"] += time.perf_counter() - began
         self._free_since = time.perf_counter()
         off = off_format(pairs) if pairs else None
-        return StepLabels(labels, pairs, _agreement(labels), off, prefix_hit_rate, rollout, rollout_idle, idle)
+        return StepLabels(labels, pairs, realised_agreement(labels), off, prefix_hit_rate, rollout, rollout_idle, idle)
 
 
 def unshard(shards: Mapping[int, Sequence[BehaviorPair]]) -> list[BehaviorPair]:
@@ -200,12 +201,6 @@ def unshard(shards: Mapping[int, Sequence[BehaviorPair]]) -> list[BehaviorPair]:
     for rank, shard in shards.items():
         pairs[rank :: len(shards)] = shard
     return pairs
-
-
-def _agreement(labels: Sequence[Label]) -> float | None:
-    """Share of labels equal to E of the pair sampled for them; None where nothing was sampled (fixed, mixed)."""
-    sampled = [label for label in labels if label.current is not None]
-    return sum(label.current == label.explanation for label in sampled) / len(sampled) if sampled else None
 
 
 RelabelerActor = ray.remote(num_cpus=0)(Relabeler)

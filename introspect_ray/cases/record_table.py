@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 
+from introspect_ray.cases.lookup import RecordMapping
 from introspect_ray.rng import bits
 
 V = TypeVar("V")
@@ -113,6 +114,10 @@ class RecordTable(Sequence[V]):
                 return row
         raise KeyError(case_id)
 
+    def take(self, case_ids: Iterable[str]) -> list[V]:
+        """The records of a batch of ids, in the order of the ids. Raises KeyError for an unknown one."""
+        return [self._decode(*self._locate(self.row(case_id))) for case_id in case_ids]
+
     def _find(self, row: int) -> tuple[int, int]:
         """(batch, row in it)"""
         if row < 0:
@@ -152,7 +157,7 @@ class CaseIds(Sequence[str]):
         return self._table.case_id(row)
 
 
-class ById(Mapping[str, V], Generic[V]):
+class ById(RecordMapping[V]):
     """The records of a table by case id, decoded when asked for; it iterates in the order of rows."""
 
     def __init__(self, table: RecordTable[V]) -> None:
@@ -170,7 +175,9 @@ class ById(Mapping[str, V], Generic[V]):
     def values(self) -> Sequence[V]:  # type: ignore[override]
         return self.table
 
+    @property
+    def case_ids(self) -> Sequence[str]:
+        return self.table.case_ids
 
-def ids_of(by_id: Mapping[str, Any]) -> Sequence[str]:
-    """The ids of a mapping in its order; those of a table are not copied."""
-    return by_id.table.case_ids if isinstance(by_id, ById) else list(by_id)
+    def take(self, case_ids: Iterable[str]) -> list[V]:
+        return self.table.take(case_ids)

@@ -90,6 +90,11 @@ class CaseTable(RecordTable[TokenizedCase]):
         self._release()
         return found
 
+    def take(self, case_ids: Iterable[str]) -> list[TokenizedCase]:
+        found = super().take(case_ids)
+        self._release()
+        return found
+
     def __iter__(self) -> Iterator[TokenizedCase]:
         for row, case in enumerate(super().__iter__(), start=1):
             yield case

@@ -1,25 +1,33 @@
-"""How weights reach the engines: the choice `rollout.weight_transfer` leaves open, and what cannot work."""
+"""Which keys of a configuration go together: every such rule, and what some keys mean for others.
+
+`check` is called by RunConfig's validator, so each RunConfig that exists has passed it. What depends on the machine
+(devices, installed engines, files) is checked when a run is prepared.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
-from introspect_ray.config import RunConfig
-from introspect_ray.errors import UserError
+if TYPE_CHECKING:
+    from introspect_ray.config.sections import RunConfig
 
 Transfer = Literal["object_store", "nccl", "ipc"]
 
 
+def check(cfg: RunConfig) -> None:
+    """Raises ValueError for the first rule that `cfg` breaks; the message says what, the numbers and the remedy."""
+    for rule in _RULES:
+        if problem := rule(cfg):
+            raise ValueError(problem)
+
+
 def weight_transfer(cfg: RunConfig) -> Transfer:
-    """The transfer of a run. auto: nccl where vLLM engines and the trainer have whole GPUs of their own and the
-    full policy moves, else object_store. Raises UserError where the one asked for cannot work."""
+    """How the weights of a run reach its engines. auto: nccl where it works, else object_store."""
     asked = cfg.rollout.weight_transfer
-    reason = _obstacle(cfg, "nccl" if asked == "auto" else asked)
-    if asked == "auto":
-        return "object_store" if reason else "nccl"
-    if reason:
-        raise UserError(f"rollout.weight_transfer={asked} {reason}, or set rollout.weight_transfer=auto")
-    return asked
+    if asked != "auto":
+        return asked
+    return "object_store" if _transfer_obstacle(cfg, "nccl") else "nccl"
 
 
 def learner_labels(cfg: RunConfig) -> bool:
@@ -28,13 +36,68 @@ def learner_labels(cfg: RunConfig) -> bool:
 
 
 def trainer_gpus(cfg: RunConfig) -> float:
-    """GPUs of one training worker: a whole one, or what a colocated engine leaves of it."""
+    """GPUs per training worker: a whole one, or what an engine that shares it leaves."""
     if not cfg.train.use_gpu:
         return 0.0
     return 1.0 - cfg.rollout.num_gpus if cfg.rollout.weight_transfer == "ipc" else 1.0
 
 
-def _obstacle(cfg: RunConfig, kind: Transfer) -> str | None:
+def _second_policy(cfg: RunConfig) -> str | None:
+    if cfg.supervision.rule == "mixed" and not cfg.supervision.second_policy:
+        return "supervision.rule=mixed needs supervision.second_policy: folder, hub id, organism:second"
+    return None
+
+
+def _serving_engine(cfg: RunConfig) -> str | None:
+    serving = cfg.rollout.serving_engine
+    if cfg.rollout.engine == "vllm" and serving != "vllm":
+        return (
+            f"rollout.serving_engine={serving} does not go with rollout.engine=vllm: set rollout.engine={serving}, or "
+            "rollout.engine=learner, which it is for"
+        )
+    return None
+
+
+def _tensor_parallel(cfg: RunConfig) -> str | None:
+    rollout = cfg.rollout
+    if rollout.tensor_parallel_size > 1 and rollout.num_gpus < rollout.tensor_parallel_size:
+        return (
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} needs as many GPUs per actor, "
+            f"rollout.num_gpus={rollout.num_gpus:g}: raise rollout.num_gpus"
+        )
+    return None
+
+
+def _live_reference(cfg: RunConfig) -> str | None:
+    if cfg.train.reference == "live" and cfg.method != "lora":
+        return "train.reference=live needs method=lora (the reference is the policy with adapters off)"
+    return None
+
+
+def _gpu_only(cfg: RunConfig) -> str | None:
+    given = {"train.attention=flex": cfg.train.attention == "flex", "train.offload=true": cfg.train.offload}
+    for key, on in given.items():
+        if on and not cfg.train.use_gpu:
+            return f"{key} is for a GPU: set train.use_gpu=true, or leave {key} out"
+    return None
+
+
+def _batch_over_workers(cfg: RunConfig) -> str | None:
+    if cfg.batch_size < cfg.train.num_workers:
+        return (
+            f"batch_size={cfg.batch_size} leaves some of the workers (train.num_workers={cfg.train.num_workers}) "
+            "without a case: raise batch_size or lower train.num_workers"
+        )
+    return None
+
+
+def _transfer(cfg: RunConfig) -> str | None:
+    asked = cfg.rollout.weight_transfer
+    obstacle = None if asked == "auto" else _transfer_obstacle(cfg, asked)
+    return f"rollout.weight_transfer={asked} {obstacle}, or set rollout.weight_transfer=auto" if obstacle else None
+
+
+def _transfer_obstacle(cfg: RunConfig, kind: Transfer) -> str | None:
     """Why `kind` cannot work, and the remedy; None if it can."""
     rollout, train = cfg.rollout, cfg.train
     if kind == "object_store":
@@ -48,18 +111,37 @@ def _obstacle(cfg: RunConfig, kind: Transfer) -> str | None:
             f"needs GPUs on both sides, here train.use_gpu={str(train.use_gpu).lower()} and rollout.num_gpus="
             f"{rollout.num_gpus:g}: set both"
         )
-    if kind == "nccl" and rollout.num_gpus < rollout.tensor_parallel_size:
-        return f"needs whole GPUs, rollout.num_gpus={rollout.num_gpus:g}: raise it to 1 an engine, or use ipc to share"
-    if kind == "ipc" and rollout.num_gpus >= 1:
-        return f"is for an engine on its trainer's GPU, rollout.num_gpus={rollout.num_gpus:g}: lower it below 1"
-    if kind == "ipc" and rollout.num_actors > train.num_workers:
+    if kind == "nccl":
+        if rollout.num_gpus < rollout.tensor_parallel_size:
+            return f"needs whole GPUs, rollout.num_gpus={rollout.num_gpus:g}: raise it to 1 per engine, or use ipc"
+        return None
+    return _shared_gpu_obstacle(cfg)
+
+
+def _shared_gpu_obstacle(cfg: RunConfig) -> str | None:
+    """Why engines cannot share the trainers' GPUs (ipc), and the remedy."""
+    actors, gpus, workers = cfg.rollout.num_actors, cfg.rollout.num_gpus, cfg.train.num_workers
+    if gpus >= 1:
+        return f"is for an engine on its trainer's GPU, rollout.num_gpus={gpus:g}: lower it below 1"
+    if actors > workers:
         return (
-            f"gives each engine the GPU of one trainer, rollout.num_actors={rollout.num_actors} exceeds "
-            f"train.num_workers={train.num_workers}: lower it"
+            f"gives each engine the GPU of one trainer, rollout.num_actors={actors} exceeds "
+            f"train.num_workers={workers}: lower it"
         )
-    if kind == "ipc" and rollout.num_actors > 1 and rollout.num_gpus <= 0.5:  # Ray fills a GPU before it takes another
+    if actors > 1 and gpus <= 0.5:  # Ray fills a GPU before it takes another
         return (
-            f"gives each engine the GPU of one trainer, but two engines of rollout.num_gpus={rollout.num_gpus:g} fit "
-            f"on one, where Ray puts them (rollout.num_actors={rollout.num_actors}): raise rollout.num_gpus above 0.5"
+            f"gives each engine the GPU of one trainer, but two engines of rollout.num_gpus={gpus:g} fit on one, where "
+            f"Ray puts them (rollout.num_actors={actors}): raise rollout.num_gpus above 0.5"
         )
     return None
+
+
+_RULES: tuple[Callable[[RunConfig], str | None], ...] = (
+    _second_policy,
+    _serving_engine,
+    _tensor_parallel,
+    _live_reference,
+    _gpu_only,
+    _batch_over_workers,
+    _transfer,
+)

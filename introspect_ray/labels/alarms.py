@@ -1,29 +1,29 @@
-"""Bounds that a run must stay in: beyond one it stops with the numbers instead of training on wrong labels. Pure.
+"""Bounds on a run's labels: a run that goes beyond one stops, with the numbers, before it trains on wrong labels. Pure.
 
-Every alarm is a metric as well (engine_gap, realised_at_labelling and off_format of each step, before.collapse.*
-once), so a run with an alarm off still shows what it would have seen.
+What an alarm watches is also a metric (engine_gap, realised_at_labelling and off_format per step, before.collapse.*
+once), so a run with an alarm off still shows what the alarm would have said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from introspect_ray.config import AlarmConfig
 from introspect_ray.errors import AlarmError
-from introspect_ray.labels.rules import binomial_interval, binomial_tail
+from introspect_ray.labels.binomial import binomial_interval, binomial_tail
 from introspect_ray.records import BehaviorPair, Label, StepMetrics
 from introspect_ray.scores.metrics import Finding
 
 
 def stop_on(findings: Sequence[Finding]) -> None:
-    """Raise AlarmError with all messages if there is any finding."""
+    """Raise AlarmError with the messages of all findings, if there is any."""
     if findings:
         raise AlarmError("; ".join(map(str, findings)))
 
 
 def check_step(row: StepMetrics, bounds: AlarmConfig) -> list[Finding]:
-    """What one step's metrics say about its labels: `engine_gap` (nats) and `off_format` (share of answers)."""
+    """The metrics of one step that are beyond their bound: `engine_gap` (nats), `off_format` (share of answers)."""
     found: list[Finding] = []
     # Written as "not within", so that NaN is beyond every bound.
     if bounds.engine_gap is not None and row.engine_gap is not None and not row.engine_gap <= bounds.engine_gap:
@@ -43,39 +43,44 @@ def check_step(row: StepMetrics, bounds: AlarmConfig) -> list[Finding]:
 
 
 @dataclass
-class Agreement:
-    """Labels that agree with E(M_t), counted over a run.
+class AgreementCounts:
+    """How many labels of a run agree with the E(M_t) that they were made from.
 
-    A case that a step holds twice is one ν draw (it is keyed by seed, step and case) and counts once:
-    otherwise the binomial interval would be too narrow.
+    A case that a step holds twice has one ν draw (its key is seed, step and case), so it counts once: otherwise the
+    binomial interval of the share would be too narrow.
     """
 
     agreeing: int = 0
-    draws: int = 0
+    total: int = 0
 
-    def add(self, labels: Sequence[Label]) -> None:
-        """Count labels, each step whole in one call. Those without a sampled pair (fixed, mixed) do not count."""
-        once = {(x.provenance.step, x.case_id): x.explanation == x.current for x in labels if x.current is not None}
-        self.agreeing += sum(once.values())
-        self.draws += len(once)
+    def add(self, labels: Iterable[Label]) -> None:
+        """Count the labels of whole steps. Those without a sampled pair (fixed, mixed) do not count."""
+        sampled = (label for label in labels if label.current is not None)
+        self.add_rows((x.provenance.step, x.case_id, x.explanation == x.current) for x in sampled)
+
+    def add_rows(self, rows: Iterable[tuple[int, str, bool]]) -> None:
+        """Count (step, case id, whether the label agrees) of whole steps."""
+        agrees = {(step, case_id): agreed for step, case_id, agreed in rows}
+        self.agreeing += sum(agrees.values())
+        self.total += len(agrees)
 
 
-def check_agreement(seen: Agreement, requested: float, tail: float | None) -> list[Finding]:
-    """`agreement`: the realised share lies where ν = `requested` puts it with probability below `tail` (a side)."""
-    if tail is None or not seen.draws or binomial_tail(seen.agreeing, seen.draws, requested) >= tail:
+def check_agreement(counts: AgreementCounts, requested: float, tail: float | None) -> list[Finding]:
+    """`agreement`: a share so far from ν = `requested` had a probability below `tail` (on its side; None: no check)."""
+    if tail is None or not counts.total or binomial_tail(counts.agreeing, counts.total, requested) >= tail:
         return []
-    share = seen.agreeing / seen.draws
-    low, high = binomial_interval(requested, seen.draws, tail)
+    share = counts.agreeing / counts.total
+    low, high = binomial_interval(requested, counts.total, tail)
     message = (
-        f"{seen.agreeing} of {seen.draws} labels ({share:.4f}) agree with E(M_t); supervision.agreement={requested:g} "
-        f"allows {low:.4f} to {high:.4f} (alarms.agreement={tail:g} a side): the labels are not what was asked for. "
-        "Check supervision.agreement and the label table (jobs/audit.py)"
+        f"{counts.agreeing} of {counts.total} labels ({share:.4f}) agree with E(M_t); supervision.agreement="
+        f"{requested:g} allows {low:.4f} to {high:.4f} (alarms.agreement={tail:g} per side): the labels are not what "
+        "was asked for. Check supervision.agreement and the label table (jobs/audit.py)"
     )
     return [Finding("agreement", share, message)]
 
 
 def worst_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Largest |ours - theirs|; NaN if any is NaN (`max` alone would pass over it)."""
+    """The largest |ours - theirs|, of at least one value; NaN if any is NaN (`max` alone would pass over it)."""
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     return max(gaps, key=lambda gap: (gap != gap, gap))
 
@@ -83,7 +88,10 @@ def worst_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def engine_gap(
     pairs: Sequence[BehaviorPair], logprobs: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
 ) -> float | None:
-    """Largest |trainer - engine| label logprob (nats) over the pairs; None without pairs."""
+    """The largest |trainer - engine| label logprob (nats) over the engine's pairs; None without pairs.
+
+    logprobs: the trainer's, by case id: of the labels on x and on x∖C.
+    """
     ours = [value for pair in pairs for side in logprobs[pair.case_id] for value in side]
     theirs = [value for pair in pairs for side in (pair.cued_logprobs, pair.ablated_logprobs) for value in side]
     return worst_gap(ours, theirs) if pairs else None

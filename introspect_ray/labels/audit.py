@@ -1,12 +1,13 @@
-"""Checks a run's label table against its config: every label is recomputed from its provenance where it can be.
+"""Checks a run's label table against its config. What a label's provenance decides is computed again and compared.
 
-Pure but for reading the table, a part at a time: memory holds one part (some thousand labels) and eight bytes a
-step, whatever the length of the run. Nothing of the trainer or of Ray is imported.
+The table is read one part at a time: memory holds one part (some thousand labels) and eight bytes per step of the run.
+Nothing of the trainer or of Ray is imported.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,23 +18,23 @@ import pyarrow.compute as pc
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
-from introspect_ray.labels.alarms import Agreement
+from introspect_ray.labels.alarms import AgreementCounts
+from introspect_ray.labels.binomial import binomial_interval
 from introspect_ray.labels.checks import problems
-from introspect_ray.labels.rules import binomial_interval
-from introspect_ray.labels.store import LABEL_SCHEMA, LabelCounts, agrees, labels_from_table, read_tables
+from introspect_ray.labels.store import LABEL_SCHEMA, LabelCounts, agrees, count_true, labels_from_table, read_tables
 from introspect_ray.storage import Store, open_store
 
-TAIL = 1e-5  # probability, a side, with which the realised agreement of a correct run is called wrong
+TAIL = 1e-5  # probability per side with which the realised agreement of a correct run is reported as wrong
 REQUIRED = [column.name for column in LABEL_SCHEMA if not column.nullable]
 
-# What each finding means; audit.json and the report use these names.
+# The meaning of each violation, by its name in audit.json and in the report.
 CHECKS = {
     "no_provenance": "labels with a field of their provenance missing",
-    "foreign": "labels made by another rule, seed or source than the run's config",
+    "foreign": "labels made by another rule, seed or source than the run's config names",
     "split_pair": "labels whose y(x) and y(x∖C) come from different weight versions",
-    "wrong_version": "labels of another weight version than the lag allows",
+    "wrong_version": "labels of another weight version than the lag asks for",
     "wrong_draw": "labels whose draw is not that of their seed, step and case",
-    "wrong_flip": "labels that are flipped, or not, against their draw",
+    "wrong_flip": "labels that are flipped although their draw keeps them, or kept although it flips them",
     "agreement": "realised agreement outside the exact interval of the requested one",
     "missing_step": "steps without any label",
     "wrong_count": "steps with another number of labels than batch_size",
@@ -43,7 +44,7 @@ CHECKS = {
 
 @dataclass
 class Audit:
-    """What was found. `violations` counts by name (see CHECKS), `examples` shows the first of each."""
+    """What an audit found. `violations` counts by name (see CHECKS); `examples` describes the first of each."""
 
     labels: int = 0
     steps: int = 0
@@ -51,8 +52,8 @@ class Audit:
     flipped: int = 0
     requested: float | None = None
     realised: float | None = None  # share of labels equal to E of their pair, as in summary.json
-    interval: tuple[float, float] | None = None  # of the share among `draws` distinct draws
-    draws: int = 0
+    draws: int = 0  # ν draws; a case that a step holds twice has one
+    interval: tuple[float, float] | None = None  # that the share of agreeing draws must lie in
     violations: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -69,7 +70,7 @@ class Audit:
         self.examples.setdefault(name, example)
 
     def as_json(self) -> dict[str, Any]:
-        """The contract of audit.json."""
+        """The content of audit.json."""
         found = [
             {"name": name, "count": self.violations[name], "meaning": CHECKS[name], "example": self.examples[name]}
             for name in CHECKS
@@ -93,7 +94,7 @@ class Audit:
         }
 
     def report(self) -> str:
-        """A few lines for people."""
+        """The audit in a few lines to print."""
         lines = [f"labels     {self.labels} in {self.steps} steps{'' if self.finished else ' (run not finished)'}"]
         if self.requested is not None and self.realised is not None and self.interval:
             low, high = self.interval
@@ -108,7 +109,10 @@ class Audit:
 
 
 def load_run(store: Store) -> RunConfig:
-    """The config a run was started with. Raises UserError where `store` holds no run, or one of another version."""
+    """The config that the run in `store` was started with.
+
+    Raises UserError if `store` holds no run, or a run of a version with other config keys.
+    """
     if not store.exists("run.json"):
         raise UserError(f"{store.join()} holds no run.json: give the output_dir of a training run")
     try:
@@ -118,84 +122,81 @@ def load_run(store: Store) -> RunConfig:
 
 
 def audit(store: Store) -> Audit:
-    """Audit the run in `store`. Raises UserError where there is no run, no label table, or a part is damaged."""
+    """Audit the run in `store`. Raises UserError if there is no run, no label table, or a damaged part of it."""
     cfg = load_run(store)
     if not store.list("labels"):
         trials = " (a sweep: audit one of its trials/)" if store.exists("sweep.json") else ""
         raise UserError(f"{store.join('labels')} holds no label table{trials}: give the output_dir of a training run")
     found = Audit(finished=store.exists("summary.json"))
-    per_step, beyond = np.zeros(cfg.steps, np.int64), Counter()
-    seen, counts = Agreement(), LabelCounts()
+    per_step = np.zeros(cfg.steps, np.int64)
+    beyond: Counter[int] = Counter()
+    draws, counts = AgreementCounts(), LabelCounts()
     for table in read_tables(store.join("labels")):
         found.labels += len(table)
         if "step" in table.column_names:
             steps = table["step"].drop_null().to_numpy()
-            ours = (steps >= 0) & (steps < cfg.steps)
-            np.add.at(per_step, steps[ours], 1)
-            beyond.update(steps[~ours].tolist())
+            inside = (steps >= 0) & (steps < cfg.steps)
+            np.add.at(per_step, steps[inside], 1)
+            beyond.update(steps[~inside].tolist())
         table = _complete(table, found)
-        found.flipped += pc.sum(table["flipped"]).as_py() or 0
+        found.flipped += count_true(table["flipped"])
         _check(table, cfg, found)
-        _count_draws(table, seen)
+        draws.add_rows(_sampled_rows(table))
         counts.add(table)
     _check_steps(per_step, beyond, cfg, found)
     if cfg.supervision.rule == "online" and counts.sampled:
-        found.requested, found.realised, found.draws = cfg.supervision.agreement, counts.agreement, seen.draws
-        found.interval = binomial_interval(found.requested, seen.draws, TAIL)
-        share = seen.agreeing / seen.draws
-        if not found.interval[0] <= share <= found.interval[1]:
-            found.add("agreement", f"{seen.agreeing} of {seen.draws} draws ({share:.4f}) agree")
+        found.requested, found.realised, found.draws = cfg.supervision.agreement, counts.agreement, draws.total
+        low, high = found.interval = binomial_interval(found.requested, draws.total, TAIL)
+        share = draws.agreeing / draws.total
+        if not low <= share <= high:
+            found.add("agreement", f"{draws.agreeing} of {draws.total} draws ({share:.4f}) agree")
     return found
 
 
-def _count_draws(table: pa.Table, seen: Agreement) -> None:
-    """As seen.add: a case that a step holds twice is one draw, and its last label counts. The writer keeps a step
-    within one part, so this needs no memory of other parts."""
-    drawn = pa.table({"step": table["step"], "case_id": table["case_id"], "agrees": agrees(table)})
-    drawn = drawn.filter(table["current_content"].is_valid())
-    once = drawn.group_by(["step", "case_id"], use_threads=False).aggregate([("agrees", "last")])
-    seen.draws += len(once)
-    seen.agreeing += pc.sum(once["agrees_last"]).as_py() or 0
+def _sampled_rows(table: pa.Table) -> Iterator[tuple[int, str, bool]]:
+    """The labels with a sampled pair, as AgreementCounts takes them. The writer keeps a step within one part."""
+    table = table.filter(table["current_content"].is_valid())
+    return zip(*(column.to_pylist() for column in (table["step"], table["case_id"], agrees(table))), strict=True)
 
 
 def _complete(table: pa.Table, found: Audit) -> pa.Table:
-    """The labels of a part that have all they must have; the others are counted as violations."""
+    """The labels of a part that have all required fields. The others are counted as violations."""
     absent = [name for name in LABEL_SCHEMA.names if name not in table.column_names]
     if absent:
         if len(table):
             found.add("no_provenance", f"no column {absent[0]!r}", len(table))
         return LABEL_SCHEMA.empty_table()
-    whole = np.ones(len(table), bool)
+    complete = np.ones(len(table), bool)
     for name in REQUIRED:
-        whole &= table[name].is_valid().to_numpy()
+        complete &= table[name].is_valid().to_numpy()
     for name in ("rule", "source_model"):
-        whole &= pc.not_equal(table[name], "").fill_null(False).to_numpy()
-    if not whole.all():
-        first = table.slice(int(whole.argmin()), 1).to_pylist()[0]
+        complete &= pc.not_equal(table[name], "").fill_null(False).to_numpy()
+    if not complete.all():
+        first = table.slice(int(complete.argmin()), 1).to_pylist()[0]
         empty = [name for name in REQUIRED if first[name] in (None, "")]
         example = f"case {first['case_id']!r} of step {first['step']}: no {', '.join(empty)}"
-        found.add("no_provenance", example, int((~whole).sum()))
-        table = table.filter(pa.array(whole))
+        found.add("no_provenance", example, int((~complete).sum()))
+        table = table.filter(pa.array(complete))
     return table
 
 
 def _check(table: pa.Table, cfg: RunConfig, found: Audit) -> None:
-    """Check the labels of a part against `cfg`. A label that fails a check in two ways counts once, as the first."""
+    """Check the labels of a part against `cfg`. A label counts once per name, with the first problem of that name."""
     counted = dict.fromkeys(CHECKS, np.zeros(len(table), bool))
-    for name, bad, say in problems(table, cfg):
-        bad = bad & ~counted[name]
-        counted[name] = counted[name] | bad
-        if bad.any():
-            row = int(bad.argmax())
+    for problem in problems(table, cfg):
+        rows = problem.rows & ~counted[problem.name]
+        counted[problem.name] = counted[problem.name] | rows
+        if rows.any():
+            row = int(rows.argmax())
             label = labels_from_table(table.slice(row, 1))[0]
             where = f"case {label.case_id!r} of step {label.provenance.step}"
-            found.add(name, f"{where}: {say(label, row)}", int(bad.sum()))
+            found.add(problem.name, f"{where}: {problem.describe(label, row)}", int(rows.sum()))
 
 
 def _check_steps(per_step: np.ndarray, beyond: Counter[int], cfg: RunConfig, found: Audit) -> None:
-    """Every step of the run once and whole; of an unfinished run, every step up to the last one recorded.
+    """Every step of the run must have batch_size labels; in an unfinished run, every step up to the last recorded one.
 
-    per_step: labels of each step of the run [steps]. beyond: labels of other steps.
+    per_step: labels per step of the run [steps]. beyond: labels of each other step.
     """
     recorded = np.flatnonzero(per_step)
     found.steps = len(recorded) + len(beyond)
@@ -211,7 +212,10 @@ def _check_steps(per_step: np.ndarray, beyond: Counter[int], cfg: RunConfig, fou
 
 
 def audit_job(args: Arguments) -> bool:
-    """Audit output_dir, write <output_dir>/audit.json, print the report; whether it is clean. Raises UserError."""
+    """Audit output_dir, write <output_dir>/audit.json and print the report. Returns whether the table is clean.
+
+    Raises UserError for other arguments, and as `audit`.
+    """
     if set(args.overrides) != {"output_dir"} or args.config or args.resume or args.overwrite or args.dry_run:
         raise UserError("an audit takes one argument, the run's folder: output_dir=runs/x")
     store = open_store(str(args.overrides["output_dir"]))

@@ -1,7 +1,4 @@
-"""What can be wrong about labels: each is recomputed from its provenance, on whole columns of a label table.
-
-Shape suffix: n labels.
-"""
+"""What can be wrong with labels, found on whole columns of a label table. Shape: n labels."""
 
 from __future__ import annotations
 
@@ -14,22 +11,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from introspect_ray.config import RunConfig
-from introspect_ray.labels.rules import MADE_ONCE, draw
+from introspect_ray.labels.rules import NO_STEP, draw
 from introspect_ray.labels.store import agrees
 from introspect_ray.records import Label
 from introspect_ray.schedule import label_version
 
 
 class Problem(NamedTuple):
-    """One way in which labels can be wrong."""
+    """One way in which labels can be wrong, and the labels that are."""
 
-    name: str  # of audit.CHECKS
-    bad: np.ndarray  # which labels, bool [n]
-    say: Callable[[Label, int], str]  # of a label and its row
+    name: str  # a key of audit.CHECKS
+    rows: np.ndarray  # bool [n]
+    describe: Callable[[Label, int], str]  # what is wrong with one of them, from the label and its row
 
 
 def problems(table: pa.Table, cfg: RunConfig) -> Iterator[Problem]:
-    """All checks of labels that are whole (of LABEL_SCHEMA, no null where it allows none) made by a run of `cfg`."""
+    """Check the labels of `table` against `cfg`, the config of their run.
+
+    table: of LABEL_SCHEMA, without nulls in the columns that are not nullable.
+    """
     rule, step = cfg.supervision, table["step"].to_numpy()
     expected = _draws(table, cfg)
     second = expected < rule.mixing_ratio if rule.rule == "mixed" else np.zeros(len(table), bool)
@@ -41,7 +41,7 @@ def problems(table: pa.Table, cfg: RunConfig) -> Iterator[Problem]:
     yield Problem("split_pair", cued != ablated, lambda _, i: f"versions {cued[i]} and {ablated[i]}")
     version = _versions(step, cfg)
     yield Problem(
-        "wrong_version", cued != version, lambda _, i: f"version {cued[i]}, lag {cfg.lag} allows {version[i]} only"
+        "wrong_version", cued != version, lambda _, i: f"version {cued[i]}, lag {cfg.lag} asks for {version[i]}"
     )
     drawn = table["draw"].to_numpy()
     yield Problem(
@@ -49,29 +49,29 @@ def problems(table: pa.Table, cfg: RunConfig) -> Iterator[Problem]:
         (drawn != expected) & ~(np.isnan(drawn) & np.isnan(expected)),
         lambda _, i: f"draw {drawn[i]}, recomputed {expected[i]}",
     )
-    for bad, say in _flip_problems(table, cfg, expected):
-        yield Problem("wrong_flip", bad, say)
+    for rows, describe in _flip_problems(table, cfg, expected):
+        yield Problem("wrong_flip", rows, describe)
 
 
 def _foreign(table: pa.Table, name: str, wanted: str | int, among: np.ndarray | bool = True) -> Problem:
-    bad = ~pc.equal(table[name], wanted).to_numpy() & among
-    return Problem("foreign", bad, lambda _, i: f"{name} is {table[name][i].as_py()!r}, the run's {wanted!r}")
+    rows = ~pc.equal(table[name], wanted).to_numpy() & among
+    return Problem("foreign", rows, lambda _, i: f"{name} is {table[name][i].as_py()!r}, the run's {wanted!r}")
 
 
 def _draws(table: pa.Table, cfg: RunConfig) -> np.ndarray:
-    """The draws recomputed, float64 [n]; NaN where the rule draws nothing."""
+    """The draws that the labels must record, float64 [n]; NaN if the rule draws nothing."""
     steps, ids = table["step"].to_pylist(), table["case_id"].to_pylist()
     if cfg.supervision.rule == "online":
         found = (draw(cfg.seed, step, case_id, "agreement") for step, case_id in zip(steps, ids, strict=True))
     elif cfg.supervision.rule == "mixed":
-        found = (draw(cfg.seed, MADE_ONCE, case_id, "mixing") for case_id in ids)
+        found = (draw(cfg.seed, NO_STEP, case_id, "mixing") for case_id in ids)
     else:
         return np.full(len(table), math.nan)
     return np.fromiter(found, np.float64, len(table))
 
 
 def _versions(step: np.ndarray, cfg: RunConfig) -> np.ndarray:
-    """The weight versions that the lag allows, int64 [n]; M0's for labels that are made once."""
+    """The weight versions that the labels must have, int64 [n]: by the lag for online labels, else 0 (M0)."""
     if cfg.supervision.rule != "online":
         return np.zeros(len(step), np.int64)
     steps, where = np.unique(step, return_inverse=True)
@@ -82,7 +82,7 @@ def _versions(step: np.ndarray, cfg: RunConfig) -> np.ndarray:
 def _flip_problems(
     table: pa.Table, cfg: RunConfig, expected: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Callable[[Label, int], str]]]:
-    """What can be wrong about a label's flip, given the draws [n] and the rule."""
+    """Labels that are flipped, or not, against their draw. expected: the draws that they must record [n]."""
     rule, flipped = cfg.supervision, table["flipped"].to_numpy()
     sampled = table["current_content"].is_valid().to_numpy()
     if rule.rule != "online":

@@ -1,4 +1,4 @@
-"""Behaviour pairs as an Arrow table: some 150 bytes a pair, decoded when asked for."""
+"""Behaviour pairs as an Arrow table: about 150 bytes per pair, decoded on access."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PairTable(RecordTable[BehaviorPair]):
 
     @classmethod
     def build(cls, pairs: Iterable[BehaviorPair]) -> PairTable:
-        """The table of `pairs`, taken one at a time. Raises ValueError for a case that occurs twice."""
+        """The table of `pairs`, which are taken one at a time. Raises ValueError for a case that occurs twice."""
         return cls.from_batches(_batches(iter(pairs)))
 
     @classmethod
@@ -46,7 +46,7 @@ class PairTable(RecordTable[BehaviorPair]):
         return cls(kept, IdIndex.build(np.asarray(keys)))
 
     def arrow(self) -> pa.Table:
-        """The same rows, without a copy. Columns: PAIR_SCHEMA."""
+        """The same rows as an Arrow table of PAIR_SCHEMA, without a copy."""
         return pa.Table.from_batches(self.batches, PAIR_SCHEMA)
 
     def _open(self, batch: pa.RecordBatch) -> _Columns:
@@ -58,7 +58,7 @@ class PairTable(RecordTable[BehaviorPair]):
 
 
 class _Columns(NamedTuple):
-    """A batch's columns, in the order of BehaviorPair's fields."""
+    """The columns of a batch, in the order of the fields of BehaviorPair."""
 
     case_id: pa.Array
     cued: pa.Array

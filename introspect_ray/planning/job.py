@@ -88,10 +88,10 @@ def check_planned(cfg: RunConfig) -> None:
     """Raises UserError for a run whose trainers and engines do not have whole GPUs of their own."""
     if not cfg.train.use_gpu:
         raise UserError("train.use_gpu=false: a plan is of training on GPUs: leave it out")
-    if cfg.rollout.num_gpus < 1 or cfg.rollout.weight_transfer == "ipc":
+    if cfg.rollout.num_gpus < 1:
         raise UserError(
-            f"rollout.num_gpus={cfg.rollout.num_gpus:g} with rollout.weight_transfer={cfg.rollout.weight_transfer}: "
-            "engines that share GPUs are not planned: leave both out"
+            f"rollout.num_gpus={cfg.rollout.num_gpus:g}: engines that share GPUs are not planned: leave it out, and "
+            "rollout.weight_transfer too"
         )
 
 

@@ -70,9 +70,12 @@ def read_shape(name: str) -> ModelShape:
         from transformers import AutoConfig
 
         table: dict[str, Any] = json.loads(TABLE.read_text())
+        del table["_source"]
         alias = next((n for n in (name, f"{name}-Instruct", name.removesuffix("-Base")) if n in table), None)
         path = BUNDLED.get(name) or Path(name).expanduser()
         try:
+            if not (alias or path.exists() or (name.count("/") == 1 and name[0] not in "./~")):
+                raise OSError("there is no such folder")  # or file, and it has not the form of a hub id
             config = AutoConfig.for_model(**table[alias]) if alias else AutoConfig.from_pretrained(path)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(

@@ -15,8 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.runs.preflight import check_local_room, cluster_address, resources
-from introspect_ray.storage.store import TEMPORARY
 from introspect_ray.storage import check_writable, open_store
+from introspect_ray.storage.store import TEMPORARY
 
 _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller polls: 2 s by default, longer than an organism's step

@@ -15,31 +15,30 @@ from typing import Any
 
 import ray
 
-from introspect_ray.cases.table import CaseTable
-from introspect_ray.config import RunConfig, override
-from introspect_ray.runs.recovery import train_on
-from introspect_ray.runs.cluster import on_this_node
-from introspect_ray.runs.monitor import Monitor
-from introspect_ray.actors.relabeler import RelabelerActor
 from introspect_ray.actors.pool import RolloutPool
+from introspect_ray.actors.relabeler import RelabelerActor
 from introspect_ray.actors.rollout import EngineSpec, Exported, Serving
 from introspect_ray.actors.status import StatusBoardActor
 from introspect_ray.actors.trainer import WorkerSpec
 from introspect_ray.actors.weight_sync import probe_case
-from introspect_ray.scores.evaluation import details, evaluate
-from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
-from introspect_ray.scores.metrics import Finding, collapse, explanation_scores
-from introspect_ray.labels.pair_table import PairTable
-from introspect_ray.policy import is_adapter, merge_adapter
-from introspect_ray.runs.preflight import Prepared, run_identity
-from introspect_ray.policy import local_policy
-from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.runs.results import missing_rows, numbers_of, run_summary, step_rows, track_results
-from introspect_ray.storage import open_store
-from introspect_ray.labels.rules import Sources
+from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import decode_explanation
-from introspect_ray.storage.tracker import Tracker
+from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import trainer_gpus, weight_transfer
+from introspect_ray.labels.pair_table import PairTable
+from introspect_ray.labels.rules import Sources
+from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
+from introspect_ray.policy import is_adapter, local_policy, merge_adapter
+from introspect_ray.records import BehaviorPair, Explanation
+from introspect_ray.runs.cluster import on_this_node
+from introspect_ray.runs.monitor import Monitor
+from introspect_ray.runs.preflight import Prepared, run_identity
+from introspect_ray.runs.recovery import train_on
+from introspect_ray.runs.results import missing_rows, numbers_of, run_summary, step_rows, track_results
+from introspect_ray.scores.evaluation import details, evaluate
+from introspect_ray.scores.metrics import Finding, collapse, explanation_scores
+from introspect_ray.storage import open_store
+from introspect_ray.storage.tracker import Tracker
 
 GROUPS_AT_ONCE = 256  # of M0's labels: so many wait for an engine or for being put into the table
 _PLAIN = {"method": "full", "train.reference": "cache"}  # engines that only ever serve a whole policy

@@ -1,4 +1,4 @@
-"""The jobs behind jobs/*.py: load the config, refuse what is wrong, run, print where the results are."""
+"""The commands train, sweep and evaluate: load the config, refuse what is wrong, run, print where the results are."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import AlarmError, UserError
-from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.runs.preflight import Prepared, check_resume, plan_text, prepare
 from introspect_ray.runs.results import log_files, open_tracker
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config, trial_name
+from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, is_remote, open_store
+from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracking import tracking_uri
 from introspect_ray.storage.tracking_mlflow import check_server
@@ -26,27 +27,15 @@ from introspect_ray.storage.tracking_mlflow import check_server
 def train_job(args: Arguments) -> None:
     """One run. Raises UserError before anything heavy starts and before anything is written."""
     cfg = load_config(args.config, args.overrides)
-    prepared = prepare(cfg)
-    tracking = reachable(cfg, args)
+    checked = check(cfg, [cfg], resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
-        return print_plan([cfg], prepared)
-    if args.resume and open_store(cfg.output_dir).exists("summary.json"):
-        return print(f"already finished: {open_store(cfg.output_dir).join('summary.json')}")
-    from introspect_ray.runs.driver import start_base, train_once
-    from introspect_ray.runs.progress import progress_bar
-
-    with claimed(cfg, args) as store:
-        if args.resume and not list_names(store):
-            print("resume   no checkpoint yet: from step 0", flush=True)
-        base = start_base(cfg, prepared)
-        report_findings(cfg, base)
-        with (
-            open_tracker(cfg, _name(cfg), tracking) as tracker,
-            progress_bar(cfg.steps, _name(cfg)) as on_row,
-        ):
-            summary = train_once(cfg, base, tracker, run_name=_name(cfg), on_row=on_row)
-    print_summaries([summary], "kl_weight")
-    print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracking or 'none'}")
+        return print_plan([cfg], checked.prepared)
+    store = open_store(cfg.output_dir)
+    if args.resume and store.exists("summary.json"):
+        return print(f"already finished: {store.join('summary.json')}")
+    print_summaries([run_training(cfg, checked)], "kl_weight")
+    tracked = checked.tracking or "none"
+    print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracked}")
 
 
 def sweep_job(
@@ -54,95 +43,172 @@ def sweep_job(
 ) -> list[dict[str, Any]] | None:
     """All trials of a one-key sweep, on one set of engines. Raises UserError before anything heavy starts.
 
-    `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after(cfg, base,
-    (tracking uri, parent run id))` runs on the same engines when the trials are done, with the first seed.
+    `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after`: see run_trials.
     """
     defaults = {"output_dir": output_dir or f"runs/sweep_{space.leaf}"}
-    values, seeds, cfg = load_sweep(space, args.config, args.overrides, defaults)
-    trials = [trial_config(cfg, space, value, seed) for value in values for seed in seeds]
-    prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the one that may not fit
-    tracking = reachable(cfg, args)
+    sweep = Sweep(space, *load_sweep(space, args.config, args.overrides, defaults))
+    checked = check(sweep.cfg, sweep.trials, resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
-        return print_plan(trials, prepared)
-    from introspect_ray.runs.driver import start_base
-    from introspect_ray.runs.sweep import run_sweep
-
-    swept = {"sweep": {"key": space.key, "values": str(values), "seeds": str(seeds)}}
-    with (
-        claimed(cfg, args) as store,
-        open_tracker(cfg, _name(cfg), tracking, params=swept) as parent,
-    ):
-        base = start_base(trials[0], prepared, lora_rank=max(trial.lora_rank for trial in trials))
-        report_findings(cfg, base)
-        from introspect_ray.runs.progress import board_bar
-
-        with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
-            summaries, stopped = run_sweep(cfg, space, values, seeds, base, (tracking, parent.run_id))
-            if after and not stopped:
-                after(override(cfg, {"seed": seeds[0]}), base, (tracking, parent.run_id))
-        log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
-        report_sweep(summaries, stopped, space, store)
-    print(f"numbers  {store.join('sweep.json')}\nfigure   {store.join('sweep.png')}\ntracking {tracking or 'none'}")
+        return print_plan(sweep.trials, checked.prepared)
+    summaries = run_trials(sweep, checked, after)
+    store = open_store(sweep.cfg.output_dir)
+    tracked = checked.tracking or "none"
+    print(f"numbers  {store.join('sweep.json')}\nfigure   {store.join('sweep.png')}\ntracking {tracked}")
     return summaries
 
 
 def evaluate_job(args: Arguments) -> None:
     """Metrics of eval.policy (default: M0 itself) against M0 on the held-out cases, to evaluation.json."""
     cfg = load_config(args.config, args.overrides, {"output_dir": "runs/evaluate"})
+    with local_trained_policy(cfg, overwrite=args.overwrite) as local:
+        checked = check_evaluation(local, resume=args.resume, overwrite=args.overwrite)
+        if args.dry_run:
+            return print_plan([cfg], checked.prepared)
+        result = run_evaluation(cfg, local, checked)
+    print(json.dumps(result, indent=2))
+    print(f"written  {open_store(cfg.output_dir).join('evaluation.json')}")
+
+
+# --- the work, shared with the Python API (api.py) ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a run needs after all its checks."""
+
+    prepared: Prepared
+    tracking: str | None  # MLflow's URI
+    resume: bool
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: its key, the key's values, the seeds, and the config of everything else."""
+
+    space: Space
+    values: list[Any]
+    seeds: list[int]
+    cfg: RunConfig
+
+    @property
+    def trials(self) -> list[RunConfig]:
+        return [trial_config(self.cfg, self.space, value, seed) for value in self.values for seed in self.seeds]
+
+
+def check(cfg: RunConfig, trials: Sequence[RunConfig], *, resume: bool, overwrite: bool) -> Checked:
+    """All that can be refused before anything starts. Writes nothing but caches. Raises UserError."""
+    prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the one that may not fit
+    return Checked(prepared, reachable(cfg, resume=resume, overwrite=overwrite), resume, overwrite)
+
+
+def run_training(cfg: RunConfig, checked: Checked) -> dict[str, Any]:
+    """Train and evaluate; returns the summary."""
+    from introspect_ray.runs.driver import start_base, train_once
+    from introspect_ray.runs.progress import progress_bar
+
+    with claimed(cfg, checked) as store:
+        if checked.resume and not list_names(store):
+            print("resume   no checkpoint yet: from step 0", flush=True)
+        base = start_base(cfg, checked.prepared)
+        report_findings(cfg, base)
+        with (
+            open_tracker(cfg, _name(cfg), checked.tracking) as tracker,
+            progress_bar(cfg.steps, _name(cfg)) as on_row,
+        ):
+            return train_once(cfg, base, tracker, run_name=_name(cfg), on_row=on_row)
+
+
+def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None = None) -> list[dict[str, Any]]:
+    """Run all trials of a sweep that have no summary yet and print the table; returns the summaries.
+
+    `after(cfg, base, (tracking uri, parent run id))` runs on the same engines when the trials are done, with the
+    first seed. Raises AlarmError if a trial was stopped, when the others' results are written.
+    """
+    from introspect_ray.runs.driver import start_base
+    from introspect_ray.runs.progress import board_bar
+    from introspect_ray.runs.sweep import run_sweep
+
+    cfg, space, trials = sweep.cfg, sweep.space, sweep.trials
+    swept = {"sweep": {"key": space.key, "values": str(sweep.values), "seeds": str(sweep.seeds)}}
+    with (
+        claimed(cfg, checked) as store,
+        open_tracker(cfg, _name(cfg), checked.tracking, params=swept) as parent,
+    ):
+        tracking = (checked.tracking, parent.run_id)
+        base = start_base(trials[0], checked.prepared, lora_rank=max(trial.lora_rank for trial in trials))
+        report_findings(cfg, base)
+        with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
+            summaries, stopped = run_sweep(cfg, space, sweep.values, sweep.seeds, base, tracking)
+            if after and not stopped:
+                after(override(cfg, {"seed": sweep.seeds[0]}), base, tracking)
+        log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
+        report_sweep(summaries, stopped, space, store)
+    return summaries
+
+
+@contextmanager
+def local_trained_policy(cfg: RunConfig, *, overwrite: bool) -> Iterator[RunConfig]:
+    """`cfg` with eval.policy on this machine. Raises UserError if it is not there or would be overwritten."""
     given = cfg.eval.policy or ""
-    if args.overwrite and f"{given}/".startswith(f"{cfg.output_dir.rstrip('/')}/"):
+    if overwrite and f"{given}/".startswith(f"{cfg.output_dir.rstrip('/')}/"):
         raise UserError(f"--overwrite would delete eval.policy={given} with {cfg.output_dir}: give another output_dir")
     if not is_remote(given):
-        return _evaluate(cfg, cfg, args)
+        yield cfg
+        return
     with tempfile.TemporaryDirectory() as folder:  # to check it, and to merge an adapter; each engine gets its own
         try:
             open_store(given).download_dir("", folder)
         except FileNotFoundError:
             raise UserError(f"eval.policy={given}: there is nothing; give the policy/ folder of a run") from None
-        _evaluate(cfg, override(cfg, {"eval.policy": folder}), args)
+        yield override(cfg, {"eval.policy": folder})
 
 
-def _evaluate(cfg: RunConfig, local: RunConfig, args: Arguments) -> None:
-    """`local`: the same with eval.policy on this machine."""
+def check_evaluation(local: RunConfig, *, resume: bool, overwrite: bool) -> Checked:
+    """As `check`, for an evaluation: it is tracked nowhere."""
     prepared = prepare(local)
-    check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
-    if args.dry_run:
-        return print_plan([cfg], prepared)
+    check_output(local.output_dir, resume=resume, overwrite=overwrite)
+    return Checked(prepared, None, resume, overwrite)
+
+
+def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[str, Any]:
+    """Evaluate eval.policy; `local` is `cfg` with that policy on this machine. Returns evaluation.json."""
     from introspect_ray.runs.driver import evaluate_policies
 
-    with claimed(cfg, args, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
+    with claimed(cfg, checked, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
         trained = cfg.eval.policy or cfg.policy
-        result = {"policy": trained, **evaluate_policies(cfg, prepared, local.eval.policy)}
+        result = {"policy": trained, **evaluate_policies(cfg, checked.prepared, local.eval.policy)}
         store.write_json("evaluation.json", result)
-    print(json.dumps(result, indent=2))
-    print(f"written  {store.join('evaluation.json')}")
+    return result
 
 
 @contextmanager
-def claimed(cfg: RunConfig, args: Arguments, record: str = "run.json") -> Iterator[Store]:
+def claimed(cfg: RunConfig, checked: Checked, record: str = "run.json") -> Iterator[Store]:
     """Ray joined or started, and the output folder ours with the resolved config in its file `record`.
 
-    What can be refused is refused first: nothing is written before the cluster has room for the run. A
-    cluster that was joined stays up; one started here goes with us.
+    What can be refused is refused first: nothing is written before the cluster has room for the run. A cluster that
+    was joined stays up, one started here ends with the body, and a caller's own connection to Ray is left alone.
     """
     import ray
 
     from introspect_ray.runs.cluster import connect
 
+    callers = ray.is_initialized()
     connect(cfg)
     try:
-        store = prepare_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
+        store = prepare_output(cfg.output_dir, resume=checked.resume, overwrite=checked.overwrite)
         store.write_json(record, cfg.model_dump(mode="json"))
         print(f"output   {store.join()}", flush=True)
         yield store
     finally:
-        ray.shutdown()
+        if not callers:
+            ray.shutdown()
 
 
-def reachable(cfg: RunConfig, args: Arguments) -> str | None:
+def reachable(cfg: RunConfig, *, resume: bool, overwrite: bool) -> str | None:
     """Check output folder and tracking store without changing either; returns the tracking URI. Raises UserError."""
-    check_output(cfg.output_dir, resume=args.resume, overwrite=args.overwrite)
-    if args.resume:
+    check_output(cfg.output_dir, resume=resume, overwrite=overwrite)
+    if resume:
         check_resume(cfg)
     if cfg.tracking.backend != "mlflow":
         return None

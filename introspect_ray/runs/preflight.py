@@ -13,17 +13,15 @@ from typing import Any
 import yaml
 
 from introspect_ray.cases.table import CaseTable
-from introspect_ray.config import RunConfig
+from introspect_ray.cases.tokenize import tokenize_case
+from introspect_ray.config import RunConfig, flatten
+from introspect_ray.config.compatibility import learner_labels, trainer_gpus
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
-from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.policy import check_policy, is_adapter, local_policy, policy_id
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.tasks import load_cases
-from introspect_ray.cases.tokenize import tokenize_case
-from introspect_ray.storage.tracker import flatten
-from introspect_ray.config.compatibility import trainer_gpus, weight_transfer
 
 OVERSUBSCRIPTION = 2  # trainer and engine take turns at lag 0, so a core serves two logical CPUs
 MIN_CORES = 2  # the smallest machine the defaults are made for
@@ -58,7 +56,6 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
         check_policy(name)
     if engines:
         check_engine(cfg)
-    weight_transfer(cfg)
     if cluster_address(cfg) is None:
         check_local_room(cfg)
     train, test = load_cases(cfg.task)

@@ -21,12 +21,12 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from introspect_ray.storage.checkpoints import FOLDER, newest_usable, step_of
-from introspect_ray.config import RunConfig
 from introspect_ray.actors.trainer import Trained, WorkerSpec, train_worker
+from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import trainer_gpus
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.storage import open_store
-from introspect_ray.config.compatibility import trainer_gpus
+from introspect_ray.storage.checkpoints import FOLDER, newest_usable, step_of
 
 _STOP_S = 10.0  # for a relabeler to confirm that it writes nothing any more, and for the status board to answer
 

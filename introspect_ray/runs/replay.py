@@ -18,20 +18,20 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from introspect_ray.labels.audit import load_run
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RolloutConfig, RunConfig, TrackingConfig, override
 from introspect_ray.errors import UserError
+from introspect_ray.labels.audit import load_run
 from introspect_ray.labels.store import label_set_key, load_pairs, read_labels
-from introspect_ray.train.learner import Learner
-from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.records import BehaviorPair, Label
-from introspect_ray.train.reference import build_reference
+from introspect_ray.runs.preflight import Prepared, prepare
+from introspect_ray.schedule import step_plan
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.output_folder import check_output, prepare_output
-from introspect_ray.schedule import step_plan
 from introspect_ray.storage.tracker import Tracker
 from introspect_ray.storage.tracking import make_tracker
+from introspect_ray.train.learner import Learner
+from introspect_ray.train.reference import build_reference
 
 _FROM_M0 = ("explanation_orig", "behavior_em")  # metrics that need M0's pairs
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray.config import RunConfig
-from introspect_ray.scores.evaluation import summary
 from introspect_ray.scores.figures import training_figure
+from introspect_ray.scores.summary import make_summary
 from introspect_ray.storage import Store, open_store
-from introspect_ray.storage.tracking import JsonlTracker, make_tracker
 from introspect_ray.storage.tracker import Tracker
+from introspect_ray.storage.tracking import JsonlTracker, make_tracker
 
 
 def open_tracker(
@@ -46,7 +46,7 @@ def run_summary(
     """
     waited = sum(totals[part] for part in ("train", "sync", "label", "wait"))
     consumed = [row["realised_at_consumption"] for row in rows]
-    return summary(
+    return make_summary(
         cfg,
         scores,
         cases={"train": cases[0], "test": cases[1]},

@@ -1,16 +1,14 @@
-"""A sweep over one config key: its values, its trials, its score. The sweep itself is in distributed/sweep.py."""
+"""A sweep over one config key: its values, its trials, its score. sweep.py runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.config import RunConfig, load_config, override
+from introspect_ray.config import RunConfig, flatten, load_config, override, read_yaml
 from introspect_ray.errors import UserError
-from introspect_ray.config.merging import read_yaml
-from introspect_ray.storage.tracker import flatten
 
 
 def gap(summary: dict[str, Any]) -> float:
@@ -30,6 +28,61 @@ class Space:
     @property
     def leaf(self) -> str:
         return self.key.rsplit(".", 1)[-1]
+
+
+# The paper's sweeps by the names of jobs/sweep_*.py. The learning rates are for 8B policies; small ones take larger.
+PAPER_SWEEPS = {
+    "lambda": Space("kl_weight", (0.0, 1e-4, 1e-3, 5e-3, 1e-2, 1e-1, 1.0, 10.0), fixed={}),  # figure 4, §4.1
+    "agreement": Space(  # figure 5, §4.2
+        "supervision.agreement", (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), fixed={"supervision.rule": "online"}
+    ),
+    "alpha": Space(  # figure 6, §4.3
+        "supervision.mixing_ratio", (0.0, 0.25, 0.5, 0.75, 1.0), fixed={"supervision.rule": "mixed"}
+    ),
+    "lora_rank": Space("lora_rank", (32, 64, 80, 96, 128, 256), fixed={"method": "lora"}),  # figure 17, §D.1
+    "lr": Space("learning_rate", (5e-6, 1e-5, 2e-5, 3e-5, 5e-5, 1e-4), fixed={}),  # figure 18, §D.2
+}
+# Keys that may differ between trials: engines, cases, M0's labels and its reference are made once for all of them.
+SWEEPABLE = (
+    *(space.key for space in PAPER_SWEEPS.values()),
+    "batch_size",
+    "lag",
+    "train.weight_decay",
+    "train.max_grad_norm",
+)
+_OTHER_LISTS = ("seed", "seeds", "eval.against")  # lists that are not the swept key's
+
+
+def space_of(key: str) -> Space:
+    """The sweep over a config key: the paper's, with its values and what it fixes, or one without default values.
+
+    Raises UserError for a key that trials on the same engines and cases cannot differ in.
+    """
+    if key not in SWEEPABLE:
+        raise UserError(
+            f"{key} cannot be swept: all trials share engines, cases and M0's labels; sweep one of "
+            f"{', '.join(SWEEPABLE)}, or run `train` for each value"
+        )
+    return next((space for space in PAPER_SWEEPS.values() if space.key == key), Space(key, (), fixed={}))
+
+
+def chosen_space(names: Sequence[str], overrides: Mapping[str, Any]) -> Space:
+    """The sweep that a command line asks for: a paper's sweep by name, or the one key that takes a list.
+
+    Raises UserError if it asks for none, for several, or for one that there is not.
+    """
+    if names:
+        if len(names) == 1 and names[0] in PAPER_SWEEPS:
+            return PAPER_SWEEPS[names[0]]
+        raise UserError(f"sweep {' '.join(names)}: give one name of {', '.join(PAPER_SWEEPS)}, or key=[value, ...]")
+    lists = [key for key, value in overrides.items() if isinstance(value, list) and key not in _OTHER_LISTS]
+    if len(lists) != 1:
+        found = f"{', '.join(lists)} take lists" if lists else "no key takes a list"
+        raise UserError(
+            f"sweep: {found}; give one key a list, e.g. kl_weight=[0,1], or name a paper's sweep: "
+            f"{', '.join(PAPER_SWEEPS)}"
+        )
+    return space_of(lists[0])
 
 
 def load_sweep(
@@ -60,10 +113,15 @@ def split_overrides(space: Space, overrides: dict[str, Any]) -> tuple[list[Any],
     rest = {**overrides, **space.fixed}
     values, seeds = rest.pop(space.key, list(space.values)), rest.pop("seeds", [rest.pop("seed", 0)])
     values, seeds = (v if isinstance(v, list) else [v] for v in (values, seeds))
+    check_values(space, values, seeds)
+    return values, seeds, rest
+
+
+def check_values(space: Space, values: Sequence[Any], seeds: Sequence[int]) -> None:
+    """Raises UserError for empty or repeated values or seeds."""
     for name, given in ((space.key, values), ("seeds", seeds)):
         if not given or len({_shown(one) for one in given}) < len(given):
             raise UserError(f"{name}={given}: a sweep needs at least one value and each only once, e.g. {name}=[0,1]")
-    return values, seeds, rest
 
 
 def _shown(value: Any) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 from ray import tune
 
 from introspect_ray.config import RunConfig
+from introspect_ray.errors import AlarmError, UserError, one_line
 from introspect_ray.runs.cluster import this_node_resource
 from introspect_ray.runs.driver import Base, train_once, untrained_scores
-from introspect_ray.errors import AlarmError, UserError, one_line
-from introspect_ray.scores.figures import sweep_figure
 from introspect_ray.runs.results import open_tracker
 from introspect_ray.runs.search_space import Space, trial_config
+from introspect_ray.scores.figures import sweep_figure
 from introspect_ray.storage import Store, open_store
 
 

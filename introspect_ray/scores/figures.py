@@ -1,6 +1,6 @@
 """Figures and tables of sweeps and runs, after the paper's figures 4, 5 and 9. matplotlib is imported on use.
 
-Summaries are dicts as in summary.json (evaluation.SCHEMA); shares are shown in percent.
+Summaries are dicts as in summary.json (see summary.Summary). Shares are shown in percent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from introspect_ray.scores.metrics import Spread, over_seeds
 SELF, ORIG, BEHAVIOR, GREY = "#1f5fa8", "#e07b1a", "#2b2b2b", "#8a8a8a"  # Self blue, Orig orange, as in the paper
 TEAL, PURPLE = "#3a9a8f", "#9a5fb0"
 LOG_KEYS = {"learning_rate", "weight_decay", "lora_rank"}
-NAMES = {  # by the last part of the dotted key
+AXIS_NAMES = {  # by the last part of the dotted key
     "kl_weight": "behavioural regulariser λ (kl_weight)",
     "agreement": "requested label-self agreement ν (supervision.agreement)",
     "mixing_ratio": "share of second-model labels α (supervision.mixing_ratio)",
@@ -29,18 +29,18 @@ _SELF_EM, _ORIG_EM = ("explanation", "self", "em"), ("explanation", "orig", "em"
 
 @dataclass(frozen=True)
 class _Curve:
-    path: tuple[str, ...]  # where the score stands in a summary
+    path: tuple[str, ...]  # of the score in a summary
     name: str
     colour: str
     style: str
 
 
-_BEHAVIOR = (
+_BEHAVIOR_CURVES = (
     _Curve(("behavior", "em"), "both answers (Behavior EM)", BEHAVIOR, "-"),
     _Curve(("behavior", "cued"), "with the cue", TEAL, "--"),
     _Curve(("behavior", "ablated"), "without the cue", PURPLE, ":"),
 )
-_EXPLANATION = (
+_EXPLANATION_CURVES = (
     _Curve(_SELF_EM, "Self: against E(M_t)", SELF, "-"),
     _Curve(_ORIG_EM, "Orig: against E(M0)", ORIG, "-"),
 )
@@ -51,7 +51,7 @@ _REALISED = (
     ("at consumption", ("labels", "realised_at_consumption")),
 )
 
-# Panels of the training figure: title, scale, (field of StepMetrics, name, colour) a curve.
+# Panels of the training figure: title, scale, and (field of StepMetrics, name, colour) of each curve.
 _PANELS = (
     (
         "(a) objective (nats)",
@@ -79,10 +79,10 @@ _PANELS = (
 def swept_values(
     summaries: Sequence[Mapping[str, Any]], key: str, values: Sequence[float] | None = None
 ) -> list[float]:
-    """The swept value of each summary: `values` where given, else the summary's own field.
+    """The swept value of each summary: `values` if given, else the field of the summary.
 
-    A summary has no learning_rate or lora_rank, so sweeps of those must pass `values`.
-    Raises ValueError if the value cannot be told.
+    A summary has no learning_rate or lora_rank, so sweeps of those must pass `values`. Raises ValueError if a summary
+    lacks the field, or if there are not as many values as summaries.
     """
     if values is not None:
         if len(values) != len(summaries):
@@ -108,16 +108,17 @@ def sweep_figure(
 ) -> None:
     """Write the analogue of the paper's figures 4 and 5 as an image file (format by suffix).
 
-    (a) Behavior EM with its two parts, (b) Explanation EM of Self (blue) and Orig (orange), against the
-    swept `key`. Lines: mean over seeds; dots: single seeds; bands: 95 % t intervals, from three
-    seeds on (with two, t is 12.7 and the band would fill the panel).
-    `untrained`: Explanation EM of M0, drawn as a level. Raises ValueError on no summaries.
+    (a) Behavior EM with its two parts, (b) Explanation EM of Self (blue) and Orig (orange), against the swept `key`.
+    Lines are means over seeds, dots are single seeds, bands are 95 % t intervals, from three seeds on (with two, t is
+    12.7 and the band would fill the panel). `untrained`: the Explanation EM of M0, drawn as a horizontal line. Raises
+    ValueError for no summaries.
     """
     if not summaries:
         raise ValueError("sweep_figure of no summaries")
     swept = swept_values(summaries, key, values)
     figure, (left, right) = _axes(2, (10.5, 4.4))
-    for axis, curves, name in ((left, _BEHAVIOR, "(a) Behavior EM to M0"), (right, _EXPLANATION, "(b) Explanation EM")):
+    behavior, explanation = (_BEHAVIOR_CURVES, "(a) Behavior EM to M0"), (_EXPLANATION_CURVES, "(b) Explanation EM")
+    for axis, (curves, name) in ((left, behavior), (right, explanation)):
         for curve in curves:
             _draw_curve(axis, summaries, swept, curve)
         axis.set_title(name, fontsize=11)
@@ -143,15 +144,18 @@ def _draw_curve(axis: Any, summaries: Sequence[Mapping[str, Any]], swept: Sequen
     means = [100 * s.mean for s in spreads.values()]
     sizes = Counter(swept)
     axis.plot(xs, means, curve.style, color=curve.colour, label=curve.name, marker="o", markersize=4, linewidth=1.8)
-    banded = [(x, 100 * max(0.0, s.lo), 100 * min(1.0, s.hi)) for x, s in spreads.items() if sizes[x] > 2]
+    banded = [
+        (x, 100 * max(0.0, s.lo), 100 * min(1.0, s.hi))
+        for x, s in spreads.items()
+        if sizes[x] > 2 and s.lo is not None and s.hi is not None
+    ]
     if len(banded) > 1:
         axis.fill_between(*zip(*banded), color=curve.colour, alpha=0.13, linewidth=0)
     elif banded:  # a band of one value has no width: show it as an error bar
         x, lo, hi = banded[0]
         axis.vlines(x, lo, hi, color=curve.colour, alpha=0.4, linewidth=3)
-    points = [(x, _at(s, curve.path)) for x, s in zip(swept, summaries)]
-    points = [(x, 100 * y) for x, y in points if y is not None]
-    axis.scatter(*zip(*points), s=13, color=curve.colour, alpha=0.45, linewidths=0, zorder=3)
+    dots = [100 * _at(summary, curve.path) for summary in summaries]
+    axis.scatter(swept, dots, s=13, color=curve.colour, alpha=0.45, linewidths=0, zorder=3)
 
 
 def _by_value(
@@ -164,7 +168,7 @@ def _by_value(
 
 
 def _scale_x(axis: Any, swept: Sequence[float], key: str) -> None:
-    """symlog for λ (0 is shown), log for learning rate and rank, else linear; a tick at every swept value."""
+    """symlog for λ (which may be 0), log for LOG_KEYS, else linear; a tick at every swept value."""
     xs = sorted(set(swept))
     positive = [x for x in xs if x > 0]
     if _leaf(key) == "kl_weight" and positive and len(xs) > 1:
@@ -174,14 +178,14 @@ def _scale_x(axis: Any, swept: Sequence[float], key: str) -> None:
         axis.set_xscale("log")
     axis.set_xticks(xs, [f"{x:g}" for x in xs], rotation=45 if len(xs) > 6 else 0)
     axis.minorticks_off()
-    axis.set_xlabel(NAMES.get(_leaf(key), key))
+    axis.set_xlabel(AXIS_NAMES.get(_leaf(key), key))
 
 
 def table(summaries: Sequence[Mapping[str, Any]], key: str, values: Sequence[float] | None = None) -> str:
-    """Plain text, a row a swept value: Self, Orig, their gap and Behavior EM in percent, mean ± sd over seeds.
+    """Plain text, one row per swept value: Self, Orig, their gap and Behavior EM in percent, mean ± sd over seeds.
 
-    The gap's spread is that of the per-seed gaps (paired), not of the two scores apart. A table over ν
-    puts the realised agreement, when labelled and when trained on, beside the requested one.
+    The spread of the gap is that of the gaps of single seeds (paired). A table over ν shows the realised agreement,
+    when labels were made and when they were trained on, beside the requested one.
     """
     swept = swept_values(summaries, key, values)
     realised = _REALISED if _leaf(key) == "agreement" else ()
@@ -192,24 +196,29 @@ def table(summaries: Sequence[Mapping[str, Any]], key: str, values: Sequence[flo
             [_at(s, path) for s in group] for path in (_SELF_EM, _ORIG_EM, ("behavior", "em"))
         )
         gaps = [a - b for a, b in zip(self_em, orig_em)]
-        extra = [_pm([_at(s, path) for s in group], digits=2) for _, path in realised]
-        rows.append((f"{x:g}", *extra, str(len(group)), _pm(self_em), _pm(orig_em), _pm(gaps, "+"), _pm(behavior)))
+        extra = [_cell([_at(s, path) for s in group], digits=2) for _, path in realised]
+        rows.append(
+            (f"{x:g}", *extra, str(len(group)), _cell(self_em), _cell(orig_em), _cell(gaps, "+"), _cell(behavior))
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
 
-def _pm(scores: Sequence[float], sign: str = "", digits: int = 1) -> str:
-    spread = over_seeds(scores)
+def _cell(scores: Sequence[float | None], sign: str = "", digits: int = 1) -> str:
+    """Mean ± sd over seeds, in percent."""
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):  # the agreement of a run without steps
+        return "n/a"
+    spread = over_seeds(known)
     mean = f"{100 * spread.mean:{sign}.{digits}f}"
     return mean if spread.sd is None else f"{mean} ± {100 * spread.sd:.{digits}f}"
 
 
 def training_figure(rows: Sequence[Mapping[str, Any]], path: str | Path, *, smoothing: float = 0.9) -> None:
-    """Write per-step curves of one run (paper fig. 9): rows are dicts with the fields of records.StepMetrics.
+    """Write per-step curves of one run (paper fig. 9). rows: dicts with the fields of records.StepMetrics.
 
-    Faint: the steps; full: an exponential moving average with weight `smoothing` on the past, started
-    without bias. Fields that are None throughout (agreement of fixed labels) are left out.
-    Raises ValueError on no rows.
+    Faint lines are the steps, full lines an exponential moving average (see `smooth`) with weight `smoothing`. Fields
+    that are None at every step (the agreement of fixed labels) are left out. Raises ValueError for no rows.
     """
     if not rows:
         raise ValueError("training_figure of no rows")
@@ -240,7 +249,7 @@ def _draw_series(
 
 
 def smooth(ys: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average, debiased: y_t = sum weight^(t-i) ys_i / sum weight^(t-i). The first value is kept."""
+    """Exponential moving average without bias: y_t = sum weight^(t-i) ys_i / sum weight^(t-i) over i <= t."""
     total = norm = 0.0
     out = []
     for y in ys:

@@ -1,8 +1,7 @@
-"""Scores of behaviours and explanations (paper §2.3, §B.1, §B.2; SPEC §5). Pure; fractions in 0..1.
+"""Scores of behaviours and explanations (paper §2.3, §B.1, §B.2), as fractions in 0..1. Pure.
 
-"Truth" is E(M0) for Orig and E(M_t) for Self. A prediction of None is an unparseable explanation: it is
-wrong in every score. Undefined scores are None, never NaN. Sequences of one call run over the same
-cases in the same order.
+"Truth" is E(M0) for Orig and E(M_t) for Self. A prediction of None is an unparseable explanation, which is wrong in
+every score. Undefined scores are None, never NaN. All sequences of one call hold the same cases in the same order.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from introspect_ray.records import BehaviorPair, Explanation
 
 Predictions = Sequence[Explanation | None]
 
-MAJORITY = 2 / 3  # a share of one explanation beyond which always giving it is too good an explainer
-NEARLY_ALL = 0.85  # a share beyond which labels count as collapsed: too few cases are left on the other side
+MAJORITY = 2 / 3  # from this share of one explanation on, an explainer that always gives it scores too well
+NEARLY_ALL = 0.85  # from this share on, labels count as collapsed: too few cases are left on the other side
 
 # fmt: off
-# Student's t, 97.5 % quantile by degrees of freedom; beyond 30 the normal quantile is within 2.5 %.
+# 97.5 % quantiles of Student's t by degrees of freedom; beyond 30 the normal quantile is within 4 %.
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 # fmt: on
 
 
 def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of k successes in n trials; (0, 1), no information, for n = 0."""
+    """Wilson score interval of k successes in n trials; (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
     p, zz = k / n, z * z / n
@@ -40,9 +39,9 @@ def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
 def explanation_scores(predicted: Predictions, truth: Sequence[Explanation]) -> dict[str, object]:
     """Explanation EM (paper eq. 3) and its parts (§B.1) over n >= 1 cases.
 
-    em: both parts right, with its Wilson interval em_ci = [lo, hi]; content: the named label is y(x∖C);
-    changed_f1, unchanged_f1: F1 of either class of *changed?*, None where the class is neither present
-    nor predicted; unparsed: the rate of None. Raises ValueError on no cases or unequal lengths.
+    em: both parts are right, with its Wilson interval em_ci = [low, high]. content: the named label is y(x∖C).
+    changed_f1, unchanged_f1: F1 of each class of *changed?*, None if the class is neither present nor predicted.
+    unparsed: the share of None. Raises ValueError for no cases or unequal lengths.
     """
     n = _same_length(predicted, truth)
     right = sum(p == t for p, t in zip(predicted, truth, strict=True))
@@ -57,7 +56,7 @@ def explanation_scores(predicted: Predictions, truth: Sequence[Explanation]) -> 
 
 
 def _class_f1(predicted: Predictions, truth: Sequence[Explanation], changed: bool) -> float | None:
-    """F1 = 2 TP / (predicted + present) of one class; an unparsed prediction is in no class, so a miss."""
+    """F1 = 2 TP / (predicted + present) of one class. An unparsed prediction is of no class, so it is a miss."""
     hits = sum(p is not None and p.changed == t.changed == changed for p, t in zip(predicted, truth, strict=True))
     claimed = sum(p is not None and p.changed == changed for p in predicted)
     present = sum(t.changed == changed for t in truth)
@@ -65,9 +64,9 @@ def _class_f1(predicted: Predictions, truth: Sequence[Explanation], changed: boo
 
 
 def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair]) -> dict[str, float]:
-    """Behavior EM (paper eq. 4): em, its components cued and ablated, and the off-format rate of `pairs`.
+    """Behavior EM (paper eq. 4): em, its parts cued and ablated, and the `off_format` share of `pairs`.
 
-    off_format is over both answers of each pair. Raises ValueError if the cases are not the same.
+    Raises ValueError for no cases, or if the cases are not the same.
     """
     n = _same_cases(pairs, m0_pairs)
     cued = [a.cued == b.cued for a, b in zip(pairs, m0_pairs, strict=True)]
@@ -81,17 +80,17 @@ def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPa
 
 
 def off_format(pairs: Sequence[BehaviorPair]) -> float:
-    """Share of the answers, two a pair, whose full-vocabulary argmax is no allowed label (SPEC §3). Some pairs."""
+    """Share of the answers (two per pair, at least one pair) whose full-vocabulary argmax is no allowed label."""
     return sum(p.cued_off_format + p.ablated_off_format for p in pairs) / (2 * len(pairs))
 
 
 def disagreement(
     predicted: Predictions, self_truth: Sequence[Explanation], orig_truth: Sequence[Explanation]
 ) -> dict[str, float | None]:
-    """Where Self > Orig comes from (paper §3.2): the cases where E(M0) != E(M_t).
+    """Where a gap between Self and Orig comes from (paper §3.2): the cases where E(M0) != E(M_t).
 
-    fraction: their share of all cases; self, orig, neither: the shares of *them* that the prediction
-    resolves that way (they sum to 1; unparsed is neither), None if there are none.
+    fraction: their share of all cases. self, orig, neither: the shares of *these* cases whose prediction is E(M_t),
+    E(M0) or neither (unparsed is neither); they sum to 1, and are None if there are no such cases.
     """
     n = _same_length(predicted, self_truth)
     _same_length(predicted, orig_truth)
@@ -104,9 +103,9 @@ def disagreement(
 
 
 def label_histogram(pairs: Sequence[BehaviorPair], labels: Sequence[str]) -> dict[str, int]:
-    """Counts of E over {unchanged, changed} x labels (the 8-label histogram of paper fig. 10), zeros kept.
+    """Counts of E over {unchanged, changed} x labels (the 8-label histogram of paper fig. 10), zeros included.
 
-    Keys "unchanged A", ..., "changed D", in that order. Raises ValueError on a label not in `labels`.
+    Keys "unchanged A", ..., "changed D", in that order. Raises ValueError for a label not in `labels`.
     """
     counts = Counter(p.explanation for p in pairs)
     histogram = {_category(e): counts.pop(e, 0) for e in all_explanations(labels)}
@@ -120,13 +119,13 @@ def _category(e: Explanation) -> str:
 
 
 class Finding(NamedTuple):
-    """One thing the collapse check found; str() gives the message.
+    """One thing that a check found; str() gives the message.
 
     Example: ("m0_one_answer", 0.93, "m0: the answer without the cue is C for 56 of 60 cases (93%)").
     """
 
     name: str
-    value: float  # the share, or the count, that set it off
+    value: float  # the measured number that is beyond its bound
     message: str
 
     def __str__(self) -> str:
@@ -134,10 +133,10 @@ class Finding(NamedTuple):
 
 
 def collapse(m0_pairs: Sequence[BehaviorPair], pairs: Sequence[BehaviorPair] | None = None) -> list[Finding]:
-    """The collapse check (paper §B.2, SPEC §5): one-sided labels of M0, and of M_t where `pairs` is given.
+    """The collapse check (paper §B.2): one-sided labels of M0, and of M_t if its `pairs` are given.
 
-    `category_vanished`: a (changed?, label) category present under M0 that M_t never shows; its `value`
-    is the count under M0. An empty list means that nothing was found.
+    Besides the findings of `label_collapse`: `category_vanished`, a (changed?, label) category that is present under
+    M0 and that M_t never shows; its value is the count under M0.
     """
     found = label_collapse(m0_pairs, "m0")
     if pairs is None:
@@ -152,11 +151,10 @@ def collapse(m0_pairs: Sequence[BehaviorPair], pairs: Sequence[BehaviorPair] | N
 
 
 def label_collapse(pairs: Sequence[BehaviorPair], who: str, limit: float = NEARLY_ALL) -> list[Finding]:
-    """Labels too one-sided to train on or to score: nearly always (un)changed, nearly one answer, or one
-    explanation so often that an explainer who always gives it looks good.
+    """Labels that are too one-sided to train on or to score.
 
-    Names: `<who>_nearly_unchanged`, `<who>_nearly_changed`, `<who>_one_answer` (of y(x∖C), the content),
-    `<who>_one_explanation`.
+    Findings: `<who>_nearly_unchanged`, `<who>_nearly_changed`; `<who>_one_answer`: one y(x∖C) nearly always;
+    `<who>_one_explanation`: one explanation so often that an explainer that always gives it looks good.
     """
     n, found = len(pairs), []
     changed = sum(p.explanation.changed for p in pairs)
@@ -177,7 +175,7 @@ def label_collapse(pairs: Sequence[BehaviorPair], who: str, limit: float = NEARL
 
 
 def constant_explainer(pairs: Sequence[BehaviorPair]) -> tuple[str, float]:
-    """(the commonest explanation, its share): what saying nothing else would score. Pairs: at least one."""
+    """(the most frequent explanation, its share): what an explainer that always gives it scores. At least one pair."""
     ((explanation, count),) = Counter(p.explanation for p in pairs).most_common(1)
     return _category(explanation), count / len(pairs)
 
@@ -185,11 +183,11 @@ def constant_explainer(pairs: Sequence[BehaviorPair]) -> tuple[str, float]:
 def gap_interval(
     predicted: Predictions, self_truth: Sequence[Explanation], orig_truth: Sequence[Explanation], z: float = 1.96
 ) -> tuple[float, float, float]:
-    """Self - Orig with a paired interval over cases: (gap, lo, hi), in -1..1.
+    """Self - Orig with a 95 % interval paired over cases: (gap, low, high), in -1..1.
 
-    Both scores come from the same predictions, so only cases where one is right and the other wrong
-    count: b right by Self only, c by Orig only. Agresti & Min (2005): add 1/2 to each of the four cells, then
-    Wald; it keeps its level with few such cases, where a bootstrap gives a zero width.
+    Both scores come from the same predictions, so only cases that count for one of them matter: b right by Self only, c
+    by Orig only. The interval is that of Agresti and Min (2005): add 1/2 to each of the four cells, then Wald. It keeps
+    its level with few such cases, where a bootstrap would have no width.
     """
     n = _same_length(predicted, self_truth)
     _same_length(predicted, orig_truth)
@@ -201,7 +199,7 @@ def gap_interval(
 
 
 class Spread(NamedTuple):
-    """Mean over seeds, sample standard deviation, 95 % t interval; the last three None for one seed."""
+    """Mean over seeds, sample standard deviation, 95 % t interval (lo, hi). All but the mean are None for one seed."""
 
     mean: float
     sd: float | None
@@ -210,7 +208,7 @@ class Spread(NamedTuple):
 
 
 def over_seeds(values: Sequence[float]) -> Spread:
-    """Mean and spread of one score over seeds, at least one. Raises ValueError on none."""
+    """Mean and spread of one score over seeds. Raises ValueError for no values."""
     n = len(values)
     if n == 0:
         raise ValueError("over_seeds of no values")

@@ -1,8 +1,8 @@
 """Files of a run, by URI: local folders and s3:// prefixes behind one small interface.
 
 A store is opened on a URI and then takes names relative to it ("labels/part.parquet"). Writes are
-atomic: locally a temporary file in the same folder and a rename, on S3 a put. Stores hold nothing but
-their URI, so they can be pickled into another process.
+atomic: a temporary file and a rename locally, a put on S3. A store holds nothing but its URI, so it can be pickled
+into another process.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ def open_store(uri: str | Path) -> Store:
 
 
 def check_writable(uri: str | Path) -> None:
-    """Preflight: raise a UserError with the remedy if `uri` cannot be written to."""
+    """Raise UserError with the remedy if `uri` cannot be written to."""
     open_store(uri).check_writable()

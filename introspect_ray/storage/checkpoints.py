@@ -1,11 +1,11 @@
 """Checkpoints of a run, <output_dir>/checkpoints/step-00000004/: written by all ranks, checked before they are used.
 
     manifest.json   rank 0: format, step, number of ranks, and what identifies the run
-    rank-0.json     one a rank, its last file: size and checksum of everything else the rank wrote
-    ...             the learner's shards, and what the loop keeps beside them
+    rank-0.json     one per rank, written last: size and checksum of every other file of the rank
+    ...             the learner's shards, and the labels made for later steps
 
-A checkpoint is finished once the manifest and the list of every rank are there, so no rank waits for another,
-and files are hashed and copied in a thread while the next steps train.
+A checkpoint is finished once the manifest and the list of every rank exist, so that no rank waits for another. A thread
+hashes and copies the files while the next steps train.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a checkpoint cannot be used. `finished`: it once was whole, so work would be lost without it."""
+    """Why a checkpoint cannot be used. `finished`: it was whole once, so going on without it loses work."""
 
     folder: str
     reason: str
@@ -43,7 +43,7 @@ class Refusal:
 
 
 def step_of(name: str | None) -> int:
-    """The step a checkpoint goes on at; 0 without one. Example: "step-00000004" -> 4."""
+    """The step at which a run goes on from a checkpoint; 0 without one. Example: "step-00000004" -> 4."""
     found = _NAME.fullmatch(name or "")
     return int(found[1]) if found else 0
 
@@ -51,9 +51,9 @@ def step_of(name: str | None) -> int:
 def newest_usable(store: Store, run: Mapping[str, Any], warn: Callable[[str], None]) -> str | None:
     """Name of the newest checkpoint in the output folder that is whole and of this run; None: start at step 0.
 
-    `run`: what must be equal for going on to be right (preflight.run_identity). Every newer one that is refused is
-    told to `warn`, with its folder and the reason. Raises UserError where there are finished checkpoints but none
-    can be used: starting at 0 would throw away what was reached.
+    run: what the checkpoint must share with the run (runs/identity.py). `warn` gets a line on every newer checkpoint
+    that is refused, with its folder and the reason. Raises UserError if there are finished checkpoints but none can be
+    used: to start at step 0 would throw away what was trained.
     """
     refused: list[Refusal] = []
     for name in list_names(store):
@@ -74,7 +74,7 @@ def newest_usable(store: Store, run: Mapping[str, Any], warn: Callable[[str], No
 
 
 def check(store: Store, name: str, run: Mapping[str, Any]) -> Refusal | None:
-    """None if the checkpoint is finished, of this run, and every file has the size and checksum of its list."""
+    """None if the checkpoint is finished and of this run, and every file has its listed size and checksum."""
     folder, prefix = store.join(FOLDER, name), f"{FOLDER}/{name}/"
     present = {file.removeprefix(prefix) for file in store.list(prefix.rstrip("/"))}
     if not _NAME.fullmatch(name) or (_MANIFEST not in present and "rank-0.json" in present):
@@ -90,15 +90,15 @@ def check(store: Store, name: str, run: Mapping[str, Any]) -> Refusal | None:
         other = _difference(manifest, run, step_of(name))
         if other:
             return Refusal(folder, f"it is of another run: {other}", finished=True)
-        files = {file: entry for listed in lists for file, entry in store.read_json(prefix + listed).items()}
-        damage = next(filter(None, (_damage(store, prefix, file, entry) for file, entry in files.items())), None)
-    except (UserError, KeyError, TypeError, AttributeError) as error:  # a list that is no list
+        files = {file: written for part in lists for file, written in store.read_json(prefix + part).items()}
+        damage = next(filter(None, (_damage(store, prefix, file, written) for file, written in files.items())), None)
+    except (UserError, KeyError, TypeError, AttributeError) as error:  # a file that is not such a list
         damage = f"its lists cannot be read ({' '.join(str(error).split())})"
     return Refusal(folder, damage, finished=True) if damage else None
 
 
 def _difference(manifest: Mapping[str, Any], run: Mapping[str, Any], step: int) -> str | None:
-    """The first thing in which a manifest is not that of `run` at `step`."""
+    """The first difference between a manifest and that of `run` at `step`; None if there is none."""
     if manifest["format"] != _FORMAT:
         return f"its format is {manifest['format']}, this program reads {_FORMAT}"
     if manifest["step"] != step:
@@ -108,36 +108,36 @@ def _difference(manifest: Mapping[str, Any], run: Mapping[str, Any], step: int) 
     return key and f"{key} was {theirs.get(key)!r} and is now {ours.get(key)!r}"
 
 
-def _damage(store: Store, prefix: str, file: str, entry: Mapping[str, Any]) -> str | None:
+def _damage(store: Store, prefix: str, file: str, written: Mapping[str, Any]) -> str | None:
     try:
         size, digest = _fingerprint(store, prefix + file)
     except FileNotFoundError:
         return f"{file} is missing"
-    if size != entry["bytes"]:
-        return f"{file} has {size} bytes of {entry['bytes']}"
-    return None if digest == entry["blake2b"] else f"{file} has another checksum than was written"
+    if size != written["bytes"]:
+        return f"{file} has {size} bytes of {written['bytes']}"
+    return None if digest == written["blake2b"] else f"{file} has another checksum than was written"
 
 
 class _Fingerprint:
     """Size and checksum of what is written to it."""
 
     def __init__(self) -> None:
-        self.size, self._digest = 0, hashlib.blake2b(digest_size=16)
+        self.size, self.digest = 0, hashlib.blake2b(digest_size=16)
 
     def write(self, data: bytes) -> None:
         self.size += len(data)
-        self._digest.update(data)
+        self.digest.update(data)
 
 
 def _fingerprint(store: Store, name: str) -> tuple[int, str]:
     """(bytes, blake2b)."""
-    seen = _Fingerprint()
-    store.read_into(name, seen)
-    return seen.size, seen._digest.hexdigest()
+    content = _Fingerprint()
+    store.read_into(name, content)
+    return content.size, content.digest.hexdigest()
 
 
 def list_names(store: Store) -> list[str]:
-    """Folders of checkpoints, newest first; what Ray keeps beside them are files."""
+    """The folders of checkpoints, newest first. Ray Train keeps files beside them, which are left out."""
     parts = (name.split("/") for name in store.list(FOLDER))
     return sorted({part[1] for part in parts if len(part) > 2}, key=lambda name: (step_of(name), name), reverse=True)
 
@@ -145,28 +145,28 @@ def list_names(store: Store) -> list[str]:
 class CheckpointWriter:
     """Writes one rank's part of a run's checkpoints; the newest KEEP finished ones stay.
 
-    `save` and `settle` are called by every rank in the same order, with a collective in between. At most one
-    checkpoint is on its way; what went wrong with it is raised by the next call.
+    Every rank calls `save` and `settle` in the same order, with a collective in between. One checkpoint at most is being
+    stored at any time; the next call raises what went wrong with it.
     """
 
     def __init__(self, output_dir: str, run: Mapping[str, Any], rank: int, ranks: int, resumed: str | None) -> None:
         self._store, self._run, self._rank, self._ranks = open_store(output_dir), run, rank, ranks
         self._kept = [resumed] if resumed else []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: tuple[str, Future] | None = None
+        self._writing: tuple[str, Future[None]] | None = None
 
-    def save(self, step: int, write: Callable[[str], Future | None]) -> None:
-        """Let `write` (with a barrier of all ranks) start to fill a local folder, and start to store it.
+    def save(self, step: int, write: Callable[[str], Future[Any] | None]) -> None:
+        """Let `write` start to fill a local folder, and store the folder in a thread once it is filled.
 
-        Returns before it is filled: the future that `write` returns says when it is (None: at once).
+        `write` holds a barrier of all ranks and returns a future of the filled folder (None: it is filled already).
         """
         self.wait()
         name = f"step-{step:08d}"
-        if self._rank == 0:  # one that was refused; nobody writes before the collective
+        if self._rank == 0:  # a refused checkpoint of the same name; no rank writes before the barrier
             self._store.delete_prefix(f"{FOLDER}/{name}")
         scratch = tempfile.TemporaryDirectory(prefix="introspect-ray-checkpoint-")
         filled = write(scratch.name)
-        self.settle()  # all ranks are past their wait
+        self.settle()  # after the barrier all ranks are past their `wait`
         if self._rank == 0:
             manifest = {"format": _FORMAT, "step": step, "ranks": self._ranks, "run": dict(self._run)}
             Path(scratch.name, _MANIFEST).write_text(json.dumps(manifest, indent=2))
@@ -180,7 +180,7 @@ class CheckpointWriter:
             self._writing = None
 
     def settle(self) -> None:
-        """Once every rank has waited: rank 0 checks that the last one is finished, and deletes what is older."""
+        """Once every rank has waited: rank 0 checks that the last checkpoint is finished, and deletes older ones."""
         if self._rank or not self._kept:
             return
         last = f"{FOLDER}/{self._kept[-1]}"
@@ -195,13 +195,13 @@ class CheckpointWriter:
             if name in old or (_NAME.fullmatch(name) and step_of(name) < step_of(self._kept[0])):
                 self._store.delete_prefix(f"{FOLDER}/{name}")
 
-    def _store_away(self, name: str, scratch: tempfile.TemporaryDirectory[str], filled: Future | None) -> None:
+    def _store_away(self, name: str, scratch: tempfile.TemporaryDirectory[str], filled: Future[Any] | None) -> None:
         with scratch as folder:
             if filled is not None:
                 filled.result()
-            written, entries = open_store(folder), {}
-            for file in written.list():
-                size, digest = _fingerprint(written, file)
-                entries[file] = {"bytes": size, "blake2b": digest}
+            local, written = open_store(folder), {}
+            for file in local.list():
+                size, digest = _fingerprint(local, file)
+                written[file] = {"bytes": size, "blake2b": digest}
             self._store.upload_dir(folder, f"{FOLDER}/{name}")
-        self._store.write_json(f"{FOLDER}/{name}/rank-{self._rank}.json", entries)
+        self._store.write_json(f"{FOLDER}/{name}/rank-{self._rank}.json", written)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from introspect_ray.errors import UserError
-from introspect_ray.storage.store import TEMPORARY, JsonFiles, Sink, check_name
+from introspect_ray.storage.store import TEMPORARY, Sink, Store, check_name
 
-_PIECE = 1 << 22  # bytes read at a time
+_PIECE = 1 << 22  # bytes per read
 
 
 @dataclass(frozen=True)
-class LocalStore(JsonFiles):
+class LocalStore(Store):
     """A folder on this machine's file system (or a mounted share)."""
 
     uri: str
@@ -42,7 +42,7 @@ class LocalStore(JsonFiles):
 
     @contextmanager
     def _replacing(self, target: Path) -> Iterator[Path]:
-        """A temporary sibling of `target` that takes its place on success and is removed on failure."""
+        """A temporary file beside `target`: it replaces `target` on success and is removed on failure."""
         temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class LocalStore(JsonFiles):
             os.replace(temporary, target)
         except OSError as error:
             raise UserError(
-                f"cannot write {target}: {error}; make room, fix its rights or choose another folder"
+                f"cannot write {target}: {error}; make room, fix its permissions or choose another folder"
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
@@ -100,5 +100,5 @@ class LocalStore(JsonFiles):
         except OSError as error:
             raise UserError(
                 f"output folder {self.uri}: {folder} is not writable ({error.strerror}); "
-                "choose another folder or fix its rights"
+                "choose another folder or fix its permissions"
             ) from None

@@ -1,4 +1,4 @@
-"""Output folders: which may be used, and how they are marked as made by this program."""
+"""Output folders: which ones may be used, and how this program marks those it made."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from introspect_ray.errors import UserError
 from introspect_ray.storage import Store, open_store
 
 MARKER = ".introspect-ray.json"
-"""Written into every output folder by prepare_output; --overwrite deletes only folders that have it."""
+"""prepare_output writes it into every output folder; --overwrite deletes only folders that have it."""
 
 
 def check_output(uri: str | Path, resume: bool = False, overwrite: bool = False) -> Store:
-    """The store of an output folder that may be used: writable, and empty or ours and `resume` or `overwrite` given.
+    """The store of an output folder that may be used: it is writable, and empty unless `resume` or `overwrite` is given and
+    this program made it.
 
     Changes nothing. Raises UserError with the remedy.
     """
@@ -41,7 +42,7 @@ def prepare_output(uri: str | Path, resume: bool = False, overwrite: bool = Fals
     """The store of a run's output folder, checked by `check_output` and marked as made by this program.
 
     A non-empty folder is kept with `resume` and emptied with `overwrite`; `resume` of an empty folder
-    starts afresh, so a job that is restarted by a cluster can always pass it.
+    starts from the beginning, so a job that a cluster may restart can always pass it.
     """
     store = check_output(uri, resume, overwrite)
     names = store.list()
@@ -53,7 +54,7 @@ def prepare_output(uri: str | Path, resume: bool = False, overwrite: bool = Fals
 
 
 def _empty(store: Store, names: list[str]) -> None:
-    """Delete a run's files, the marker last (an interrupted deletion can be repeated); the folder itself stays."""
+    """Delete the files of a run. Its folder and the marker stay, so that an interrupted deletion can be repeated."""
     folder = store.local_path()
     if folder is not None:
         resolved, kept = folder.resolve(), (Path.home().resolve(), Path.cwd().resolve())

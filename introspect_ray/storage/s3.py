@@ -1,8 +1,8 @@
-"""The S3 side of storage.py: any S3-compatible service, addressed by s3://bucket/prefix.
+"""A store on S3 or any S3-compatible service, addressed by s3://bucket/prefix.
 
-boto3 does all of it: it names the server's refusal, follows a bucket to its region, and aborts a
-failed multipart upload (closing a half-written Arrow stream would publish the half). Credentials,
-region and AWS_ENDPOINT_URL come from the environment or profile as usual.
+boto3 rather than Arrow's S3 file system: boto3 names the server's refusal, follows a bucket to its region, and aborts a
+failed multipart upload, where closing a half-written Arrow stream would publish the half. Credentials, region and
+AWS_ENDPOINT_URL come from the environment or the profile, as usual.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 from introspect_ray.errors import UserError
 from introspect_ray.storage.local import LocalStore
-from introspect_ray.storage.store import JsonFiles, Sink, check_name
+from introspect_ray.storage.store import Sink, Store, check_name
 
 _PARALLEL_FILES = 8
-_DELETE_BATCH = 1000  # S3's own limit on one DeleteObjects request
+_DELETE_BATCH = 1000  # S3's limit on one DeleteObjects request
 _REFUSED = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -33,7 +33,7 @@ _MISSING = {"NoSuchKey", "404", "NotFound"}
 
 
 @dataclass(frozen=True)
-class S3Store(JsonFiles):
+class S3Store(Store):
     """An s3:// prefix. A put is atomic, so readers see whole objects only."""
 
     uri: str
@@ -56,10 +56,11 @@ class S3Store(JsonFiles):
 
     def read_bytes(self, name: str) -> bytes:
         with self._errors(name) as client:
-            return client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+            content: bytes = client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+            return content
 
     def read_into(self, name: str, target: Sink) -> None:
-        """By boto3's ranged requests, which are repeated one by one where the connection breaks."""
+        """boto3 downloads by ranged requests and repeats only those whose connection broke."""
         with self._errors(name) as client:
             client.download_fileobj(self.bucket, self._key(name), target)
 
@@ -121,10 +122,10 @@ class S3Store(JsonFiles):
         return count
 
     def check_writable(self) -> None:
-        """Lists, then starts and aborts a multipart upload: that needs the rights of a put and makes no object."""
+        """List, then start and abort a multipart upload: that needs the permissions of a put and makes no object."""
         name = ".write-check"
         with self._errors(name) as client:
-            client.list_objects_v2(Bucket=self.bucket, Prefix=self.root, MaxKeys=1)  # some servers make absent buckets
+            client.list_objects_v2(Bucket=self.bucket, Prefix=self.root, MaxKeys=1)  # an upload may create the bucket
             upload = client.create_multipart_upload(Bucket=self.bucket, Key=self._key(name))
             client.abort_multipart_upload(Bucket=self.bucket, Key=self._key(name), UploadId=upload["UploadId"])
 
@@ -140,16 +141,16 @@ class S3Store(JsonFiles):
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[Any]:
-        """Yields the client; turns what S3 refuses into FileNotFoundError, UserError with a remedy, or OSError."""
+        """Yield the client; turn boto3's errors into FileNotFoundError, UserError with a remedy, or OSError."""
         import botocore.exceptions as boto
         from boto3.exceptions import RetriesExceededError, S3UploadFailedError
         from s3transfer.exceptions import RetriesExceededError as BrokenOff
 
         try:
             yield _client()
-        except S3UploadFailedError as error:  # hides the refusal's code in its context
+        except S3UploadFailedError as error:  # the code of the refusal is in its context
             raise self._explain(error.__context__ or error, name) from None
-        except (RetriesExceededError, BrokenOff) as error:  # of a download, again and again
+        except (RetriesExceededError, BrokenOff) as error:  # a download whose connection kept breaking
             raise self._explain(error.last_exception, name) from None
         except (boto.BotoCoreError, boto.ClientError) as error:
             raise self._explain(error, name) from None
@@ -193,11 +194,11 @@ def _operation(error: BaseException) -> str:
 
 def _parallel(work: Any, names: list[str]) -> int:
     with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-        return len(list(pool.map(work, names)))  # list(): raise the first failure here
+        return len(list(pool.map(work, names)))  # list() raises the first failure here
 
 
 def _client() -> Any:
-    """The client for the current environment (a changed AWS_* variable makes a new one)."""
+    """The client of the current environment; a changed AWS_* variable makes a new one."""
     return _make_client(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
 
 

@@ -1,8 +1,8 @@
-"""Where a run's parameters, metrics and artifacts go: always <output_dir>/metrics.jsonl, and MLflow besides.
+"""Where a run's parameters, metrics and artifacts go: always <output_dir>/metrics.jsonl, by default MLflow too.
 
-MLflow is used through MlflowClient only, imported when the first run is opened (about 2.5 s), and written
-in batches (one call takes 30-100 ms). Its store and experiment are created once, by the driver:
-several writers on a cold SQLite store race in its migration.
+MLflow is used through MlflowClient only. It is imported when the first run is opened (about 2.5 s) and written in
+batches (one call takes 30-100 ms). The driver creates its store and experiment once: several writers on a new SQLite
+store race in its migration.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.config import TrackingConfig
+from introspect_ray.config import TrackingConfig, flatten
 from introspect_ray.errors import UserError
 from introspect_ray.storage import is_remote, open_store
-from introspect_ray.storage.tracker import ClosesItself, Status, Tracker, flatten, numbers
+from introspect_ray.storage.tracker import Status, Tracker, numbers
 
 
 def make_tracker(
@@ -55,16 +55,16 @@ def tracking_uri(tracking: TrackingConfig, output_dir: str) -> str:
             )
         return f"sqlite:///{Path(output_dir).expanduser().absolute() / 'mlflow.db'}"
     prefix = "sqlite:///"
-    if tracking.uri.startswith(prefix):  # workers have other working folders
+    if tracking.uri.startswith(prefix):  # a worker may have another working folder
         return prefix + str(Path(tracking.uri.removeprefix(prefix)).expanduser().absolute())
     return tracking.uri
 
 
-class JsonlTracker(ClosesItself):
-    """metrics.jsonl (a row a call, with "step"), params.json and artifacts/ in the output folder.
+class JsonlTracker(Tracker):
+    """metrics.jsonl (one row per call, with "step"), params.json and artifacts/ in the output folder.
 
-    Locally every row is on disk at once. S3 has no append: there the object is rewritten each time it
-    has grown by a tenth (at least 50 rows), so the bytes sent stay about ten times its size, at a flush and at close.
+    Locally every row is on disk at once. S3 cannot append: there the object is rewritten at a flush, at close, and
+    whenever it has grown by a tenth (at least 50 rows), so that about ten times its final size is sent in all.
     """
 
     NAME = "metrics.jsonl"
@@ -73,13 +73,13 @@ class JsonlTracker(ClosesItself):
         self._store = open_store(output_dir)
         self._params, self._artifacts = not metrics_only, artifacts and not metrics_only
         path = self._store.local_path(self.NAME)
-        self._rows: list[str] = []  # of the object on S3; a local file is appended to
+        self._rows: list[str] = []  # content of the object on S3; a local file is appended to
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         elif self._store.exists(self.NAME):
             self._rows = self._store.read_bytes(self.NAME).decode().splitlines(keepends=True)
         self._sent = len(self._rows)
-        self._file = path.open("a", encoding="utf-8", buffering=1) if path is not None else None  # by line
+        self._file = path.open("a", encoding="utf-8", buffering=1) if path is not None else None  # buffered by line
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         if self._params:
@@ -105,7 +105,7 @@ class JsonlTracker(ClosesItself):
         local = self._store.local_path(prefix)
         if path.is_dir():
             self._store.upload_dir(path, f"{prefix}/{path.name}")
-        elif local is not None:  # without reading it into memory
+        elif local is not None:  # copied without reading the file into memory
             local.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, local / path.name)
         else:
@@ -121,7 +121,7 @@ class JsonlTracker(ClosesItself):
             self._file.close()
 
 
-class CompositeTracker(ClosesItself):
+class CompositeTracker(Tracker):
     """Several trackers as one; all are closed even if one fails."""
 
     def __init__(self, *trackers: Tracker) -> None:
@@ -150,7 +150,7 @@ class CompositeTracker(ClosesItself):
         for tracker in self._trackers:
             try:
                 tracker.close(status)
-            except Exception as error:  # the others are to be closed first
+            except Exception as error:  # raised when the other trackers are closed
                 errors.append(error)
         if errors:
             raise errors[0]

@@ -1,4 +1,4 @@
-"""The MLflow side of tracking.py: runs through MlflowClient, metrics in batches."""
+"""A tracker that writes to MLflow: runs through MlflowClient, metrics in batches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from introspect_ray.config import flatten
 from introspect_ray.errors import UserError
-from introspect_ray.storage.tracker import ClosesItself, Status, flatten, numbers
+from introspect_ray.storage.tracker import Status, Tracker, numbers
 
 FLUSH_S = 2.0
 FLUSH_CALLS = 50  # log_metrics calls
@@ -24,10 +25,10 @@ _CONNECT_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-def prepare_mlflow(uri: str, experiment: str, artifact_location: str | None = None) -> str:
-    """Create store and experiment if they are not there, and return the experiment's id. Call it in one process first.
+def prepare_mlflow(uri: str, experiment: str) -> str:
+    """Create store and experiment if they do not exist; returns the experiment's id. To be called in one process first.
 
-    Artifacts of an SQLite store go beside it (artifacts/) unless told otherwise; a server decides for itself.
+    The artifacts of an SQLite store go beside it (artifacts/); a server decides itself.
     Raises UserError with the remedy if the store cannot be used.
     """
     check_server(uri)
@@ -39,15 +40,15 @@ def prepare_mlflow(uri: str, experiment: str, artifact_location: str | None = No
         client = _client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            location = artifact_location or _beside(uri)
-            return client.create_experiment(experiment, artifact_location=location)
+            made: str = client.create_experiment(experiment, artifact_location=_beside(uri))
+            return made
     except MlflowException as error:
         raise UserError(f"tracking.uri={uri}: MLflow cannot use it: {_line(error)}") from None
     if found.lifecycle_stage != "active":
         raise UserError(
             f"tracking.experiment={experiment!r} is deleted in {uri}: restore it there or choose another name"
         )
-    return found.experiment_id
+    return str(found.experiment_id)
 
 
 def open_run(
@@ -70,10 +71,10 @@ def open_run(
     return MLflowTracker(uri, run_id)
 
 
-class MLflowTracker(ClosesItself):
-    """One MLflow run. Metrics wait for FLUSH_CALLS calls or FLUSH_S seconds (looked at on each call).
+class MLflowTracker(Tracker):
+    """One MLflow run. Metrics are buffered for FLUSH_CALLS calls or FLUSH_S seconds, checked at each call.
 
-    A flush that fails keeps its metrics for the next one; MAX_FAILED_FLUSHES in a row raise RuntimeError.
+    A flush that fails leaves its metrics to the next one; MAX_FAILED_FLUSHES failures in a row raise RuntimeError.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
@@ -83,7 +84,7 @@ class MLflowTracker(ClosesItself):
         self._calls = self._failed = 0
         self._flushed = time.monotonic()
         self._closed = False
-        self._lock = threading.Lock()  # a monitor thread logs steps while the driver logs artifacts
+        self._lock = threading.Lock()  # a thread logs the steps while the driver logs artifacts
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
@@ -158,14 +159,14 @@ def _client(uri: str) -> Any:
 
 
 def _silence() -> None:
-    """Before mlflow is imported: no usage reports, and no log lines about the making of a new store."""
+    """To be called before mlflow is imported: no usage reports, and no log lines about the creation of a store."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def check_server(uri: str) -> None:
-    """MLflow itself would retry an absent server for minutes. Raises UserError after seconds; changes nothing."""
+    """Raises UserError within seconds if no server answers; MLflow itself would retry for minutes. Changes nothing."""
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         try:
@@ -189,7 +190,7 @@ def _make_folder(uri: str) -> None:
 
 
 def _beside(uri: str) -> str | None:
-    """Where an SQLite store's artifacts go; None leaves it to the server."""
+    """Where the artifacts of an SQLite store go; None: the server decides."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "artifacts").as_uri()

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from introspect_ray.scores.evaluation import check_summary
+from introspect_ray.scores.summary import check_summary
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 REPO = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from introspect_ray.engines import make_engine
 from introspect_ray.labels.rules import draw
 from introspect_ray.labels.store import read_labels
 from introspect_ray.schedule import label_version, step_plan
-from introspect_ray.scores.evaluation import check_summary
+from introspect_ray.scores.summary import check_summary
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

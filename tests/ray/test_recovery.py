@@ -29,7 +29,7 @@ from introspect_ray.policy import load_saved
 from introspect_ray.records import StepMetrics
 from introspect_ray.runs.preflight import check_resume
 from introspect_ray.runs.recovery import _progress
-from introspect_ray.scores.evaluation import check_summary
+from introspect_ray.scores.summary import check_summary
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 EVERY = 6

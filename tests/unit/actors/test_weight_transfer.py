@@ -11,10 +11,8 @@ import torch
 from introspect_ray.actors.weight_sync import WeightSyncError, expect, pack, probe_tolerance, unpack, verify
 from introspect_ray.actors.weight_transfer import DeviceTransfer, ObjectStoreTransfer, make_transfer
 from introspect_ray.config import load_config
-from introspect_ray.config.compatibility import weight_transfer
 from introspect_ray.engines.fingerprint import fingerprints, group_of, tensor_digest
 from introspect_ray.engines.protocol import WeightUpdate
-from introspect_ray.errors import UserError
 from introspect_ray.records import Delivery
 from introspect_ray.runs.preflight import resources
 
@@ -163,63 +161,11 @@ def test_a_step_of_bfloat16_logits_passes_the_probe_and_a_stale_head_does_not():
         verify(sent, [replace(got, probe=(got.probe[0] - 3.5, got.probe[1]))], tolerance)
 
 
-@pytest.mark.parametrize(
-    ("flat", "chosen"),
-    [
-        ({}, "object_store"),
-        (GPU, "nccl"),
-        ({**GPU, "rollout.weight_transfer": "object_store"}, "object_store"),
-        ({**GPU, "method": "lora"}, "object_store"),  # the adapter alone moves
-        ({**GPU, "rollout.engine": "transformers"}, "object_store"),
-        ({"train.use_gpu": True}, "object_store"),
-        ({"rollout.num_gpus": 1}, "object_store"),
-        ({**GPU, "rollout.num_gpus": 0.5}, "object_store"),  # two NCCL ranks cannot share a GPU
-        ({**GPU, "rollout.num_gpus": 0.5, "rollout.weight_transfer": "ipc"}, "ipc"),
-    ],
-)
-def test_auto_takes_nccl_where_it_can(flat, chosen):
-    assert weight_transfer(load_config(None, flat)) == chosen
-
-
-@pytest.mark.parametrize(
-    ("flat", "says"),
-    [
-        ({}, r"needs GPUs on both sides, here train.use_gpu=false and rollout.num_gpus=0"),
-        ({"train.use_gpu": True}, "rollout.num_gpus=0"),
-        ({**GPU, "method": "lora"}, "method=lora sends its adapter alone"),
-        ({**GPU, "rollout.engine": "transformers"}, "set rollout.engine=vllm"),
-    ],
-)
-@pytest.mark.parametrize("kind", ["nccl", "ipc"])
-def test_what_cannot_work_is_refused_in_one_line(kind, flat, says):
-    with pytest.raises(UserError, match=says) as error:
-        weight_transfer(load_config(None, {**flat, "rollout.weight_transfer": kind}))
-    assert str(error.value).startswith(f"rollout.weight_transfer={kind} ") and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("kind", "flat", "says"),
-    [
-        ("nccl", {"rollout.num_gpus": 0.5}, "needs whole GPUs, rollout.num_gpus=0.5"),
-        ("ipc", {}, "rollout.num_gpus=1: lower it below 1"),
-        ("ipc", {"rollout.num_gpus": 0.4, "rollout.num_actors": 2}, "rollout.num_actors=2 exceeds train.num_workers=1"),
-        (
-            "ipc",
-            {"rollout.num_gpus": 0.5, **TWO},
-            r"two engines of rollout.num_gpus=0.5 fit on one.*raise .* above 0.5",
-        ),
-    ],
-)
-def test_sharing_and_not_sharing_a_gpu_are_told_apart(kind, flat, says):
-    with pytest.raises(UserError, match=says):
-        weight_transfer(load_config(None, {**GPU, **flat, "rollout.weight_transfer": kind}))
-
-
 def test_a_colocated_engine_and_its_trainer_make_one_gpu():
     """Two trainers with an engine each: 2 GPUs over ipc; over the object store 2 + 2 x 0.6."""
     flat = {**GPU, "rollout.num_gpus": 0.6, **TWO}
     shared = load_config(None, {**flat, "rollout.weight_transfer": "ipc"})
-    assert weight_transfer(shared) == "ipc" and resources(shared)["GPU"] == pytest.approx(2.0)
+    assert resources(shared)["GPU"] == pytest.approx(2.0)
     assert resources(load_config(None, flat))["GPU"] == pytest.approx(3.2)
 
 

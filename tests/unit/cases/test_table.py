@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from introspect_ray.cases import table as case_table
-from introspect_ray.cases.record_table import IdIndex, ids_of
+from introspect_ray.cases.lookup import ids_of, records_of
+from introspect_ray.cases.record_table import IdIndex
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import longest_sequence
 from introspect_ray.errors import UserError
@@ -55,12 +56,22 @@ def test_rows_ids_and_order(table, small_batches, tmp_path):
     assert type(table[0].prompt[0]) is int and type(table[0].label_ids[0]) is int
 
 
+def test_a_batch_by_id(table, small_batches, tmp_path):
+    """From one Arrow batch, from two, and from a plain dict: in the order of the ids, also where an id comes twice."""
+    for by_id in (table.by_id, CaseTable.build(CASES, tmp_path).by_id, {case.case_id: case for case in CASES}):
+        assert records_of(by_id, ["ä-Ω-∖", "q-1", "q-1"]) == [CASES[2], CASES[0], CASES[0]]
+        assert records_of(by_id, iter(())) == []
+        assert list(ids_of(by_id)) == ["q-1", "", "ä-Ω-∖"]
+        with pytest.raises(KeyError, match="q-2"):
+            records_of(by_id, ["q-1", "q-2"])
+    assert records_of(table.labels, [""]) == [("yes", "no")]
+
+
 def test_what_cases_share_is_kept_once(table):
     """The first and the last case have equal labels and explanations, in two dicts."""
     assert len(table.answers) == 2
     assert table[0].explanations is table[2].explanations
     assert dict(table.labels) == {"q-1": ("A", "B"), "": ("yes", "no"), "ä-Ω-∖": ("A", "B")}
-    assert ids_of(table.labels)[2] == "ä-Ω-∖" and ids_of({"b": 1, "a": 2}) == ["b", "a"]
 
 
 def test_the_relabelers_labels_hold_no_tokens(tmp_path):

@@ -1,4 +1,4 @@
-"""Layers of the configuration, and every config file that ships."""
+"""The parts of a configuration and their order, and every config file that ships."""
 
 from __future__ import annotations
 
@@ -70,3 +70,9 @@ def test_a_policy_given_by_a_relative_path_is_the_same_for_workers_elsewhere(tmp
     assert cfg.policy == str(tmp_path / "mine") and cfg.supervision.second_policy == "organism:second"
     assert load_config(None, {}).policy == "organism"
     assert load_config(None, {"policy": "Qwen/Qwen3-8B"}).policy == "Qwen/Qwen3-8B"
+
+
+def test_what_the_rollout_actors_run():
+    assert RunConfig().rollout.served_by == "vllm"
+    learner = load_config(None, {"rollout.engine": "learner", "rollout.serving_engine": "transformers"})
+    assert learner.rollout.served_by == "transformers"

@@ -1,4 +1,4 @@
-"""The audit finds each way in which a label table can be wrong, and nothing in a right one."""
+"""The audit finds each way in which a label table can be wrong, and nothing in a correct one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import audit, audit_job
-from introspect_ray.labels.rules import binomial_interval, fixed_label, mixed_label, online_label
+from introspect_ray.labels.binomial import binomial_interval
+from introspect_ray.labels.rules import fixed_label, mixed_label, online_label
 from introspect_ray.labels.store import LABEL_SCHEMA, LabelWriter, labels_to_table
 from introspect_ray.records import BehaviorPair, Explanation, Label
 from introspect_ray.schedule import label_version
@@ -36,8 +37,8 @@ def config(supervision: dict | None = None, **more: object) -> RunConfig:
     return RunConfig.model_validate({"steps": STEPS, "batch_size": BATCH, "supervision": supervision or ONLINE, **more})
 
 
-def right_labels(cfg: RunConfig) -> list[Label]:
-    """What a run of `cfg` writes, eight cases a step."""
+def correct_labels(cfg: RunConfig) -> list[Label]:
+    """What a run of `cfg` writes, eight cases per step."""
     rule, out = cfg.supervision, []
     for step in range(cfg.steps):
         version = label_version(step, cfg.lag, cfg.rollout.sync_every)
@@ -78,14 +79,14 @@ def write(out: Path, cfg: RunConfig, labels: list[Label], finished: bool = True)
     ],
     ids=["online", "lag 3", "sync every 4", "any, seed 5", "fixed", "mixed"],
 )
-def test_a_right_table_is_clean(tmp_path, cfg):
-    found = audit(open_store(write(tmp_path, cfg, right_labels(cfg))))
+def test_a_correct_table_is_clean(tmp_path, cfg):
+    found = audit(open_store(write(tmp_path, cfg, correct_labels(cfg))))
     assert found.clean, found.report()
     assert (found.labels, found.steps, found.split_pairs) == (STEPS * BATCH, STEPS, 0)
 
 
 def test_agreement_is_reported_as_the_summary_counts_it(tmp_path):
-    labels = right_labels(config())
+    labels = correct_labels(config())
     found = audit(open_store(write(tmp_path, config(), labels)))
     agreeing = sum(label.explanation == label.current for label in labels)
     assert found.realised == agreeing / 240 and found.flipped == 240 - agreeing
@@ -101,7 +102,7 @@ def first(labels: list[Label], flipped: bool) -> int:
 
 
 def spoil(kind: str, labels: list[Label]) -> list[Label]:
-    """One thing wrong with otherwise right labels of step 10 (rows 80-87), or of the first label of its sort."""
+    """Otherwise correct labels with one fault: in step 10 (rows 80-87), or in the first flipped or unflipped label."""
     out = list(labels)
     row = out[80]
     if kind == "split_pair":
@@ -112,7 +113,7 @@ def spoil(kind: str, labels: list[Label]) -> list[Label]:
         out[80] = changed(row, cued_version=11, ablated_version=11)
     elif kind == "wrong_draw":
         out[80] = changed(row, draw=row.provenance.draw + 2**-53)
-    elif kind == "not flipped":  # says it is the wrong label, and holds the right one
+    elif kind == "not flipped":  # the provenance says flipped, the label is E of the pair
         i = first(out, True)
         out[i] = replace(out[i], explanation=out[i].current)
     elif kind == "flag":
@@ -159,7 +160,7 @@ def spoil(kind: str, labels: list[Label]) -> list[Label]:
     ],
 )
 def test_each_violation_is_found_and_only_it(tmp_path, kind, name):
-    found = audit(open_store(write(tmp_path, config(), spoil(kind, right_labels(config())))))
+    found = audit(open_store(write(tmp_path, config(), spoil(kind, correct_labels(config())))))
     expected = {name: 1}
     if kind == "unknown_step":  # its draws are those of step 10
         expected["wrong_draw"] = BATCH
@@ -167,16 +168,16 @@ def test_each_violation_is_found_and_only_it(tmp_path, kind, name):
     assert dict(found.violations) == expected, found.report()
 
 
-def test_labels_that_do_not_agree_as_asked(tmp_path):
-    """Made at ν = 0.4, audited as ν = 0.7: flips contradict their draws, and the share is outside the interval."""
+def test_labels_made_at_another_agreement(tmp_path):
+    """Made at ν = 0.4, audited as ν = 0.7: flips contradict their draws, and the share lies outside the interval."""
     asked = config()
-    found = audit(open_store(write(tmp_path, asked, right_labels(config({**ONLINE, "agreement": 0.4})))))
+    found = audit(open_store(write(tmp_path, asked, correct_labels(config({**ONLINE, "agreement": 0.4})))))
     assert set(found.violations) == {"agreement", "wrong_flip"}
     assert found.realised < found.interval[0]
 
 
 def test_missing_provenance(tmp_path):
-    out = write(tmp_path, config(), right_labels(config()))
+    out = write(tmp_path, config(), correct_labels(config()))
     part = next((out / "labels").iterdir())
     rows = pq.read_table(part).to_pylist()
     rows[0]["seed"] = rows[1]["draw"] = None
@@ -191,22 +192,22 @@ def test_missing_provenance(tmp_path):
 
 
 def test_an_unfinished_run_may_lack_its_last_steps(tmp_path):
-    labels = right_labels(config())[: 8 * BATCH]
+    labels = correct_labels(config())[: 8 * BATCH]
     found = audit(open_store(write(tmp_path / "cut", config(), labels, finished=False)))
     assert found.clean and "run not finished" in found.report()
     assert dict(audit(open_store(write(tmp_path / "ended", config(), labels))).violations) == {"missing_step": 22}
 
 
 def test_repeated_cases_of_a_step_are_one_draw(tmp_path):
-    """A step may hold a case many times (more cases a step than there are): the same draw, not so many draws."""
-    labels = [label for label in right_labels(config()) if label.case_id == "c0" for _ in range(BATCH)]
+    """A step can hold a case many times (batch_size above the number of cases). These labels share one draw."""
+    labels = [label for label in correct_labels(config()) if label.case_id == "c0" for _ in range(BATCH)]
     found = audit(open_store(write(tmp_path, config(), labels)))
     assert found.clean and found.draws == STEPS and found.labels == STEPS * BATCH
 
 
 def test_fixed_labels_draw_nothing(tmp_path):
     cfg = config({"rule": "fixed"})
-    labels = right_labels(cfg)
+    labels = correct_labels(cfg)
     labels[0], labels[1] = changed(labels[0], draw=0.5), changed(labels[1], flipped=True)
     labels[2] = changed(labels[2], cued_version=1, ablated_version=1)
     found = audit(open_store(write(tmp_path, cfg, labels)))
@@ -215,11 +216,11 @@ def test_fixed_labels_draw_nothing(tmp_path):
 
 
 def test_the_job(tmp_path):
-    out = write(tmp_path / "run", config(), right_labels(config()))
+    out = write(tmp_path / "run", config(), correct_labels(config()))
     assert run_job(f"output_dir={out}").returncode == 0
     report = json.loads((out / "audit.json").read_text())
     assert report["clean"] and report["violations"] == [] and report["agreement"]["requested"] == 0.7
-    write(tmp_path / "bad", config(), spoil("split_pair", right_labels(config())))
+    write(tmp_path / "bad", config(), spoil("split_pair", correct_labels(config())))
     bad = run_job(f"output_dir={tmp_path / 'bad'}")
     assert bad.returncode == 1 and "VIOLATION  split_pair: 1 " in bad.stdout
     none = run_job(f"output_dir={tmp_path / 'nowhere'}")

@@ -1,9 +1,6 @@
-"""E_sup(t): draws, the step plan, and the three rules, with numbers derived by hand."""
+"""Draws and the three supervision rules, with numbers derived by hand."""
 
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from itertools import product
 
@@ -12,7 +9,6 @@ import pytest
 from introspect_ray.config import RunConfig
 from introspect_ray.labels.rules import (
     Sources,
-    binomial_interval,
     draw,
     fixed_label,
     make_labels,
@@ -20,8 +16,7 @@ from introspect_ray.labels.rules import (
     online_label,
     realised_agreement,
 )
-from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.schedule import step_plan
+from introspect_ray.records import BehaviorPair, Explanation, Label
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -39,8 +34,10 @@ def online(p, agreement, wrong_label="content", step=5, seed=0):
 # --- draws -----------------------------------------------------------------------------------------------------
 
 
-def test_draw_does_not_move_between_releases():
-    """Pinned: a replay of a published run needs these very numbers. BLAKE2b-64 of repr((0, 0, 'q', 'agreement'))."""
+def test_draw_is_the_same_in_every_release_and_process():
+    """Pinned: a replay of a published run needs this number, BLAKE2b-64 of repr((0, 0, 'q', 'agreement')).
+
+    hash() of a string would give another one in every process: it is salted."""
     assert draw(0, 0, "q", "agreement") == 0.6571872470975061
 
 
@@ -57,62 +54,12 @@ def test_draw_depends_on_every_part_of_its_key():
     assert len({draw(*key) for key in [base, *others]}) == 7
 
 
-def test_draw_is_the_same_in_another_process():
-    """hash() of a string would not be: it is salted per process."""
-    code = "from introspect_ray.labels.rules import draw; print(repr(draw(7, 3, 'mmlu-1', 'wrong')))"
-    env = {**os.environ, "PYTHONHASHSEED": "99"}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
-    assert float(out) == draw(7, 3, "mmlu-1", "wrong")
-
-
 def test_draw_is_uniform():
     """10,000 draws: mean 1/2 ± 4 sd of 0.0029, each tenth 1,000 ± 4 sd of 30."""
     numbers = [draw(0, step, "q", "s") for step in range(10_000)]
     assert all(0 <= x < 1 for x in numbers)
     assert abs(sum(numbers) / 10_000 - 0.5) < 4 * 0.0029
     assert all(abs(n - 1000) < 120 for n in Counter(int(10 * x) for x in numbers).values())
-
-
-# --- step plan -------------------------------------------------------------------------------------------------
-
-
-def flat(seed, steps, num_cases, batch_size):
-    return [i for t in range(steps) for i in step_plan(seed, t, num_cases, batch_size)]
-
-
-def test_every_case_comes_once_an_epoch_also_across_batches():
-    """10 cases in batches of 4: epoch 0 is places 0-9, ending inside step 2; 5 steps are two epochs. Code
-    that drops the last, short batch of an epoch would never show 2 of the 10 cases."""
-    plan = flat(0, 5, 10, 4)
-    assert sorted(plan[:10]) == sorted(plan[10:]) == list(range(10))
-    assert plan[:10] != plan[10:]  # epochs are shuffled anew
-
-
-def test_plan_is_a_pure_function_of_seed_and_step():
-    forward = [step_plan(3, t, 50, 8) for t in range(20)]
-    assert [step_plan(3, t, 50, 8) for t in reversed(range(20))] == forward[::-1]
-    assert [step_plan(4, t, 50, 8) for t in range(20)] != forward
-
-
-def test_the_batch_size_only_cuts_the_row_of_cases():
-    assert flat(1, 6, 30, 5) == flat(1, 3, 30, 10)
-
-
-def test_a_batch_larger_than_the_set_runs_through_several_epochs():
-    assert Counter(step_plan(0, 2, 3, 9)) == {0: 3, 1: 3, 2: 3}
-
-
-def test_permutations_are_uniform():
-    """3 cases have 6 orders; 6,000 epochs give each 1,000 ± 4 sd of 29. Sorting by a biased key would not."""
-    orders = Counter(tuple(step_plan(0, epoch, 3, 3)) for epoch in range(6000))
-    assert len(orders) == 6 and all(abs(n - 1000) < 116 for n in orders.values())
-
-
-def test_plan_refuses_nonsense():
-    with pytest.raises(ValueError, match="num_cases"):
-        step_plan(0, 0, 0, 4)
-    with pytest.raises(ValueError, match="step >= 0"):
-        step_plan(0, -1, 5, 4)
 
 
 # --- fixed -----------------------------------------------------------------------------------------------------
@@ -153,7 +100,7 @@ def test_agreement_one_never_flips_and_zero_always_does(cued, ablated, wrong_lab
 
 def test_corruption_is_uniform_over_the_other_contents():
     """ν = 0.7 over 12,000 cases: 3,600 flips, 1,200 to each of A, C, D; 4 sd are 201 and 134. Code that draws over all
-    four letters would leave 900 flips at the true B, code that reuses the ν draw would favour the last letter."""
+    four letters would leave 900 flips at the true B; code that reuses the ν draw would favour the last letter."""
     labels = [online(pair("A", "B", f"q{i}"), 0.7) for i in range(12_000)]
     flipped = [label.explanation.content for label in labels if label.provenance.flipped]
     assert abs(len(flipped) - 3600) < 201
@@ -162,14 +109,14 @@ def test_corruption_is_uniform_over_the_other_contents():
 
 
 def test_any_rule_is_uniform_over_the_seven_other_labels():
-    """7,000 flips, 1,000 ± 4 sd of 29 each, those that contradict y(x) = A, such as (changed, A), among them."""
+    """7,000 flips are 1,000 ± 4 sd of 29 per label, including those that contradict y(x) = A, such as (changed, A)."""
     counts = Counter(online(pair("A", "B", f"q{i}"), 0.0, "any").explanation for i in range(7000))
     assert len(counts) == 7 and (True, "A") in counts and (True, "B") not in counts
     assert all(abs(n - 1000) < 118 for n in counts.values())
 
 
 def test_a_larger_agreement_keeps_what_a_smaller_one_kept():
-    """One draw a case against the threshold: sweeps of ν differ only by the cases between two thresholds."""
+    """Each case has one draw to compare with ν: sweeps of ν differ only by the cases between two thresholds."""
     kept = {
         nu: {i for i in range(500) if not online(pair(case_id=f"q{i}"), nu).provenance.flipped} for nu in (0.4, 0.7)
     }
@@ -231,7 +178,7 @@ def test_mixing_pairs_of_two_cases_is_refused():
 
 
 def test_make_labels_follows_the_rule_of_the_config():
-    """fixed: M0's; mixed at ratio 1: the second policy's; online at agreement 1: the pairs given."""
+    """fixed: labels of M0; mixed at ratio 1: of the second policy; online at agreement 1: of the given pairs."""
     ids = ["a", "b"]
     m0, second = ({i: pair("A", y, i, version=0) for i in ids} for y in "BC")
     sources = Sources(dict.fromkeys(ids, LETTERS), "organism", m0, "other", second)
@@ -254,27 +201,11 @@ def test_make_labels_follows_the_rule_of_the_config():
 # --- realised agreement ----------------------------------------------------------------------------------------
 
 
-def test_realised_agreement_counts_labels_equal_to_the_current_explanation():
-    """Of four labels (True, B), the current E agrees with three: 0.75. (False, B) shares the content only."""
-    labels = [fixed_label(pair("A", "B", f"q{i}"), "m", 0) for i in range(4)]
-    current = {f"q{i}": Explanation(True, "B") for i in range(3)} | {"q3": Explanation(False, "B")}
-    assert realised_agreement(labels, current) == 0.75
-    with pytest.raises(KeyError):
-        realised_agreement(labels, {})  # skipping unknown cases would report a share of nothing
-    with pytest.raises(ValueError, match="no labels"):
-        realised_agreement([], current)
-
-
-def test_binomial_interval_by_hand():
-    """n = 2, p = 1/2 has weights 1/4, 1/2, 1/4: with tail 0.3 either end is cut, with 0.2 none. p = 1: no room."""
-    assert binomial_interval(0.5, 2, 0.3) == (0.5, 0.5)
-    assert binomial_interval(0.5, 2, 0.2) == (0.0, 1.0)
-    assert binomial_interval(1.0, 8) == (1.0, 1.0)
-    assert binomial_interval(0.0, 8) == (0.0, 0.0)
-
-
-def test_realised_agreement_of_online_labels_lies_in_the_interval():
-    labels = [online(pair("A", "B", f"q{i}"), 0.7) for i in range(2000)]
-    lo, hi = binomial_interval(0.7, 2000)
-    share = realised_agreement(labels, {label.case_id: label.current for label in labels})
-    assert 0.6 < lo < share < hi < 0.8
+def test_realised_agreement_counts_labels_equal_to_e_of_their_pair():
+    """Of three labels with a sampled pair (B, changed) two are equal to it; (False, B) shares the content only."""
+    truth, other = Explanation(True, "B"), Explanation(False, "B")
+    made = online(pair("A", "B"), 1.0).provenance
+    labels = [Label("q", explanation, truth, made) for explanation in (truth, truth, other)]
+    unsampled = fixed_label(pair("A", "B"), "m", 0)
+    assert realised_agreement([*labels, unsampled]) == 2 / 3
+    assert realised_agreement([unsampled]) is None and realised_agreement([]) is None

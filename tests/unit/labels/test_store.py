@@ -1,4 +1,4 @@
-"""Labels and pairs come back exactly as they went, locally and from S3."""
+"""Labels and pairs are read back exactly as they were written, locally and on S3."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def test_a_flush_is_one_part_with_one_row_group_named_by_its_steps(uri: str) -> 
     writer = LabelWriter(uri, flush_rows=4)
     given = [label(step, case) for step in range(3) for case in ("a", "b")]
     for step in range(3):
-        writer.append(given[2 * step : 2 * step + 2])  # 2, then 4: a part; then 2 wait for close
+        writer.append(given[2 * step : 2 * step + 2])  # 4 labels are a part; 2 wait for close
     assert open_store(uri).list() == ["steps-00000000-00000001.parquet"]
     writer.close()
-    writer.close()  # nothing left, writes nothing
+    writer.close()  # nothing is left to write
     assert open_store(uri).list() == ["steps-00000000-00000001.parquet", "steps-00000002-00000002.parquet"]
     assert [len(table) for table in read_tables(uri)] == [4, 2]
     assert list(read_labels(uri)) == given
@@ -121,7 +121,7 @@ def test_truncation_drops_what_a_resumed_run_makes_again(uri: str) -> None:
 
 
 def test_counts_of_a_table_by_hand(uri: str) -> None:
-    """Six labels in three parts: five sampled, three of them as sampled (one flips only *changed*), one split pair."""
+    """Six labels in three parts: five sampled, three agree (one differs in *changed* alone), one split pair."""
     other = replace(label(5), explanation=Explanation(True, "B"))
     writer = LabelWriter(uri, flush_rows=2)
     for pair in ((label(3), label(4, ablated_version=2)), (label(4), label(5, flipped=True)), (FIXED, other)):
@@ -162,11 +162,11 @@ def test_label_sets_round_trip(uri: str) -> None:
     assert open_store(uri).list() == ["pairs/k.parquet"]
 
 
-def test_the_key_depends_on_all_that_decides_the_pairs_and_on_nothing_else() -> None:
+def test_the_key_depends_on_what_decides_the_pairs_alone() -> None:
     base = RolloutConfig()
     key = label_set_key("policy", [CASE], base)
     assert key == label_set_key("policy", [replace(CASE)], RolloutConfig(num_actors=4, sync_every=2))
-    assert key == label_set_key("policy", [CASE], RolloutConfig(engine="learner"))  # M0's are the actors', by vLLM
+    assert key == label_set_key("policy", [CASE], RolloutConfig(engine="learner"))  # the actors label M0, with vLLM
     others = [
         label_set_key("other policy", [CASE], base),
         label_set_key("policy", [CASE, CASE], base),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from introspect_ray.cli import parse
+from introspect_ray.commands import plan_flags as flags
 from introspect_ray.config import RunConfig, TaskConfig, load_config
 from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.job import DEFAULTS, make_plan
 from introspect_ray.planning.model_shape import read_shape
 from introspect_ray.planning.report import Plan
 from introspect_ray.planning.work import assumed_sizes
-from jobs.plan import flags
 from tune_spaces.kl_weight import SPACE
 
 A = Assumptions()

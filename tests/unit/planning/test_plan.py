@@ -13,11 +13,11 @@ import yaml
 from planning_helpers import plan
 
 from introspect_ray.cli import parse
+from introspect_ray.commands import plan_flags as flags
 from introspect_ray.errors import UserError
 from introspect_ray.planning.job import DEFAULTS, plan_job
 from introspect_ray.planning.report import as_text
 from introspect_ray.planning.split import gpus_of
-from jobs.plan import flags
 from tune_spaces.kl_weight import SPACE
 
 ROOT = Path(__file__).parents[3]
@@ -127,7 +127,7 @@ def test_offloading_makes_room():
         (["assume.price=-2"], "positive number"),
         (["kl_wieght=1"], "did you mean 'kl_weight'"),
         (["task.path=/nowhere.jsonl"], "--tokenizer"),
-        (["rollout.weight_transfer=ipc"], "share GPUs are not planned"),
+        (["rollout.weight_transfer=ipc", "rollout.num_gpus=0.5"], "share GPUs are not planned"),
         (["rollout.num_gpus=0.5"], "share GPUs are not planned"),
         (["train.use_gpu=false"], "training on GPUs"),
         (["--policy", "./nowhere"], "config cannot be read"),

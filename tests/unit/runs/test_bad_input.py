@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from introspect_ray.cli import parse
+from introspect_ray.commands import main
 from introspect_ray.errors import UserError
 
 REPO = Path(__file__).parents[3]
@@ -122,11 +122,11 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("job", ["quickstart", "sweep_lambda", "sweep_agreement", "evaluate"])
+@pytest.mark.parametrize("job", ["quickstart", "sweep lambda", "sweep lag=[0,1]", "evaluate"])
 def test_every_job_takes_its_output_folder_from_the_config_file(tmp_path, capsys, job):
     """Each has a default folder of its own, which may not beat the file."""
     (tmp_path / "mine.yaml").write_text(f"output_dir: {tmp_path / 'mine'}\nseed: 7\n")
-    importlib.import_module(f"jobs.{job}").job(parse(job, ["--dry-run", "--config", str(tmp_path / "mine.yaml")]))
+    main([*job.split(), "--dry-run", "--config", str(tmp_path / "mine.yaml")])
     plan = yaml.safe_load(capsys.readouterr().out.split("\n---\n")[0])
     trial = Path(plan["output_dir"]).relative_to(tmp_path / "mine")
     assert plan["seed"] == 7 and trial.parts[:1] == (() if job == "evaluate" else ("trials",))

@@ -11,18 +11,18 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch.config import _is_backend_nccl
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from introspect_ray.config import RolloutConfig, RunConfig
 from introspect_ray.actors import pool as rollout_pool
-from introspect_ray.runs.recovery import decide, failed_part, process_groups
-from introspect_ray.actors.relabeler import Relabeler
 from introspect_ray.actors.pool import RolloutPool, receipts
+from introspect_ray.actors.relabeler import Relabeler
 from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
 from introspect_ray.actors.weight_sync import Expected, WeightSyncError
+from introspect_ray.config import RolloutConfig, RunConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError, one_line
+from introspect_ray.labels.rules import Sources
 from introspect_ray.labels.store import read_labels
 from introspect_ray.records import BehaviorPair, Delivery
-from introspect_ray.labels.rules import Sources
+from introspect_ray.runs.recovery import decide, failed_part, process_groups
 from introspect_ray.schedule import plan_ids
 
 

@@ -14,24 +14,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from introspect_ray.labels.audit import audit, load_run
 from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig, load_config
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
-from introspect_ray.labels.store import LabelWriter, label_set_key, load_pairs, read_labels, save_pairs
-from introspect_ray.train.learner import Learner
-from introspect_ray.records import StepLabels
-from introspect_ray.loop import run
+from introspect_ray.labels.audit import audit, load_run
 from introspect_ray.labels.pair_table import PairTable
-from introspect_ray.runs.preflight import Prepared, prepare
-from introspect_ray.records import Label
-from introspect_ray.train.reference import build_reference
-from introspect_ray.runs.replay import compare, replay_job
-from introspect_ray.storage import open_store
 from introspect_ray.labels.rules import online_label
+from introspect_ray.labels.store import LabelWriter, label_set_key, load_pairs, read_labels, save_pairs
+from introspect_ray.loop import run
+from introspect_ray.records import Label, StepLabels
+from introspect_ray.runs.preflight import Prepared, prepare
+from introspect_ray.runs.replay import compare, replay_config, replay_job
 from introspect_ray.schedule import plan_ids
+from introspect_ray.storage import open_store
+from introspect_ray.train.learner import Learner
+from introspect_ray.train.reference import build_reference
 
 STEPS, BATCH, NU = 3, 8, 0.7
 
@@ -129,15 +128,14 @@ def test_without_the_caches_the_bits_are_the_same_and_m0_metrics_are_left_out(re
     assert "loss" in row and "behavior_em" not in row and "explanation_orig" not in row
 
 
-@pytest.mark.parametrize("transfer", ["nccl", "ipc"])
-def test_the_engines_of_the_recorded_run_need_not_be_here(recorded, tmp_path, monkeypatch, transfer):
+def test_the_engines_of_the_recorded_run_need_not_be_here(recorded, tmp_path, monkeypatch):
     """It had vLLM, which is not installed, on GPUs, a second policy that is gone, and no such room. M0's pairs are
     those of its engines: two GPUs each, hence another label set than a single one's."""
     copy = tmp_path / "gpus"
     shutil.copytree(recorded, copy)
     store = open_store(copy)
     config = store.read_json("run.json")
-    config["rollout"] |= {"engine": "vllm", "num_actors": 9, "num_cpus": 64, "num_gpus": 2, "weight_transfer": transfer}
+    config["rollout"] |= {"engine": "vllm", "num_actors": 9, "num_cpus": 64, "num_gpus": 2}
     config["rollout"]["tensor_parallel_size"] = 2
     config["supervision"] |= {"rule": "mixed", "second_policy": "/nowhere"}
     config["cache_dir"] = str(copy / "cache")
@@ -156,6 +154,17 @@ def test_the_engines_of_the_recorded_run_need_not_be_here(recorded, tmp_path, mo
     rows = [json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
     shown = [[row["loss"], row["explanation_orig"], row["behavior_em"]] for row in rows]
     assert shown == json.loads((recorded / "losses.json").read_text())
+
+
+@pytest.mark.parametrize(("transfer", "gpus"), [("nccl", 1), ("ipc", 0.5)])
+def test_a_replay_asks_for_no_gpus_of_engines(recorded, tmp_path, transfer, gpus):
+    copy = open_store(tmp_path)
+    config = open_store(recorded).read_json("run.json")
+    config["rollout"] |= {"engine": "vllm", "num_gpus": gpus, "weight_transfer": transfer}
+    config["train"]["use_gpu"] = True
+    copy.write_json("run.json", config)
+    cfg = replay_config(copy, str(tmp_path / "again"))
+    assert (cfg.rollout.num_gpus, cfg.rollout.weight_transfer) == (0, "object_store")
 
 
 def test_what_cannot_be_replayed_is_refused(recorded, tmp_path):

@@ -1,17 +1,10 @@
-"""The evaluation blocks and the summary contract."""
-
-import copy
-import json
+"""The blocks of summary.json and details.json that come from the held-out evaluation, by hand."""
 
 import pytest
 
-from introspect_ray.config import RunConfig
 from introspect_ray.records import BehaviorPair
 from introspect_ray.records import Explanation as E
-from introspect_ray.scores.evaluation import check_summary, details, evaluate, summary
-
-TIMING = dict.fromkeys(("setup", "rollout", "relabel", "train", "sync", "eval", "total"), 1.5)
-LABELS = {"requested_agreement": None, "realised_at_labelling": None, "realised_at_consumption": 0.5, "split_pairs": 0}
+from introspect_ray.scores.evaluation import details, evaluate
 
 
 def pairs(text):
@@ -21,19 +14,12 @@ def pairs(text):
     ]
 
 
-def scores():
-    return evaluate(pairs("AB AA CC DD"), pairs("AB BA CC DC"), [E(True, "B"), E(False, "A"), None, E(True, "C")])
-
-
-def made(cfg=None):
-    return summary(cfg or RunConfig(), scores(), cases={"train": 9, "test": 4}, labels=LABELS, timing=TIMING)
-
-
 def test_evaluate_by_hand():
     """Self truth (T,B) (F,A) (F,C) (F,D); Orig (T,B) (T,A) (F,C) (T,C). The predictions are right for Self on 0, 1,
     for Orig on 0, 3. They part on 1 and 3: one goes to Self, one to Orig. Behaviour: both answers as M0 on 0, 2; cued
     on 0, 2, 3; ablated on 0, 1, 2. Code that swaps the truths shows in changed_f1: Self 2·1/(2+1), Orig 2·2/(2+3)."""
-    out = scores()
+    predicted = [E(True, "B"), E(False, "A"), None, E(True, "C")]
+    out = evaluate(pairs("AB AA CC DD"), pairs("AB BA CC DC"), predicted)
     assert out["explanation"]["self"]["em"] == out["explanation"]["orig"]["em"] == 0.5
     assert out["explanation"]["self"]["changed_f1"] == pytest.approx(2 / 3)
     assert out["explanation"]["orig"]["changed_f1"] == pytest.approx(4 / 5)
@@ -64,63 +50,3 @@ def test_evaluate_refuses_other_cases():
         evaluate(pairs("AB AA"), pairs("AB"), [None, None])
     with pytest.raises(ValueError):
         evaluate(pairs("AB AA"), pairs("AB AA"), [None])
-
-
-def test_summary_holds_the_documented_keys_and_strict_json():
-    out = made()
-    assert list(out) == [
-        "task", "policy", "method", "kl_weight", "seed", "steps", "lag", "supervision", "cases",
-        "explanation", "behavior", "disagreement", "labels", "timing_s",
-    ]  # fmt: skip
-    assert json.loads(json.dumps(out, allow_nan=False)) == out
-    assert out["supervision"] == {"rule": "fixed", "agreement": None, "mixing_ratio": None}
-
-
-@pytest.mark.parametrize(
-    "section,expected",
-    [
-        ({"rule": "online", "agreement": 0.7}, {"rule": "online", "agreement": 0.7, "mixing_ratio": None}),
-        (
-            {"rule": "mixed", "mixing_ratio": 0.0, "second_policy": "x"},
-            {"rule": "mixed", "agreement": None, "mixing_ratio": 0.0},
-        ),
-    ],
-)
-def test_summary_shows_what_the_rule_uses(section, expected):
-    assert made(RunConfig(supervision=section))["supervision"] == expected
-
-
-@pytest.mark.parametrize(
-    "path,value,message",
-    [
-        (("behavior", "em"), None, "behavior.em is None"),
-        (("behavior", "em"), float("nan"), "behavior.em is nan"),
-        (("behavior", "em"), 73.0, "behavior.em is 73.0, not a share"),  # percent by mistake
-        (("labels", "realised_at_labelling"), float("nan"), "labels.realised_at_labelling is nan"),
-        (("explanation", "self", "em_ci"), [0.6, 0.4], "em_ci is [0.6, 0.4]"),
-        (("explanation", "self", "em_ci"), [0.6], "em_ci is [0.6]"),
-        (("cases", "test"), 4.0, "cases.test is 4.0, not a count"),
-        (("seed",), True, "seed is True"),
-        (("timing_s", "total"), -1.0, "timing_s.total is -1.0"),
-        (("kl_weight",), float("inf"), "kl_weight is inf"),
-        (("explanation", "third"), {}, "explanation.third is not a known key"),
-        (("behavior",), 0.5, "behavior is 0.5, not an object"),
-    ],
-)
-def test_check_summary_names_the_fault(path, value, message):
-    data = copy.deepcopy(made())
-    node = data
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = value
-    with pytest.raises(ValueError) as error:
-        check_summary(data)
-    assert message in str(error.value)
-
-
-def test_check_summary_names_every_missing_key():
-    data = made()
-    del data["seed"], data["labels"]["split_pairs"]
-    with pytest.raises(ValueError, match=r"labels\.split_pairs is missing; seed is missing"):
-        check_summary(data)
-    check_summary(made())

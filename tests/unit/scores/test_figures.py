@@ -1,4 +1,4 @@
-"""Figures: they are drawn with the right data in the right place; tables to the letter."""
+"""Figures show the right data in the right place; tables are checked to the letter."""
 
 import matplotlib.figure
 import pytest
@@ -105,22 +105,22 @@ def test_a_table_over_agreement_shows_what_was_realised():
     assert row[:4] == ["0.8", "80.00 ± 1.41", "70.00 ± 0.00", "2"]
 
 
+def test_a_table_over_agreement_of_runs_without_steps():
+    """steps=0 makes no label, so nothing was realised; the scores are those of M0."""
+    rows = [summary(0.8, 0.5, 0.5) | {"labels": {"realised_at_labelling": None, "realised_at_consumption": None}}]
+    assert table(rows, "agreement").splitlines()[1].split()[:3] == ["0.8", "n/a", "n/a"]
+
+
 def test_smooth_by_hand():
     """Weight 1/2 on 0, 1, 1: 0; 1/1.5; 1.5/1.75. A biased average would start from 0 whatever the first value."""
     assert smooth([0, 1, 1], 0.5) == pytest.approx([0, 2 / 3, 6 / 7])
     assert smooth([0.8, 0.8], 0.9) == pytest.approx([0.8, 0.8])
 
 
-def test_training_figure_leaves_out_what_a_run_has_not(tmp_path, drawn):
+def test_training_figure_leaves_out_fields_that_are_null(tmp_path, drawn):
     fields = (
-        "loss",
-        "cross_entropy",
-        "kl",
-        "explanation_self",
-        "explanation_orig",
-        "behavior_em",
-        "realised_at_consumption",
-    )
+        "loss", "cross_entropy", "kl", "explanation_self", "explanation_orig", "behavior_em", "realised_at_consumption",
+    )  # fmt: skip
     rows = [{"step": t, **dict.fromkeys(fields, 0.5), "requested_agreement": None} for t in range(5)]
     training_figure(rows, tmp_path / "t.png")
     objective, explanations, behavior, agreement = drawn[0].axes

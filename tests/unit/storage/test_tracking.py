@@ -13,16 +13,12 @@ import pytest
 from introspect_ray.config import TrackingConfig
 from introspect_ray.errors import UserError
 from introspect_ray.storage import open_store, tracking_mlflow
-from introspect_ray.storage.tracker import flatten, numbers
+from introspect_ray.storage.tracker import numbers
 from introspect_ray.storage.tracking import JsonlTracker, make_tracker, tracking_uri
 
 
 def rows(folder: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in open_store(folder).read_bytes("metrics.jsonl").decode().splitlines()]
-
-
-def test_flatten() -> None:
-    assert flatten({"a": {"b": {"c": 1}, "d": None}, "e": [1]}) == {"a.b.c": 1, "a.d": None, "e": [1]}
 
 
 def test_none_is_skipped_and_nan_is_refused(tmp_path: Path) -> None:

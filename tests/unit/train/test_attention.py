@@ -11,7 +11,6 @@ from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import create_mask
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from introspect_ray.config import load_config
 from introspect_ray.errors import UserError
 from introspect_ray.policy import BUNDLED, load_model
 from introspect_ray.train.attention import FLEX_LEAST, attention_rows, choose_attention, tree_block_mask, tree_mask
@@ -122,10 +121,3 @@ def test_a_policy_without_flex_attention_is_refused(tmp_path):
     load_model(str(tmp_path))
     with pytest.raises(UserError, match=r"flex_attention.*train\.attention=sdpa"):
         load_model(str(tmp_path), attention="flex_attention")
-
-
-def test_what_needs_a_gpu_is_refused_on_a_cpu():
-    for key, value in (("train.attention", "flex"), ("train.offload", True)):
-        with pytest.raises(UserError, match=rf"{key}=\w+ is for a GPU: set train\.use_gpu=true"):
-            load_config(None, {key: value})
-        load_config(None, {key: value, "train.use_gpu": True})

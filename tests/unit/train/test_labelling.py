@@ -15,7 +15,6 @@ from introspect_ray.actors.relabeler import Relabeler, unshard
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import Engine, WeightUpdate
-from introspect_ray.errors import UserError
 from introspect_ray.labels.rules import Sources
 from introspect_ray.labels.store import read_labels
 from introspect_ray.loop import run
@@ -214,11 +213,3 @@ def test_unshard_undoes_the_dealing():
     assert unshard({0: ["a"], 1: []}) == ["a"]
     with pytest.raises(ValueError, match="extended slice"):
         unshard({0: list("abc"), 1: list("d")})
-
-
-def test_who_serves_is_said_once():
-    assert RunConfig().rollout.served_by == "vllm"
-    learner = load_config(None, {"rollout.engine": "learner", "rollout.serving_engine": "transformers"})
-    assert learner.rollout.served_by == "transformers"
-    with pytest.raises(UserError, match=r"serving_engine=transformers does not go with rollout\.engine=vllm"):
-        load_config(None, {"rollout.serving_engine": "transformers"})

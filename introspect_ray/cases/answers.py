@@ -1,0 +1,99 @@
+"""How an answer is read off logprobs: a greedy walk over the trie of the closed labels' tokens. Pure.
+
+A label may have any number of tokens. Its logprob is the sum over its tokens, and the answer is the label that greedy
+decoding restricted to the labels would write: child by child from the root. With one-token labels both are the argmax
+over the labels at the answer position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelNode:
+    """An inner node of the trie of all labels.
+
+    Example: labels N-TA, Y-TA -> nodes ((), (N, Y), (1, 2)), ((N,), (TA,), (~0,)), ((Y,), (TA,), (~1,)).
+    """
+
+    prefix: Tokens  # label tokens up to and including this node; () is the end of the prompt
+    tokens: Tokens  # the children
+    leads_to: tuple[int, ...]  # index of the next node; ~i (negative) where label i ends
+
+
+class Reading(NamedTuple):
+    """One side of a case as read off the nodes of its label trie."""
+
+    label: int  # index of the greedy label
+    logprobs: tuple[float, ...]  # natural, one per label: the sum over its tokens
+    off_format: bool  # at some node of the path the likeliest token of the vocabulary is no child
+    path: tuple[int, ...]  # nodes that the greedy walk visits
+
+
+@lru_cache(maxsize=4096)
+def label_nodes(label_tokens: tuple[Tokens, ...]) -> tuple[LabelNode, ...]:
+    """All inner nodes of the trie, root first; children in the order of the labels that begin with them.
+
+    One-token labels: the root alone. Raises ValueError if a label has no tokens or its tokens are a prefix of (or equal
+    to) another's: then nothing would tell where the shorter one ends.
+    """
+    nodes: list[LabelNode] = []
+
+    def visit(members: Sequence[int], depth: int) -> int:
+        children: dict[int, list[int]] = {}
+        for label in members:
+            if len(label_tokens[label]) <= depth:
+                raise ValueError(f"the tokens of label {label}, {label_tokens[label]}, are a prefix of another label's")
+            children.setdefault(label_tokens[label][depth], []).append(label)
+        index = len(nodes)
+        prefix = label_tokens[members[0]][:depth]
+        nodes.append(LabelNode(prefix, (), ()))  # keeps the place: parents come before children
+        leads_to = []
+        for below in children.values():
+            ends = len(below) == 1 and len(label_tokens[below[0]]) == depth + 1
+            leads_to.append(~below[0] if ends else visit(below, depth + 1))
+        nodes[index] = LabelNode(prefix, tuple(children), tuple(leads_to))
+        return index
+
+    visit(range(len(label_tokens)), 0)
+    return tuple(nodes)
+
+
+def read_label(
+    nodes: Sequence[LabelNode],
+    logprobs: Sequence[Sequence[float]],
+    free: Sequence[int],
+) -> Reading:
+    """Read one side. logprobs: natural, full-vocabulary, of each node's children. free: each node's likeliest token.
+
+    Ties go to the first child.
+    """
+    totals: dict[int, float] = {}
+
+    def add(node: int, so_far: float) -> None:
+        for logprob, leads in zip(logprobs[node], nodes[node].leads_to, strict=True):
+            if leads < 0:
+                totals[~leads] = so_far + logprob
+            else:
+                add(leads, so_far + logprob)
+
+    add(0, 0.0)
+    where, path, off_format = 0, [], False
+    while where >= 0:
+        path.append(where)
+        off_format |= free[where] not in nodes[where].tokens
+        scores = logprobs[where]
+        where = nodes[where].leads_to[max(range(len(scores)), key=scores.__getitem__)]
+    return Reading(~where, tuple(totals[i] for i in range(len(totals))), off_format, tuple(path))
+
+
+def has_nan(logprobs: Sequence[float]) -> bool:
+    """Whether a logprob is NaN, which would decide an argmax at random."""
+    return any(math.isnan(value) for value in logprobs)

@@ -1,0 +1,134 @@
+"""The console command `introspect-ray`; the files in jobs/ are the same commands for `ray job submit`.
+
+A command imports what it needs when it runs, so that --help and --version answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from introspect_ray import __version__, cli
+from introspect_ray.cli import Arguments, Flags
+
+
+def train(args: Arguments) -> None:
+    """Train a policy to explain itself, and evaluate it: Self against Orig in summary.json."""
+    from introspect_ray.runs.jobs import train_job
+
+    train_job(args)
+
+
+def sweep(args: Arguments) -> None:
+    """Train one run per value of a config key and per seed, on one set of engines: sweep.json and sweep.png.
+
+    introspect-ray sweep kl_weight=[0,1] seeds=[0,1,2]    the key that takes a list is swept
+    introspect-ray sweep lambda                           the paper's values: lambda, agreement, alpha, lora_rank, lr
+    """
+    from introspect_ray.runs.jobs import sweep_job
+    from introspect_ray.runs.search_space import chosen_space
+
+    sweep_job(args, chosen_space(args.names, args.overrides))
+
+
+def evaluate(args: Arguments) -> None:
+    """Evaluate a trained policy (eval.policy=FOLDER) against M0 (policy=...) on the held-out cases: evaluation.json."""
+    from introspect_ray.runs.jobs import evaluate_job
+
+    evaluate_job(args)
+
+
+def audit(args: Arguments) -> None:
+    """Check a run's label table (output_dir=runs/x): provenance, versions, draws, steps. Exit code 1: violations."""
+    from introspect_ray.labels.audit import audit_job
+
+    if not audit_job(args):
+        sys.exit(1)
+
+
+def replay(args: Arguments) -> None:
+    """Train a run again from its label table alone (source=runs/x output_dir=runs/x-replay) and compare the weights.
+
+    Exit code 0: the same bits as the recorded policy (or none was recorded); 1: they differ.
+    """
+    from introspect_ray.runs.replay import replay_job
+
+    if not replay_job(args):
+        sys.exit(1)
+
+
+def plan(args: Arguments) -> None:
+    """What a run would need on GPUs that are not here: memory, split, work, and a lower bound of the λ sweep's cost.
+
+    From a model's config alone. assume.NAME=VALUE replaces an assumption (all are printed), task.path and --tokenizer
+    give the cases themselves; every config key is an override as in a run.
+    """
+    from introspect_ray.planning.job import plan_job
+    from introspect_ray.runs.search_space import PAPER_SWEEPS
+
+    plan_job(args, PAPER_SWEEPS["lambda"])
+
+
+def plan_flags(parser: argparse.ArgumentParser) -> None:
+    """The options of `plan`."""
+    parser.add_argument("--policy", metavar="NAME", help="a known model, a folder, a config.json or a hub id")
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs to plan for (default 8)")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer to count the tokens of task.path with")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON too")
+
+
+def quickstart(args: Arguments) -> None:
+    """The main job on the bundled organism: λ = 0 and λ = 1 with fixed labels, then online relabelling at ν = 1.
+
+    Writes runs/quickstart/{sweep.json,sweep.png}, online/summary.json and an MLflow store.
+    """
+    from introspect_ray.runs.quickstart import quickstart_job
+
+    quickstart_job(args)
+
+
+class Command(NamedTuple):
+    """A command: what it does with its arguments, and how they are read."""
+
+    job: Callable[[Arguments], None]
+    flags: Flags | None = None
+    takes_names: bool = False
+
+
+COMMANDS = {
+    "train": Command(train),
+    "sweep": Command(sweep, takes_names=True),
+    "evaluate": Command(evaluate),
+    "audit": Command(audit),
+    "replay": Command(replay),
+    "plan": Command(plan, plan_flags),
+    "quickstart": Command(quickstart),
+}
+
+
+def run(name: str, argv: Sequence[str], prog: str | None = None, description: str | None = None) -> None:
+    """Run a command on `argv`. Exits with 2 for bad input and with 1 for an alarm or a failed check."""
+    job, flags, takes_names = COMMANDS[name]
+    text = description or inspect.getdoc(job) or ""
+    cli.run(lambda: job(cli.parse(text, argv, flags, prog=prog, takes_names=takes_names)))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`introspect-ray COMMAND ...`, `--help` or `--version`. argv: None is this process's."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(
+        "introspect-ray",
+        description="Train language models to explain which part of their input made them answer as they did.",
+        epilog="introspect-ray COMMAND --help explains a command, --help SECTION the config keys of a section.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=16, width=120),
+    )
+    parser.add_argument("--version", action="version", version=f"introspect-ray {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        summary = (inspect.getdoc(command.job) or "").split("\n")[0]
+        commands.add_parser(name, help=summary.replace("%", "%%"), add_help=False).set_defaults(name=name)
+    name = parser.parse_known_args(given[:1])[0].name
+    run(name, given[1:], prog=f"introspect-ray {name}")

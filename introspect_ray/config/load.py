@@ -1,0 +1,181 @@
+"""From files, presets and overrides to one validated RunConfig.
+
+Later ones win: field defaults < the task's preset (presets/<task.name>.yaml) < the job's defaults < --config FILE <
+key=value overrides. A section is merged key by key. All this happens before any heavy import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from introspect_ray.config.sections import RunConfig, TaskConfig
+from introspect_ray.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def load_config(
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Merge the preset, a job's `defaults`, a YAML file and `overrides` into a validated RunConfig.
+
+    defaults, overrides: values by dotted key. Raises UserError, which names the key, the value and the remedy.
+
+    >>> from introspect_ray import load_config
+    >>> config = load_config(overrides={"kl_weight": 0.1, "supervision.rule": "online"})
+    >>> config.kl_weight, config.supervision.rule
+    (0.1, 'online')
+    """
+    given = merge(nest(defaults or {}), merge(read_yaml(Path(file)) if file else {}, nest(overrides or {})))
+    preset = PRESETS / f"{_task_name(given)}.yaml"
+    return resolve_paths(_validated(merge(read_yaml(preset), given) if preset.is_file() else given))
+
+
+def resolve_paths(cfg: RunConfig) -> RunConfig:
+    """`cfg` with absolute paths where it names files of this machine: workers have other working folders."""
+    folders = {key: value for key in ("output_dir", "cache_dir") if (value := getattr(cfg, key))}
+    policies = {
+        "policy": cfg.policy,
+        "supervision.second_policy": cfg.supervision.second_policy,
+        "eval.policy": cfg.eval.policy,
+    }
+    against = [_absolute_policy(name) for name in cfg.eval.against]
+    return override(
+        cfg,
+        {key: _absolute(value) for key, value in folders.items()}
+        | {key: _absolute_policy(value) for key, value in policies.items()}
+        | {"eval.against": against},
+    )
+
+
+def override(cfg: RunConfig, flat: Mapping[str, Any]) -> RunConfig:
+    """A copy of `cfg` with dotted keys replaced, validated again. Raises UserError."""
+    return _validated(merge(cfg.model_dump(), nest(flat)))
+
+
+def file_sets(file: str | None, key: str) -> bool:
+    """Whether a config file sets the dotted key."""
+    node: Any = read_yaml(Path(file)) if file else {}
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """All dotted names of keys, e.g. "kl_weight", "supervision.agreement"."""
+    names: list[str] = []
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += field_names(kind, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError, which names the file and what is wrong with it."""
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UserError(f"config file {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"config file {path}: expected a mapping of keys, found {type(data).__name__}")
+    return data
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested ones. Example: {"a.b": 1} -> {"a": {"b": 1}}.
+
+    Raises UserError if a section and a key of it are both given.
+    """
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"override {key!r}: {parent!r} was given a value of its own; give one or the other")
+        node[leaf] = value
+    return out
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names. Example: {"a": {"b": 1}, "c": 2} -> {"a.b": 1, "c": 2}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """`low` with the leaves of `high` on top; neither is changed."""
+    out = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def _task_name(given: dict[str, Any]) -> Any:
+    """The task that decides the preset. A malformed `task` has none: the validation refuses it."""
+    task = given.get("task") or {}
+    return task.get("name", TaskConfig().name) if isinstance(task, dict) else None
+
+
+def _validated(nested: dict[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(nested)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _absolute_policy(name: str | None) -> str | None:
+    """A path on this machine made absolute; bundled policies, Hub ids and URIs are left as they are."""
+    if not name or name.partition(":")[0] == RunConfig.model_fields["policy"].default:
+        return name
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
+
+
+def _absolute(folder: str) -> str:
+    """A local folder as an absolute path; other URIs are left as they are.
+
+    Relative folders of a submitted job (`ray job submit`) are below the home folder: its working folder is a copy
+    that Ray deletes.
+    """
+    local = folder.removeprefix("file://")
+    if "://" in local:
+        return folder
+    base = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    return str(base / Path(local).expanduser())
+
+
+def _explain(error: ValidationError) -> str:
+    """The first error as one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, field_names(), n=1)
+        remedy = f": did you mean {close[0]!r}?" if close else "; --help SECTION prints the keys"
+        return f"unknown config key {key!r}{remedy}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"config key {key!r}: {message}, got {first['input']!r}{more}" if key else f"{message}{more}"

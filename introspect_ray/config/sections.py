@@ -1,0 +1,223 @@
+"""The keys of a configuration: pydantic models, frozen; unknown keys are refused.
+
+The string under a field is its documentation, and the only one: `--help SECTION` and docs/config.md are made from it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from introspect_ray.config import compatibility
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TaskConfig(_Section):
+    """Which cases are explained, and which of them are held out for the evaluation."""
+
+    name: Literal["organism", "hint_mmlu", "jsonl"] = "organism"
+    """The task: the bundled model organism's, Hint-MMLU, or cases from a JSONL file."""
+    path: str | None = None
+    """Training cases, a local file (hint_mmlu: MMLU rows; jsonl: cases). hint_mmlu without a file reads `hub_id`."""
+    test_path: str | None = None
+    """File of held-out cases; null: `test_fraction` of the cases in `path` is held out."""
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    """Share of the cases to hold out where there is no `test_path`."""
+    train_cases: int | None = Field(None, ge=1)
+    """Most training cases to keep, chosen by `seed`; null: all."""
+    test_cases: int | None = Field(None, ge=1)
+    """Most held-out cases to keep, chosen by `seed`; null: all."""
+    hub_id: str = "cais/mmlu"
+    """hint_mmlu: data set on the Hugging Face Hub that is read where `path` is null."""
+    wording: Literal["short", "sentence"] = "short"
+    """hint_mmlu: wording of the hint, `Hint: A` or the sentence "I think the answer is (A) but ..."."""
+    seed: int = 0
+    """Seed of the task: the hinted letter (hint_mmlu), the split, and the choice of `train_cases` and `test_cases`."""
+    answer_prefix: str = ""
+    """Text that starts the assistant's turn before the label, e.g. "(". It helps policies that answer off-format."""
+
+
+class SupervisionConfig(_Section):
+    """What the explanation labels are made from."""
+
+    rule: Literal["fixed", "online", "mixed"] = "fixed"
+    """fixed: M0's explanations; online: rebuilt from the current policy; mixed: M0's and a second policy's."""
+    agreement: float = Field(1.0, ge=0, le=1)
+    """online: ν, the requested share of labels that agree with the current policy's explanation E(M_t)."""
+    wrong_label: Literal["content", "any"] = "content"
+    """online: what replaces E(M_t) for a share 1 - ν. content: another answer, with *changed* recomputed; any: any
+    other label."""
+    mixing_ratio: float = Field(0.0, ge=0, le=1)
+    """mixed: α, the share of labels taken from `second_policy`."""
+    second_policy: str | None = None
+    """mixed: the policy that supplies the share α: "organism:second", a folder or a Hub id."""
+
+
+class RolloutConfig(_Section):
+    """The engines that sample behaviours and explanations, and how weights reach them."""
+
+    engine: Literal["vllm", "transformers", "learner"] = "vllm"
+    """What labels the cases of online supervision. vllm, transformers: the rollout actors; learner: the training
+    workers, by a forward of their own before the update, so that no weights move before the evaluation."""
+    serving_engine: Literal["vllm", "transformers"] = "vllm"
+    """engine=learner: what the rollout actors run, for M0's labels and the evaluation."""
+    num_actors: int = Field(1, ge=1)
+    """Number of rollout actors; each runs one engine."""
+    group_size: int = Field(64, ge=1)
+    """Cases that one engine answers together. Groups are fixed, so labels do not depend on `num_actors`. A step with no
+    more cases than this uses one engine: for several engines at lag 0 set it below batch_size."""
+    sync_every: int = Field(1, ge=1)
+    """online: steps between two deliveries of weights to the engines (engine=learner: between two labellings)."""
+    weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
+    """How weights reach the engines. object_store: Ray's, works anywhere, and the only one for lora's adapters; nccl:
+    vLLM's broadcast, for engines with GPUs of their own; ipc: vLLM's CUDA IPC, for engines that share their trainer's
+    GPU (num_gpus < 1, and > 0.5 for several engines); auto: nccl where it works, else object_store."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the engines."""
+    max_model_len: int | None = Field(None, ge=16)
+    """Longest sequence that an engine accepts, in tokens; null: the longest case, rounded up."""
+    max_batched_tokens: int = Field(8192, ge=256)
+    """vllm: most prompt tokens in one forward; a longer prompt is read in chunks. On a GPU the engine sets aside
+    activation memory in proportion to it."""
+    kv_cache_bytes: int = Field(128 << 20, ge=1 << 20)
+    """vllm on a CPU: bytes of the KV cache."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """vllm on a GPU: share of the GPU's memory that the engine may use."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """vllm: GPUs over which one engine splits the policy."""
+    num_cpus: float = Field(1, ge=0)
+    """Logical CPUs per rollout actor, for Ray's placement."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs per rollout actor; below 1 an engine shares one."""
+    threads: int = Field(1, ge=1)
+    """CPU threads per rollout actor."""
+    probe_tolerance: float | None = Field(None, gt=0)
+    """Largest difference in nats between the engine's and the trainer's logprobs of the probe case for a delivery of
+    weights to count as verified; null: chosen by `dtype`."""
+
+    @property
+    def served_by(self) -> Literal["vllm", "transformers"]:
+        """What the rollout actors run."""
+        return self.serving_engine if self.engine == "learner" else self.engine
+
+
+class TrainConfig(_Section):
+    """The training workers."""
+
+    num_workers: int = Field(1, ge=1)
+    """Number of training workers (FSDP2 ranks)."""
+    use_gpu: bool = False
+    """Whether each training worker has a GPU."""
+    num_cpus: float = Field(1, ge=0)
+    """Logical CPUs per training worker, for Ray's placement."""
+    threads: int = Field(1, ge=1)
+    """CPU threads per training worker."""
+    token_budget: int = Field(2048, ge=1)
+    """Most tokens in one forward of packed cases; a longer case gets a forward of its own."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Norm to which gradients are clipped."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; master weights and optimizer state stay float32."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """sdpa: a dense mask; flex: FlexAttention with a block mask, compiled, GPU only; auto: flex on a GPU, else sdpa."""
+    offload: bool = False
+    """GPU: keep weights, gradients and AdamW's state in host memory between uses (16 bytes per parameter) and update
+    on the CPU."""
+    reference: Literal["cache", "live"] = "cache"
+    """Where M0's distribution for the KL comes from. cache: hidden states kept on disk; live: a forward with the
+    adapters off (method=lora)."""
+    checkpoint_every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: none."""
+    max_failures: int = Field(3, ge=0)
+    """Failures in a row without progress before the run stops; progress is a later checkpoint or, for a group of
+    cases, an answer. Until then the run goes on from its last checkpoint, or from step 0. 0 and 1 stop at the first
+    failure."""
+
+
+class EvalConfig(_Section):
+    """The evaluation on held-out cases."""
+
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Most tokens of a generated explanation; null: the length of the longest valid explanation."""
+    policy: str | None = None
+    """evaluate: the trained policy, a folder or s3:// address, or a PEFT adapter of M0; null: M0 itself."""
+    against: tuple[str, ...] = ()
+    """evaluate: further policies B; the explanations are scored against E(B) too (A→B, paper §2.3)."""
+
+
+class AlarmConfig(_Section):
+    """Bounds beyond which a run stops."""
+
+    engine_gap: float | None = Field(0.01, gt=0)
+    """Largest difference in nats between the trainer's and the engine's label logprobs on the same case and weights
+    (online, lag 0); null: off."""
+    agreement: float | None = Field(1e-9, gt=0, lt=0.5)
+    """Stop if the agreement of all labels so far has less than this probability at ν (per side and step); null: off."""
+    off_format: float | None = Field(None, ge=0, le=1)
+    """Largest share of a step's answers whose likeliest token is no allowed label (online); null: off."""
+    collapse: Literal["warn", "stop", "off"] = "warn"
+    """If M0 gives nearly always the same answer or (un)changed (paper §B.2): warn, refuse to train, or say nothing."""
+
+
+class TrackingConfig(_Section):
+    """Experiment tracking."""
+
+    backend: Literal["mlflow", "jsonl", "none"] = "mlflow"
+    """mlflow: MLflow and metrics.jsonl; jsonl: files in the output folder; none: metrics.jsonl alone."""
+    uri: str | None = None
+    """MLflow tracking URI; null: an SQLite store in the output folder."""
+    experiment: str = "introspect-ray"
+    """Name of the MLflow experiment."""
+
+
+class RunConfig(_Section):
+    """One training run. Dotted names of these fields are the names of overrides."""
+
+    output_dir: str = "runs/train"
+    """Folder or s3:// address of the results."""
+    policy: str = "organism"
+    """M0, the policy to train: "organism" (bundled), a Hugging Face folder or Hub id, or a .gguf file."""
+    task: TaskConfig = TaskConfig()
+    kl_weight: float = Field(1.0, ge=0)
+    """λ of paper eq. 2, the weight of KL(M0 ‖ M) on the behaviour."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """AdamW's learning rate; it is constant."""
+    steps: int = Field(100, ge=0)
+    """Gradient steps."""
+    batch_size: int = Field(8, ge=1)
+    """Cases per step, over all workers."""
+    seed: int = Field(0, ge=0)
+    """Seed of the run: the order of cases, wrong and mixed labels, LoRA's initial weights."""
+    lag: int = Field(0, ge=0)
+    """Step t trains on labels of weight version t - lag exactly."""
+    method: Literal["full", "lora"] = "full"
+    """Train all weights, or LoRA adapters on all linear layers."""
+    lora_rank: int = Field(32, ge=1)
+    """lora: the rank r; its α equals r (paper §D.1)."""
+    supervision: SupervisionConfig = SupervisionConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    alarms: AlarmConfig = AlarmConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cache_dir: str | None = None
+    """Folder or s3:// address of label sets and reference caches, named by content; null: cache/ in output_dir."""
+    ray_address: str | None = None
+    """Cluster to join; null: the one in RAY_ADDRESS, else a local one of just the size needed."""
+    wait_for_nodes: bool = False
+    """On an autoscaling cluster: wait for new nodes instead of refusing a run that does not fit yet."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        compatibility.check(self)
+        if self.task.name == "jsonl" and not self.task.path:
+            raise ValueError("task.name=jsonl needs task.path (a JSONL file of cases)")
+        return self

@@ -1,0 +1,207 @@
+"""summary.json, the result of one training run: the models below document its keys and check them.
+
+Shares are fractions in 0..1. A value that does not apply is null. NaN and infinity never appear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from introspect_ray.config import RunConfig
+
+
+def _ascending(interval: list[float]) -> list[float]:
+    if interval[0] > interval[1]:
+        raise ValueError("the lower bound is above the upper bound")
+    return interval
+
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Block(BaseModel):
+    # strict: true is no count, and 4.0 is none either.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Supervision(_Block):
+    rule: Text
+    """supervision.rule: fixed, online or mixed."""
+    agreement: Share | None
+    """online: ν, the requested share of labels that agree with E(M_t)."""
+    mixing_ratio: Share | None
+    """mixed: α, the share of labels taken from the second policy."""
+
+
+class Cases(_Block):
+    train: Count
+    """Training cases."""
+    test: Count
+    """Held-out cases, over which "explanation", "behavior" and "disagreement" are measured."""
+
+
+class ExplanationScores(_Block):
+    """The trained policy's generated explanations against one truth. An unparseable explanation is always wrong."""
+
+    em: Share
+    """Explanation EM (paper eq. 3): *changed?* and content are both right."""
+    em_ci: Interval
+    """[low, high]: the 95 % Wilson interval of `em`."""
+    content: Share
+    """The content is right: the explanation names y(x∖C)."""
+    changed_f1: Share | None
+    """F1 of the class "changed"; null where no case is of it and no explanation claims it."""
+    unchanged_f1: Share | None
+    """F1 of the class "unchanged"; null likewise."""
+    unparsed: Share
+    """Unparseable explanations."""
+
+
+class Explanation(_Block):
+    orig: ExplanationScores
+    """Orig: against E(M0), what the untrained policy did."""
+    self: ExplanationScores
+    """Self: against E(M_t), what the trained policy does."""
+
+
+class Behavior(_Block):
+    """The trained policy's answers against those of M0."""
+
+    em: Share
+    """Behavior EM (paper eq. 4): y(x) and y(x∖C) are both as M0's."""
+    cued: Share
+    """y(x) is as M0's."""
+    ablated: Share
+    """y(x∖C) is as M0's."""
+    off_format: Share
+    """Share of the answers (two per case) whose most likely token is no allowed label."""
+
+
+class Disagreement(_Block):
+    """Where Self and Orig differ (paper §3.2): the cases in which E(M_t) is not E(M0)."""
+
+    fraction: Share
+    """Their share of all held-out cases. The shares below are of these cases, null if there are none; they sum to 1."""
+    self: Share | None
+    """Explained as E(M_t)."""
+    orig: Share | None
+    """Explained as E(M0)."""
+    neither: Share | None
+    """Explained as neither, or unparseable."""
+
+
+class Labels(_Block):
+    """The labels that the run was trained on."""
+
+    requested_agreement: Share | None
+    """online: ν."""
+    realised_at_labelling: Share | None
+    """online: share of all labels that equal E of the pair they were made from."""
+    realised_at_consumption: Share | None
+    """Share of labels that equal E(M_t) at the step that trains on them, mean over steps; null without such steps."""
+    split_pairs: Count
+    """Labels whose y(x) and y(x∖C) come from different weight versions. Must be 0."""
+
+
+class Timing(_Block):
+    """Wall-clock seconds. Parts that run side by side overlap, so they do not add up to `total`.
+
+    The trials of a sweep share the start of the engines and the evaluation of M0; every trial counts them.
+    """
+
+    setup: Seconds
+    """Starting the engines and the training workers, with all that no other part names."""
+    rollout: Seconds
+    """Labelling while training: summed over the engines, or by rank 0 where the learner labels."""
+    relabel: Seconds
+    """Making labels from behaviour pairs and recording them."""
+    train: Seconds
+    """Training steps, on rank 0."""
+    sync: Seconds
+    """Starting weight deliveries to the engines, on rank 0."""
+    eval: Seconds
+    """Labelling and evaluating M0 before training, and evaluating the trained policy after it."""
+    total: Seconds
+
+
+class Summary(_Block):
+    task: Text
+    """task.name."""
+    policy: Text
+    """M0, as in the config."""
+    method: Text
+    """full or lora."""
+    kl_weight: float
+    """λ of paper eq. 2."""
+    seed: Count
+    steps: Count
+    """Training steps."""
+    lag: Count
+    """Step t trained on labels of weight version t - lag."""
+    supervision: Supervision
+    cases: Cases
+    explanation: Explanation
+    behavior: Behavior
+    disagreement: Disagreement
+    labels: Labels
+    timing_s: Timing
+
+
+def make_summary(
+    cfg: RunConfig,
+    scores: Mapping[str, Mapping[str, Any]],
+    *,
+    cases: Mapping[str, int],
+    labels: Mapping[str, float | int | None],
+    timing: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of summary.json, checked. `scores` as from `evaluation.evaluate`; `timing` in seconds.
+
+    Raises ValueError if a part misses a key, has an unknown one, or holds a value out of its range.
+    """
+    rule = cfg.supervision
+    summary = {
+        "task": cfg.task.name,
+        "policy": cfg.policy,
+        "method": cfg.method,
+        "kl_weight": cfg.kl_weight,
+        "seed": cfg.seed,
+        "steps": cfg.steps,
+        "lag": cfg.lag,
+        "supervision": {
+            "rule": rule.rule,
+            "agreement": rule.agreement if rule.rule == "online" else None,
+            "mixing_ratio": rule.mixing_ratio if rule.rule == "mixed" else None,
+        },
+        "cases": dict(cases),
+        **{block: dict(values) for block, values in scores.items()},
+        "labels": dict(labels),
+        "timing_s": dict(timing),
+    }
+    check_summary(summary)
+    return summary
+
+
+def check_summary(summary: Mapping[str, Any]) -> None:
+    """Raise ValueError, in one line, naming every missing or unknown key and every value out of its range."""
+    try:
+        Summary.model_validate(summary)
+    except ValidationError as error:
+        problems = "; ".join(sorted(map(_problem, error.errors())))
+        raise ValueError(f"summary.json is not as documented: {problems}") from None
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a known key"
+    return f"{key} is {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"

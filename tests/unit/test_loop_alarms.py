@@ -1,0 +1,67 @@
+"""The step loop stops at an alarm, after the step's metrics are on record."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from introspect_ray.config import RunConfig
+from introspect_ray.errors import AlarmError
+from introspect_ray.loop import run
+from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, StepLabels, StepMetrics
+
+
+class TinyLearner:
+    """Enough of a Learner for the loop: its label logprobs are off by `gap` from those of the engine."""
+
+    def __init__(self, gap: float) -> None:
+        self.last_logprobs = {"c": ((-0.5 - gap, -1.0), (-0.5, -1.0))}
+        self.steps = 0
+
+    def step(self, labels, m0):
+        self.steps += 1
+        shares = ("explanation_self", "explanation_orig", "behavior_em", "realised_at_consumption")
+        return {"loss": 1.0, "cross_entropy": 1.0, "kl": 0.0, "grad_norm": 1.0, **dict.fromkeys(shares, 1.0)}
+
+
+class Supply:
+    """Supplies one label per step, from the version that was published last."""
+
+    def publish(self, learner, version, probe):
+        self.version = version
+
+    def request(self, step, version):
+        pass
+
+    def fetch(self, step):
+        pair = BehaviorPair("c", "A", "A", (-0.5, -1.0), (-0.5, -1.0), False, True, self.version)
+        truth = Explanation(False, "A")
+        label = Label("c", truth, truth, Provenance("online", "m", 0, 0, 0, step, False, 0.5))
+        return StepLabels([label], [pair], 1.0, 0.5, 0.25, 0.0, 0.0, 0.0)
+
+
+def looped(gap: float, **alarms: float | None) -> tuple[list[StepMetrics], TinyLearner]:
+    cfg = RunConfig.model_validate(
+        {"steps": 3, "batch_size": 1, "supervision": {"rule": "online"}, "alarms": {"engine_gap": 0.01, **alarms}}
+    )
+    rows, learner = [], TinyLearner(gap)
+    try:
+        run(cfg, learner, Supply(), SimpleNamespace(report=rows.append), {}, [None])
+    except AlarmError as error:
+        rows.append(error)
+    return rows, learner
+
+
+def test_the_loop_stops_after_the_step_that_is_on_record():
+    rows, learner = looped(0.02)
+    assert learner.steps == 1 and len(rows) == 2
+    assert rows[0].engine_gap == pytest.approx(0.02) and rows[0].off_format == 0.5
+    assert rows[0].prefix_hit_rate == 0.25
+    assert isinstance(rows[1], AlarmError) and "engine_gap" in str(rows[1])
+    assert "off_format" in str(looped(0.0, off_format=0.4)[0][-1])
+
+
+def test_the_loop_goes_on_within_the_bounds():
+    rows, learner = looped(0.009)
+    assert learner.steps == 3 and [row.step for row in rows] == [0, 1, 2]

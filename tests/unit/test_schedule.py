@@ -1,0 +1,85 @@
+"""The schedule of a run: the cases of each step, the weight version of their labels, and the engine of each group."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from introspect_ray.config import load_config
+from introspect_ray.schedule import deal, label_version, step_plan, steps_of_version
+
+
+def flat(seed, steps, num_cases, batch_size):
+    return [i for t in range(steps) for i in step_plan(seed, t, num_cases, batch_size)]
+
+
+def test_every_case_comes_once_per_epoch_across_batches_too():
+    """10 cases in batches of 4: epoch 0 is places 0-9, ending inside step 2; 5 steps are two epochs. Code
+    that drops the last, short batch of an epoch would never show 2 of the 10 cases."""
+    plan = flat(0, 5, 10, 4)
+    assert sorted(plan[:10]) == sorted(plan[10:]) == list(range(10))
+    assert plan[:10] != plan[10:]  # epochs are shuffled anew
+
+
+def test_plan_is_a_pure_function_of_seed_and_step():
+    forward = [step_plan(3, t, 50, 8) for t in range(20)]
+    assert [step_plan(3, t, 50, 8) for t in reversed(range(20))] == forward[::-1]
+    assert [step_plan(4, t, 50, 8) for t in range(20)] != forward
+
+
+def test_the_batch_size_only_cuts_the_same_order_of_cases():
+    assert flat(1, 6, 30, 5) == flat(1, 3, 30, 10)
+
+
+def test_a_batch_larger_than_the_set_runs_through_several_epochs():
+    assert Counter(step_plan(0, 2, 3, 9)) == {0: 3, 1: 3, 2: 3}
+
+
+def test_permutations_are_uniform():
+    """3 cases have 6 orders; 6,000 epochs give each 1,000 ± 4 sd of 29. Sorting by a biased key would not."""
+    orders = Counter(tuple(step_plan(0, epoch, 3, 3)) for epoch in range(6000))
+    assert len(orders) == 6 and all(abs(n - 1000) < 116 for n in orders.values())
+
+
+def test_plan_refuses_an_empty_set_and_a_negative_step():
+    with pytest.raises(ValueError, match="num_cases"):
+        step_plan(0, 0, 0, 4)
+    with pytest.raises(ValueError, match="step >= 0"):
+        step_plan(0, -1, 5, 4)
+
+
+def config(steps: int, lag: int, sync_every: int):
+    return load_config(None, {"steps": steps, "lag": lag, "rollout.sync_every": sync_every})
+
+
+@pytest.mark.parametrize(
+    ("lag", "sync_every", "versions"),
+    [
+        (0, 1, [0, 1, 2, 3, 4, 5]),  # every gradient step on current weights (paper §4.2)
+        (1, 1, [0, 0, 1, 2, 3, 4]),  # t - 1; "newest there is" would give 1 at step 1
+        (2, 1, [0, 0, 0, 1, 2, 3]),
+        (0, 3, [0, 0, 0, 3, 3, 3]),  # only versions 0 and 3 are delivered
+        (1, 2, [0, 0, 0, 2, 2, 4]),  # t - 1 = 0 0 1 2 3 4, rounded down to an even version
+    ],
+)
+def test_label_version_by_hand(lag, sync_every, versions):
+    assert [label_version(t, lag, sync_every) for t in range(6)] == versions
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 5])
+@pytest.mark.parametrize("sync_every", [1, 2, 3])
+def test_every_step_is_requested_once_and_in_time(lag, sync_every):
+    """The published versions request every step exactly once, not after the step itself (a deadlock) and less than
+    lag + sync_every steps ahead (the bound of the buffer)."""
+    cfg = config(20, lag, sync_every)
+    requested = [(t, v) for v in range(0, 20, sync_every) for t in steps_of_version(v, cfg)]
+    assert sorted(t for t, _ in requested) == list(range(20))
+    for step, version in requested:
+        assert version == label_version(step, lag, sync_every)
+        assert version <= step < version + lag + sync_every
+
+
+def test_deal_by_hand():
+    assert deal("abc", 2, 2, 1) == [(1, "ab"), (0, "c")]
+    assert deal("abcd", 1, 3, 2) == [(2, "a"), (0, "b"), (1, "c"), (2, "d")]
