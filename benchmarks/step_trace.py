@@ -51,8 +51,8 @@ def trace_step() -> dict[str, Any]:
     from introspect_ray.policy import load_tokenizer, local_policy
     from introspect_ray.records import BehaviorPair, StepLabels
     from introspect_ray.tasks import load_cases
-    from introspect_ray.train.learner import Learner
-    from introspect_ray.train.reference import build_reference
+    from introspect_ray.training.learner import Learner
+    from introspect_ray.training.reference import build_reference
 
     online = {"supervision.rule": "online", "rollout.engine": "learner", "rollout.serving_engine": "transformers"}
     cfg = load_config(None, {"steps": WARM_UP + 1, "batch_size": 8, "task.train_cases": 64, **online})
