@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 _BLOCK = 32  # tokens per KV block: with vLLM's CPU default of 128, short prompts never share a prefix
-_MAX_SEQUENCES = 256  # vLLM refuses a rollout.max_batched_tokens below this number
+MAX_SEQUENCES = 256  # vLLM refuses a rollout.max_batched_tokens below this number
 _CHUNK_BYTES = 1 << 30  # of a weight update: a worker in another process gets each chunk as one message
 
 
@@ -83,7 +83,7 @@ class VLLMEngine(DeviceUpdates):
             "dtype": rollout.dtype,
             "seed": seed,
             "max_model_len": self._max_model_len,
-            "max_num_seqs": _MAX_SEQUENCES,
+            "max_num_seqs": MAX_SEQUENCES,
             "max_num_batched_tokens": rollout.max_batched_tokens,
             "enable_chunked_prefill": True,  # vLLM's own choice for decoders
             "enable_prefix_caching": True,

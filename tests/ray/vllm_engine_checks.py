@@ -18,11 +18,11 @@ from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
+from introspect_ray.organism import FOLDER as ORGANISM
 
 ROLLOUT = RolloutConfig(engine="vllm", kv_cache_bytes=8 << 20)
 TOLERANCE = 1e-4  # natural-log probability, float32
 CASES = make_cases(12)
-ORGANISM = Path(__file__).parents[2] / "introspect_ray" / "organism"
 
 
 def start(policy: str, method: str = "full"):
