@@ -1,7 +1,7 @@
 """Trains a recorded run again from its label table: no engine, no relabeler, the same weights bit for bit.
 
-Labels are all that the trainer takes from the rest of the system (DESIGN: one step, as data), so the run's config,
-its label table and M0 decide the weights. One process; the cached reference is opened where the run kept it.
+Labels are all that the trainer takes from the rest of the system, so the run's config, its label table and M0 decide
+the weights. One process; the cached reference is opened where the run kept it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import importlib, pkgutil, sys
 for name in ("ray", "vllm", "pyarrow", "mlflow", "boto3", "matplotlib"):
     sys.modules[name] = None  # as if it were not installed
 imported = []
-for room in ("policy", "engines", "train"):
+for room in ("policy", "engines", "training"):
     package = importlib.import_module(f"introspect_ray.{room}")
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         if ".vllm_" not in module.name:
