@@ -30,8 +30,8 @@ from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracker import Tracker
 from introspect_ray.storage.tracking import make_tracker
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 _FROM_M0 = ("explanation_orig", "behavior_em")  # metrics that need M0's pairs
 

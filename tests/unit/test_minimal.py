@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,19 +18,23 @@ from introspect_ray.labels.rules import Sources, make_labels
 from introspect_ray.policy import resolve_policy
 from introspect_ray.schedule import step_plan
 from introspect_ray.tasks import load_cases
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 STEPS = 3
 FILE = Path(__file__).parents[2] / "docs" / "minimal.py"
 
 
 @pytest.fixture(scope="module")
-def minimal() -> ModuleType:
+def minimal() -> Iterator[ModuleType]:
+    """The file as a module; torch on one thread, as in the file's own main."""
     spec = importlib.util.spec_from_file_location("minimal", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield module
+    torch.set_num_threads(threads)
 
 
 def minimal_losses(minimal: ModuleType, rule: str, agreement: float) -> list[tuple[float, float, float]]:

@@ -12,11 +12,11 @@ import torch
 
 from introspect_ray.errors import UserError
 from introspect_ray.records import TokenizedCase
-from introspect_ray.train.packing import pack
-from introspect_ray.train.prompt_tree import build_tree
+from introspect_ray.training.packing import pack
+from introspect_ray.training.prompt_tree import build_tree
 
 if TYPE_CHECKING:
-    from introspect_ray.train.model import TreeModel
+    from introspect_ray.training.model import TreeModel
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")  # transformers' layer_types
 # The largest difference that rounding may make between the logits of a tree and those of x alone, as a share of the
