@@ -91,7 +91,7 @@ def measure_cases(path: str, count: int) -> dict[str, float]:
 
 def write_cases(path: Path, count: int) -> None:
     """`count` cases of WORDS words of the organism's questions and a hint, two a question."""
-    from introspect_ray.tasks import ORGANISM
+    from introspect_ray.organism import FOLDER as ORGANISM
 
     lines = (ORGANISM / "test.jsonl").read_text().splitlines()
     words = sorted({word for line in lines for word in json.loads(line)["ablated_messages"][0]["content"].split()})

@@ -61,7 +61,7 @@ def replay(args: Arguments) -> None:
 
 
 def plan(args: Arguments) -> None:
-    """What a run would need on GPUs that are not here: memory, split, step time, sync, cost of the λ sweep.
+    """What a run would need on GPUs that are not here: memory, split, work, and a lower bound of the λ sweep's cost.
 
     From a model's config alone. assume.NAME=VALUE replaces an assumption (all are printed), task.path and --tokenizer
     give the cases themselves; every config key is an override as in a run.
@@ -77,11 +77,6 @@ def plan_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="NAME", help="a known model, a folder, a config.json or a hub id")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs to plan for (default 8)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer to count the tokens of task.path with")
-    parser.add_argument(
-        "--transfer",
-        choices=("host", "device"),
-        help="weights through host memory or from GPU to GPU (default: by rollout.weight_transfer)",
-    )
     parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON too")
 
 

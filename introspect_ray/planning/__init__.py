@@ -1,1 +1,1 @@
-"""What a run needs on machines that are not here: parameters, memory, work, time and cost, from a config alone."""
+"""What a run needs before GPUs are rented: memory, split, tokens and FLOPs, cost; from the config alone."""

@@ -1,158 +1,128 @@
-"""A decoder's dimensions from its config.json, and what follows from them: parameters and FLOPs. No weights, no torch.
-
-Known are the architectures of one plan: RMSNorm, grouped-query attention with rotary positions, gated MLP.
-"""
+"""The dimensions of a policy, read off the model that transformers builds from its config, without weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from introspect_ray.errors import UserError
+from introspect_ray.heavy_imports import heavy_imports
 from introspect_ray.policy import BUNDLED
 
-TABLE = Path(__file__).parent / "models.json"
-# model_type -> (biases on q, k, v; norms on q and k)
-KNOWN = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
-_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+TABLE = Path(__file__).parent / "models.json"  # configs of known models, so that these need no network
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Dimensions of a decoder. Example: Qwen3-8B has hidden 4096, 36 layers, query width 4096, key width 1024."""
+    """Dimensions and parameter counts of a decoder. Example: Qwen3-8B has hidden 4096, 36 layers, query 4096, key 1024.
+
+    Tied parameters count once, but for `sent_parameters`.
+    """
 
     name: str
-    vocab: int
+    layers: int
     hidden: int
     intermediate: int
-    layers: int
+    vocab: int
     query: int  # attention heads x head size
     key: int  # key-value heads x head size
-    head_dim: int
+    key_heads: int
+    query_key_norms: bool
     tied: bool
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-
-    @property
-    def layer_matrices(self) -> int:
-        """Weights of one layer's seven linear maps."""
-        return self.hidden * (2 * self.query + 2 * self.key) + 3 * self.hidden * self.intermediate
-
-    @property
-    def layer(self) -> int:
-        """Parameters of one decoder layer."""
-        biases = self.qkv_bias * (self.query + 2 * self.key) + self.out_bias * self.hidden
-        biases += self.mlp_bias * (2 * self.intermediate + self.hidden)
-        return self.layer_matrices + biases + 2 * self.hidden + self.qk_norm * 2 * self.head_dim
+    parameters: int  # of the whole policy
+    layer: int  # of its largest decoder layer
+    root: int  # outside the layers: embedding, final norm, output head
+    matrices: int  # weights of the linear maps of all layers
+    matrix_sides: int  # sum over these maps of inputs + outputs
 
     @property
     def head(self) -> int:
-        """Parameters of the output head (those of the embedding, if tied)."""
+        """Weights of the output head, which are those of the embedding if tied."""
         return self.vocab * self.hidden
-
-    @property
-    def root(self) -> int:
-        """Parameters outside the layers: embedding, final norm, head. FSDP2 keeps them gathered through a forward."""
-        return self.head * (1 if self.tied else 2) + self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All parameters, tied ones once."""
-        return self.layers * self.layer + self.root
 
     @property
     def sent_parameters(self) -> int:
         """Parameters in a full weight update, which holds a tied head under both of its names."""
-        return self.parameters + (self.head if self.tied else 0)
+        return self.parameters + self.tied * self.head
 
     def lora_parameters(self, rank: int) -> int:
-        """Parameters of a LoRA adapter on all linear layers but the head: rank x (in + out) each."""
-        ends = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.key) + 3 * (self.hidden + self.intermediate)
-        return self.layers * rank * ends
+        """Parameters of a LoRA adapter on all linear maps of the layers: rank x (inputs + outputs) each."""
+        return rank * self.matrix_sides
 
-    def body_flops(self, tokens: float) -> float:
-        """FLOPs of the linear maps of one forward over `tokens` tokens: 2 a weight."""
-        return 2.0 * self.layers * self.layer_matrices * tokens
-
-    def attention_flops(self, pairs: float) -> float:
-        """FLOPs of QKᵀ and of AV for `pairs` computed (query, key) positions in every layer."""
-        return 4.0 * self.layers * self.query * pairs
+    def forward_flops(self, tokens: float) -> float:
+        """FLOPs of the layers over one sequence or tree: 2 per weight and token; QKᵀ and AV over all token pairs."""
+        return 2.0 * self.matrices * tokens + 4.0 * self.layers * self.query * tokens**2
 
     def head_flops(self, rows: float) -> float:
         """FLOPs of the output head on `rows` positions."""
         return 2.0 * self.head * rows
 
-    def kv_bytes(self, width: int) -> int:
-        """Bytes of keys and values of one token, `width` bytes a number."""
-        return 2 * self.layers * self.key * width
-
-
-def shape_from_config(name: str, config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a config.json describes. Raises UserError for an unknown architecture or a missing key."""
-    kind = config.get("model_type")
-    if kind not in KNOWN:
-        raise UserError(f"policy {name!r}: no plan for model_type {kind!r}; known are {', '.join(KNOWN)}")
-    missing = [key for key in _KEYS if not isinstance(config.get(key), int)]
-    if missing:
-        raise UserError(f"policy {name!r}: its config has no {', '.join(missing)}")
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    head_dim = config.get("head_dim") or (128 if kind == "qwen3" else hidden // heads)
-    bias, norms = KNOWN[kind]
-    attention = bool(config.get("attention_bias", False))
-    return ModelShape(
-        name=name,
-        vocab=config["vocab_size"],
-        hidden=hidden,
-        intermediate=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
-        query=heads * head_dim,
-        key=(config.get("num_key_value_heads") or heads) * head_dim,
-        head_dim=head_dim,
-        tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=bias or attention,
-        out_bias=attention and kind != "qwen2",
-        mlp_bias=bool(config.get("mlp_bias", False)) and kind == "llama",
-        qk_norm=norms,
-    )
-
 
 def read_shape(name: str) -> ModelShape:
-    """The shape of a policy: a bundled one, one of the table, a folder, a config.json, or a hub id.
+    """The shape of a policy: a model of the table, a bundled policy, a folder, a config.json, or a hub id.
 
-    Only a hub id that is not in the table needs a network. Raises UserError naming the remedy.
+    Only a hub id that is not in the table needs a network. Raises UserError where there is no config, or the model is
+    not one that a plan knows.
     """
-    table: dict[str, Any] = json.loads(TABLE.read_text())
-    for alias in (name, f"{name}-Instruct", name.removesuffix("-Base")):  # tuning changes no dimension
-        if alias in table and not alias.startswith("_"):
-            return shape_from_config(name, table[alias])
-    path = BUNDLED.get(name) or Path(name).expanduser()
-    path = path / "config.json" if path.is_dir() else path
-    if path.suffix == ".gguf":
-        raise UserError(f"policy {name!r}: a plan reads a config.json; give the folder of the converted policy")
-    if path.is_file():
+    with heavy_imports():
+        from transformers import AutoConfig
+
+        table: dict[str, Any] = json.loads(TABLE.read_text())
+        del table["_source"]
+        alias = next((n for n in (name, f"{name}-Instruct", name.removesuffix("-Base")) if n in table), None)
+        path = BUNDLED.get(name) or Path(name).expanduser()
         try:
-            return shape_from_config(name, json.loads(path.read_text()))
-        except (ValueError, AttributeError):
-            raise UserError(f"policy {name!r}: {path} is not valid JSON of a model config") from None
-    known = ", ".join(key for key in table if not key.startswith("_"))
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"policy {name!r}: there is no such folder or config.json, nor is it in the table ({known})")
-    return shape_from_config(name, _hub_config(name, known))
+            if not (alias or path.exists() or (name.count("/") == 1 and name[0] not in "./~")):
+                raise OSError("there is no such folder")  # or file, and it has not the form of a hub id
+            config = AutoConfig.for_model(**table[alias]) if alias else AutoConfig.from_pretrained(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"policy {name!r}: its config cannot be read ({' '.join(str(error).split())[:160]}): give a folder "
+                f"with a config.json, or one of {', '.join(table)}"
+            ) from None
+        return shape_of(name, config)
 
 
-def _hub_config(name: str, known: str) -> dict[str, Any]:
-    from transformers import AutoConfig
+def shape_of(name: str, config: Any) -> ModelShape:
+    """The shape of the model that a transformers config describes, built on the meta device.
 
-    try:
-        return AutoConfig.from_pretrained(name).get_text_config().to_dict()
-    except (OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:160]
+    Raises UserError for a model whose layers FSDP2 could not shard, or that has weights outside linear maps (experts).
+    """
+    import torch
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+
+    config = config.get_text_config()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layers = getattr(model.get_decoder(), "layers", nn.ModuleList())
+    linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+    matrices = sum(module.weight.numel() for module in linear)
+    if not matrices or matrices < sum(p.numel() for p in layers.parameters() if p.ndim > 1):
         raise UserError(
-            f"policy {name!r}: its config cannot be had from the hub ({line}): give a folder with its config.json, "
-            f"or one of the table: {known}"
-        ) from None
+            f"policy {name!r}: {type(model).__name__} has layers with other weights than linear maps and norms, "
+            "whose work a plan does not know: take a dense decoder"
+        )
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    total, heads = model.num_parameters(), config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    return ModelShape(
+        name=name,
+        layers=len(layers),
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        vocab=config.vocab_size,
+        query=heads * head_size,
+        key=key_heads * head_size,
+        key_heads=key_heads,
+        query_key_norms=any("q_norm" in key for key, _ in layers.named_parameters()),
+        tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        parameters=total,
+        layer=max(sizes),
+        root=total - sum(sizes),
+        matrices=matrices,
+        matrix_sides=sum(module.in_features + module.out_features for module in linear),
+    )

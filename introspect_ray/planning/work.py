@@ -1,164 +1,105 @@
-"""Tokens and FLOPs of a training step and of its rollouts, from real cases or from stated means."""
+"""Tokens and FLOPs of a step, a run and a sweep, from the cases themselves or from their assumed sizes."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from introspect_ray.cases.prefix import common_prefix
+import numpy as np
+
+from introspect_ray.cases.split import held_out
 from introspect_ray.config import RunConfig, TaskConfig
 from introspect_ray.config.compatibility import learner_labels
-from introspect_ray.planning.hardware import Assumptions
+from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.records import TokenizedCase
-from introspect_ray.train.packing import build_tree
+from introspect_ray.train.prompt_tree import build_tree
 
 
 @dataclass(frozen=True)
-class CaseWork:
-    """Means over the cases of a task; all are tokens but where said otherwise."""
+class CaseSizes:
+    """Mean tokens per training case, longest sequences, and numbers of cases."""
 
     source: str
-    tree: float  # nodes of the packed tree: what a training forward computes
-    tree_pairs: float  # squared nodes: every pair of a tree, as SDPA computes; FlexAttention leaves blocks out
-    prompt: float
-    ablated: float
-    question: float
-    reused: float  # tokens of x∖C that the engine's prefix cache has from x: whole blocks
-    both: float  # nodes of the tree of x and x∖C alone: what a trainer's labelling forward computes
-    targets: float  # tokens of e
-    branches: float  # deciding nodes of the label trie, rows of logits without gradient
-    longest: int  # sequence that an engine must take: q + e, or x with its answer
+    tree: float  # x, x∖C and q + e as one tree: what a training forward computes
+    pair: float  # x and x∖C, their common prefix once: what labelling computes
+    question: float  # q
+    target: float  # e with its end of turn
+    longest: int  # sequence that an engine must take
     longest_tree: int
     train_cases: int
     test_cases: int
 
-    @property
-    def rollout_tokens(self) -> float:
-        """Tokens an engine computes for a pair: x, and what x∖C does not share with it."""
-        return self.prompt + self.ablated - self.reused
 
-    @property
-    def rollout_pairs(self) -> float:
-        """(query, key) positions of a pair under causal attention."""
-        return self.prompt**2 / 2 + (self.ablated**2 - self.reused**2) / 2
+def assumed_sizes(a: Assumptions, task: TaskConfig) -> CaseSizes:
+    """The assumed case, as often as the task's split and limits leave of the assumed number of cases."""
+    test = int(held_out(np.arange(a.cases, dtype=np.uint64), task.test_fraction).sum())
+    counts = min(task.train_cases or a.cases, a.cases - test), min(task.test_cases or test, test)
+    means = a.tree_tokens, a.pair_tokens, a.question_tokens, a.target_tokens
+    return CaseSizes("assumed", *means, a.longest_tokens, a.longest_tree_tokens, *counts)
 
 
-def assumed_work(a: Assumptions, task: TaskConfig) -> CaseWork:
-    """The case of the assumptions table, as many of them as the split and the limits of `task` leave."""
-    test = min(max(1, round(task.test_fraction * a.cases)), a.cases - 1)  # as tasks/split.py
-    return CaseWork(
-        source="assumptions (give task.path for the cases themselves)",
-        tree=a.tree_tokens,
-        tree_pairs=max(a.tree_tokens_squared, a.tree_tokens**2),
-        prompt=a.prompt_tokens,
-        ablated=a.ablated_tokens,
-        question=a.question_tokens,
-        reused=whole_blocks(a.shared_tokens, a.prefix_block),
-        both=a.prompt_tokens + a.ablated_tokens - a.shared_tokens,
-        targets=a.target_tokens,
-        branches=a.branch_rows,
-        longest=a.longest_tokens,
-        longest_tree=a.longest_tree_tokens,
-        train_cases=min(task.train_cases or a.cases, a.cases - test),
-        test_cases=min(task.test_cases or test, test),
-    )
-
-
-def measured_work(source: str, train: Sequence[TokenizedCase], longest: int, test_cases: int, block: int) -> CaseWork:
-    """Counted on the training cases themselves, their trees built as the learner builds them; `longest` sequence of
-    an engine and number of held-out cases as given."""
-    totals: Counter[str] = Counter()
-    longest_tree = 0
+def counted_sizes(source: str, train: Sequence[TokenizedCase], longest: int, test_cases: int) -> CaseSizes:
+    """Counted on the training cases, as trees that the learner builds. `longest`: sequence of an engine, in tokens."""
+    rows, longest_tree = [], 0
     for case in train:
-        label, target = next(iter(case.explanations.items()))
-        tree = build_tree(case, label)
-        totals["tree"] += len(tree)
-        totals["tree_pairs"] += len(tree) ** 2
-        totals["prompt"] += len(case.prompt)
-        totals["ablated"] += len(case.ablated)
-        totals["question"] += len(case.question)
-        totals["reused"] += int(whole_blocks(common_prefix(case.prompt, case.ablated), block))
-        totals["both"] += len(build_tree(case, None))
-        totals["targets"] += len(tree.targets)
-        totals["branches"] += len(tree.branches)
-        longer = max(map(len, case.explanations.values())) - len(target)
-        longest_tree = max(longest_tree, len(tree) + longer)
-    means = {name: total / len(train) for name, total in totals.items()}
-    return CaseWork(
-        source=source,
-        **means,
-        longest=longest,
-        longest_tree=longest_tree,
-        train_cases=len(train),
-        test_cases=test_cases,
-    )
-
-
-def whole_blocks(tokens: float, block: int) -> float:
-    """Tokens in full cache blocks. Example: 151.7 tokens in blocks of 16 -> 144."""
-    return tokens // block * block
+        label, tokens = next(iter(case.explanations.items()))
+        nodes = len(build_tree(case, label))
+        rows.append((nodes, len(build_tree(case, None)), len(case.question), len(tokens)))
+        longest_tree = max(longest_tree, nodes + max(map(len, case.explanations.values())) - len(tokens))
+    tree, pair, question, target = np.mean(rows, axis=0).tolist()
+    return CaseSizes(source, tree, pair, question, target, longest, longest_tree, len(train), test_cases)
 
 
 @dataclass(frozen=True)
-class StepFlops:
-    """FLOPs of one step over all GPUs, by what computes them."""
+class Part:
+    """Something that is computed once per step, run or sweep, over all GPUs."""
 
-    forward: float  # body of the trees, and the heads of all rows
-    backward: float
-    recompute: float  # the body again under activation checkpointing
-    reference: float  # M0's output head at the behaviour positions; live: its body as well
-    rollout: float  # labelling, by the engines or by the trainers (rollout.engine=learner)
-
-    @property
-    def train(self) -> float:
-        return self.forward + self.backward + self.recompute + self.reference
+    per: Literal["step", "run", "sweep"]
+    what: str
+    by: Literal["trainers", "engines"]
+    tokens: float
+    flops: float
 
 
-def step_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> StepFlops:
-    """FLOPs of one step of cfg.batch_size cases.
+def work_parts(shape: ModelShape, case: CaseSizes, cfg: RunConfig) -> list[Part]:
+    """Everything that a sweep computes, as lower bounds: an engine also computes again what does not fill a block of
+    its prefix cache, and attention over the mean case costs less than the mean over the cases.
 
-    A backward costs two forwards (gradients of inputs and of weights); a frozen LoRA base takes only the first. A live
-    reference costs another forward of the body. Rows with gradient: x, x∖C and each token of e; the label trie's rows
-    have none.
+    A backward pass costs two forward passes (gradients of inputs and of weights), one with a frozen LoRA base.
     """
-    cases = cfg.batch_size
-    body = shape.body_flops(work.tree * cases) + shape.attention_flops(work.tree_pairs * cases)
-    rows = shape.head_flops((2 + work.targets) * cases)
-    full = cfg.method == "full"
-    online = cfg.supervision.rule == "online"
-    return StepFlops(
-        forward=body + rows + shape.head_flops(work.branches * cases),
-        backward=(2 if full else 1) * (body + rows),
-        recompute=body if cfg.train.activation_checkpointing else 0.0,
-        reference=shape.head_flops(2 * cases) + (body if cfg.train.reference == "live" else 0.0),
-        rollout=label_flops(shape, work, cfg) * cases if online else 0.0,
-    )
+    batch, train, test = cfg.batch_size, case.train_cases, case.test_cases
+    tree = shape.forward_flops(case.tree)
+    trained = tree + shape.head_flops(2 + case.target)  # behaviour at x and x∖C, and each token of e
+    pair = shape.forward_flops(case.pair) + shape.head_flops(2)
+    explained = case.question + case.target
+    explanation = shape.forward_flops(explained) + shape.head_flops(case.target)
+    live = cfg.train.reference == "live"
+
+    def training(what: str, flops: float, tokens: float = case.tree) -> Part:
+        return Part("step", f"training: {what}", "trainers", batch * tokens, batch * flops)
+
+    parts = [training("forward", trained), training("backward", trained * (2 if cfg.method == "full" else 1))]
+    if cfg.train.activation_checkpointing:
+        parts.append(training("activations again", tree))
+    parts.append(training("M0's distribution", shape.head_flops(2) + live * tree, live * case.tree))
+    if cfg.supervision.rule == "online":
+        by: Literal["trainers", "engines"] = "trainers" if learner_labels(cfg) else "engines"
+        parts.append(Part("step", "labels: x and x∖C", by, batch * case.pair, batch * pair))
+    labelled = (train + test) * (2 if cfg.supervision.rule == "mixed" else 1)
+    tokens, flops = test * explained, test * explanation
+    parts += [
+        Part("run", "evaluation", "engines", test * case.pair + tokens, test * pair + flops),
+        Part("sweep", "M0: labels, explanations", "engines", labelled * case.pair + tokens, labelled * pair + flops),
+    ]
+    if not live:
+        parts.append(Part("sweep", "M0: cached reference", "trainers", train * case.pair, train * pair))
+    return parts
 
 
-def pair_flops(shape: ModelShape, work: CaseWork) -> float:
-    """FLOPs of labelling one case: prefill of x and of the rest of x∖C, two rows of logits; nothing is decoded."""
-    body = shape.body_flops(work.rollout_tokens) + shape.attention_flops(work.rollout_pairs)
-    return body + shape.head_flops(2)
-
-
-def label_flops(shape: ModelShape, work: CaseWork, cfg: RunConfig) -> float:
-    """FLOPs of labelling one case: an engine's pair, or a trainer's forward over the tree of x and x∖C."""
-    return tree_flops(shape, work) if learner_labels(cfg) else pair_flops(shape, work)
-
-
-def tree_flops(shape: ModelShape, work: CaseWork) -> float:
-    """FLOPs of a trainer's forward over the tree of x and x∖C, with two rows of logits."""
-    return shape.body_flops(work.both) + shape.attention_flops(work.both**2) + shape.head_flops(2)
-
-
-def label_tokens(work: CaseWork, cfg: RunConfig) -> float:
-    """Tokens computed to label one case."""
-    return work.both if learner_labels(cfg) else work.rollout_tokens
-
-
-def mean_micro_batches(tree: float, cases: int, token_budget: int) -> int:
-    """Forwards that `cases` trees of `tree` tokens take under a token budget; a longer tree gets one of its own."""
-    per_batch = max(1, int(token_budget // tree))
-    return -(-cases // per_batch) if cases else 0
+def flops_per(parts: Iterable[Part], steps: int, trials: int) -> dict[str, float]:
+    """FLOPs of one "step", of one "run" with its steps, and of a "sweep" with its runs."""
+    own = {per: sum(part.flops for part in parts if part.per == per) for per in ("step", "run", "sweep")}
+    run = own["run"] + steps * own["step"]
+    return {"step": own["step"], "run": run, "sweep": own["sweep"] + trials * run}

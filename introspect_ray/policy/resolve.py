@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from introspect_ray import organism
 from introspect_ray.errors import UserError
 from introspect_ray.policy.files import TOKENIZER_FILES
 from introspect_ray.policy.gguf import convert_gguf, find_gguf
 
-_ORGANISM = Path(__file__).parent.parent / "organism"
-BUNDLED = {"organism": _ORGANISM / "policy", "organism:second": _ORGANISM / "second_policy"}
+BUNDLED = {"organism": organism.FOLDER / "policy", "organism:second": organism.FOLDER / "second_policy"}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 NOT_FROM_HUB = ["consolidated*", "original/*"]  # the same weights a second time, in the format of their authors
 

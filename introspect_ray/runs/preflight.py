@@ -15,7 +15,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
 from introspect_ray.runs.placement import check_local_room, cluster_address
 from introspect_ray.storage import check_writable
-from introspect_ray.tasks import load_cases
+from introspect_ray.tasks import load_cases, open_task
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     engines: False where none will be started (a replay): neither engines nor the policies that only they would serve
     have to be here.
     """
+    open_task(cfg.task)  # refuses an unknown name before policies are looked for
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy

@@ -1,10 +1,10 @@
-"""The output head in chunks of rows: losses, their gradients and what is read off, never all logits at once.
+"""The output head in chunks of rows: the losses, their gradients and the logits that are read, chunk by chunk.
 
-The logits of a chunk are made, used for everything they are needed for, turned into their gradient and
-dropped, so memory holds a few matrices of one chunk whatever the batch and the vocabulary. The gradient is
-computed in the forward, as the loss is the only thing anyone differentiates.
+The logits of a chunk are computed, used for everything that needs them, turned into their gradient and dropped. So
+memory holds a few matrices of one chunk, whatever the size of the batch and of the vocabulary. The gradient is computed
+in the forward pass, since only the loss is ever differentiated.
 
-Shape suffixes: N output rows (2B behaviour rows, K target predictors, D deciding nodes; see PackedBatch),
+Shape suffixes: N output rows (2B behaviour rows, K target predictors, then the deciding rows D; see PackedBatch),
 P (row, token) pairs, H hidden size, V vocabulary.
 """
 
@@ -21,14 +21,16 @@ from introspect_ray.train.loss import Scales, combine, explanation_loss, kl_to_r
 from introspect_ray.train.output_head import OutputHead, scale_logits
 from introspect_ray.train.packing import PackedBatch
 
-# Logits of a chunk. On a GPU a step of the default batch is one chunk, on a CPU the memory counts.
+# Logits of one chunk. On a GPU, a step of the default batch size is one chunk; on a CPU, memory matters more.
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+NeedsGrad = tuple[bool, bool, bool]  # for hidden states, head weight, head bias
 
 
 class ReferenceRows(NamedTuple):
-    """M0 at the behaviour rows of a batch: its hidden states [2B, H] (x of all trees, then x∖C) and its head.
+    """M0 at the behaviour rows of a batch: its hidden states [2B, H] (x of all trees, then x∖C) and its output head.
 
-    head None: the policy's own (adapters do not touch it).
+    head None: the head of the policy itself, which LoRA adapters leave unchanged.
     """
 
     hidden_2BH: Tensor
@@ -36,49 +38,49 @@ class ReferenceRows(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What to train a batch on."""
+    """What to train a batch towards, and with which scales."""
 
     reference: ReferenceRows
     scales: Scales
 
 
 class TreeOutput(NamedTuple):
-    """What a forward over packed trees returns; only `loss` has a gradient.
+    """The result of a forward over packed trees. Only `loss` has a gradient; logits and logprobs are float32.
 
-    loss: this micro-batch's part of the global loss; cross_entropy, kl: sums in nats (float32 scalars, 0 without an
-    objective). label_logprobs_P: natural full-vocabulary logprobs at (label_rows, label_tokens); free_2B: likeliest
-    token of each behaviour row; walk_P: logits at (walk_rows_P, walk_tokens_P). float32, int64.
+    Without an objective, loss, cross_entropy and kl are 0.
     """
 
-    loss: Tensor
-    cross_entropy: Tensor
-    kl: Tensor
-    label_logprobs_P: Tensor
-    free_2B: Tensor
-    walk_P: Tensor
+    loss: Tensor  # this micro-batch's part of the global loss
+    cross_entropy: Tensor  # sum in nats, float32 scalar
+    kl: Tensor  # sum in nats, float32 scalar
+    label_logprobs_P: Tensor  # natural full-vocabulary logprobs at (label_rows, label_tokens)
+    argmax_2B: Tensor  # int64, the most likely token of each behaviour row
+    walk_P: Tensor  # logits at (walk_rows_P, walk_tokens_P)
 
 
-def evaluate(
+def evaluate_rows(
     hidden_NH: Tensor, head: OutputHead, batch: PackedBatch, objective: Objective | None, *, in_place: bool = False
 ) -> TreeOutput:
-    """Everything that is wanted of the output rows of `batch`, in chunks. Without an objective nothing is trained.
+    """Apply the output head to the output rows of `batch`, in chunks. Without an objective nothing is trained.
 
-    in_place: add the weight's gradient to `weight_VH.grad` in this forward instead of returning it to autograd, which
-    would need a second and a third matrix of that size. For a leaf that nobody shards; backward must follow, once.
+    in_place: the forward adds the weight's gradient to `weight_VH.grad` instead of returning it to autograd, which
+    would need a second and a third matrix of that size. Only for a leaf that is not sharded; backward must be called,
+    once.
     """
-    behaviour, targets, walk = batch.sections
-    trained_NH, deciding_DH = hidden_NH.split([behaviour + targets, walk])
+    behaviour, targets, deciding = batch.sections
+    trained_NH, deciding_DH = hidden_NH.split([behaviour + targets, deciding])
     cast = head.to(hidden_NH.dtype)
     with torch.no_grad():
-        walk_P = _walk(deciding_DH, cast, batch)
+        walk_P = _walk_logits(deciding_DH, cast, batch)
         if objective is None:
-            return TreeOutput(*_Chunks(trained_NH[:behaviour], cast, batch, None).results(), walk_P)
+            return TreeOutput(*_ChunkedPass(trained_NH[:behaviour], cast, batch, None).results(), walk_P)
     inputs = (trained_NH, head.weight_VH, head.bias_V)
-    return TreeOutput(*_ChunkedLoss.apply(*inputs, cast, batch, objective, in_place), walk_P)
+    loss, ce, kl, logprobs_P, argmax_2B = _ChunkedLoss.apply(*inputs, cast, batch, objective, in_place)
+    return TreeOutput(loss, ce, kl, logprobs_P, argmax_2B, walk_P)
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The first five fields of TreeOutput as a function of hidden states, head weight and bias."""
+    """The first five fields of TreeOutput as a function of hidden states, head weight and head bias."""
 
     @staticmethod
     def forward(
@@ -92,12 +94,14 @@ class _ChunkedLoss(torch.autograd.Function):
         in_place: bool,
     ) -> tuple[Tensor, ...]:
         """`cast`: weight and bias in the type of the hidden states."""
-        wanted = ctx.needs_input_grad[:3]
-        kept = weight_VH.grad if in_place else None
-        done = _Chunks(hidden_NH, cast, batch, objective, wanted, kept)
+        needs_grad = ctx.needs_input_grad[:3]
+        weight_grad = weight_VH.grad if in_place else None
+        done = _ChunkedPass(hidden_NH, cast, batch, objective, needs_grad, weight_grad)
         inputs = (hidden_NH, weight_VH, bias_V)
-        gradients = [None if g is None else g.to(t.dtype) for g, t in zip(done.gradients, inputs, strict=True)]
-        ctx.in_place = in_place and wanted[1]
+        gradients = [
+            None if g is None or t is None else g.to(t.dtype) for g, t in zip(done.gradients, inputs, strict=True)
+        ]
+        ctx.in_place = in_place and needs_grad[1]
         if ctx.in_place:
             weight_VH.grad, gradients[1] = gradients[1], None
         ctx.gradients = gradients
@@ -110,13 +114,15 @@ class _ChunkedLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if grad_loss.item() != 1:
             if ctx.in_place:
-                raise RuntimeError("the loss was scaled after the head's gradient had been added: scale the objective")
+                raise RuntimeError(
+                    "the loss was scaled after the gradient of the output head had been added: scale the objective"
+                )
             gradients = [None if g is None else g.mul_(grad_loss) for g in gradients]
         return *gradients, None, None, None, None
 
 
-class _Chunks:
-    """One pass over the rows, chunk by chunk, on construction."""
+class _ChunkedPass:
+    """One pass over the rows, chunk by chunk; the constructor runs it."""
 
     def __init__(
         self,
@@ -124,42 +130,44 @@ class _Chunks:
         head: OutputHead,
         batch: PackedBatch,
         objective: Objective | None,
-        wanted: tuple[bool, bool, bool] = (False, False, False),
+        needs_grad: NeedsGrad = (False, False, False),
         weight_grad: Tensor | None = None,
     ) -> None:
-        """wanted: gradients towards hidden states, weight, bias. weight_grad: to add the weight's to, in place."""
+        """weight_grad: the gradient of the weight is added to it in place, if given."""
         self._hidden, self._batch, self._objective = hidden_NH, batch, objective
         self._head = head
         self._behaviour = batch.sections[0]
         self._targets = torch.from_numpy(batch.targets_K).to(hidden_NH.device)
         self._sums = [torch.zeros((), device=hidden_NH.device) for _ in range(3)]  # loss, cross-entropy, KL
         self._logprobs: list[Tensor] = []
-        self._free: list[Tensor] = []
-        slices = list(_slices(len(hidden_NH), head.weight_VH))
-        # Several products into one low-precision sum would lose what one product keeps.
-        self._sum_dtype = torch.float32 if len(slices) > 1 else None
+        self._argmax: list[Tensor] = []
+        chunks = list(_chunks(len(hidden_NH), head.weight_VH))
+        # A low-precision sum of several products would lose bits that one product keeps.
+        self._sum_dtype = torch.float32 if len(chunks) > 1 else None
         self.gradients: list[Tensor | None] = [None, weight_grad, None]
-        if wanted[0]:
+        if needs_grad[0]:
             self.gradients[0] = torch.empty_like(hidden_NH)
-        for rows in slices:
-            gradient = self._part(rows, trained=any(wanted))
+        for rows in chunks:
+            gradient = self._evaluate(rows, trained=any(needs_grad))
             if gradient is not None:
-                self._add_gradients(rows, gradient, wanted)
-        if not slices:  # zeros, not None: the other ranks of a rank without cases reduce them all the same
-            given = (hidden_NH, head.weight_VH, head.bias_V)
+                self._add_gradients(rows, gradient, needs_grad)
+        if not chunks:  # zeros, not None: a rank without cases must still take part in the gradients' reduction
+            inputs = (hidden_NH, head.weight_VH, head.bias_V)
             self.gradients = [
-                torch.zeros_like(t) if want and g is None else g
-                for g, t, want in zip(self.gradients, given, wanted, strict=True)
+                torch.zeros_like(t) if needed and g is None and t is not None else g
+                for g, t, needed in zip(self.gradients, inputs, needs_grad, strict=True)
             ]
 
-    def results(self) -> tuple[Tensor, ...]:
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The first five fields of TreeOutput."""
         device = self._hidden.device
         logprobs = torch.cat(self._logprobs) if self._logprobs else torch.zeros(0, device=device)
-        free = torch.cat(self._free) if self._free else torch.zeros(0, dtype=torch.int64, device=device)
-        return *self._sums, logprobs, free
+        argmax = torch.cat(self._argmax) if self._argmax else torch.zeros(0, dtype=torch.int64, device=device)
+        loss, ce, kl = self._sums
+        return loss, ce, kl, logprobs, argmax
 
-    def _part(self, rows: slice, trained: bool) -> Tensor | None:
-        """Add the sums and read-offs of some rows; the gradient of the loss towards their raw logits, if trained."""
+    def _evaluate(self, rows: slice, trained: bool) -> Tensor | None:
+        """Add the losses of some rows and read their logits; the gradient of the raw logits if they are trained."""
         raw = self._head.raw(self._hidden[rows])
         with torch.enable_grad():
             logits = scale_logits(raw.requires_grad_(trained), self._head.scaling)
@@ -168,7 +176,7 @@ class _Chunks:
             loss = self._add_loss(rows.start, behaviour, predictors)
         if split:
             with torch.no_grad():
-                self._read_off(rows.start, behaviour)
+                self._read_behaviour(rows.start, behaviour)
         return torch.autograd.grad(loss, raw)[0] if trained and loss is not None else None
 
     def _add_loss(self, first: int, behaviour: Tensor, predictors: Tensor) -> Tensor | None:
@@ -179,60 +187,62 @@ class _Chunks:
         ce = explanation_loss(predictors, self._targets[at : at + len(predictors)])
         with torch.no_grad():
             head = reference.head or self._head
-            wanted = head.logits(reference.hidden_2BH[first : first + len(behaviour)]).float().log_softmax(-1)
+            m0 = head.logits(reference.hidden_2BH[first : first + len(behaviour)]).float().log_softmax(-1)
         with torch.set_grad_enabled(bool(scales.kl) and torch.is_grad_enabled()):
-            kl = kl_to_reference(wanted, behaviour)
+            kl = kl_to_reference(m0, behaviour)
         loss = combine(ce, kl, scales)
         for total, value in zip(self._sums, (loss, ce, kl), strict=True):
             total += value.detach()
         return loss
 
-    def _read_off(self, first: int, behaviour: Tensor) -> None:
-        rows, tokens = _within(self._batch.label_rows, self._batch.label_tokens, first, len(behaviour))
+    def _read_behaviour(self, first: int, behaviour: Tensor) -> None:
+        """Keep the label logprobs and the most likely tokens of behaviour rows."""
+        rows, tokens = _pairs_within(self._batch.label_rows, self._batch.label_tokens, first, len(behaviour))
         logits = behaviour.detach().float()
         normaliser = logits.logsumexp(-1, keepdim=True)
-        self._logprobs.append(pick(logits, rows, tokens) - pick(normaliser, rows, np.zeros_like(rows)))
-        self._free.append(logits.argmax(-1))
+        self._logprobs.append(_at(logits, rows, tokens) - _at(normaliser, rows, np.zeros_like(rows)))
+        self._argmax.append(logits.argmax(-1))
 
-    def _add_gradients(self, rows: slice, gradient_NV: Tensor, wanted: tuple[bool, bool, bool]) -> None:
+    def _add_gradients(self, rows: slice, gradient_NV: Tensor, needs_grad: NeedsGrad) -> None:
         hidden = self._hidden[rows]
-        if wanted[0]:
+        if needs_grad[0]:
             self.gradients[0][rows] = gradient_NV @ self._head.weight_VH  # type: ignore[index]
-        if wanted[1]:
-            self.gradients[1] = self._added(self.gradients[1], gradient_NV.T, hidden)
-        if wanted[2]:
+        if needs_grad[1]:
+            self.gradients[1] = self._add_product(self.gradients[1], gradient_NV.T, hidden)
+        if needs_grad[2]:
             bias = gradient_NV.sum(0, dtype=self._sum_dtype)
-            self.gradients[2] = bias if self.gradients[2] is None else self.gradients[2].add_(bias)
+            total = self.gradients[2]
+            self.gradients[2] = bias if total is None else total.add_(bias)
 
-    def _added(self, total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-        """total + left @ right, in place where the types allow."""
+    def _add_product(self, total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+        """total + left @ right, in place where the types allow it."""
         if total is None:
             return (left @ right).to(self._sum_dtype or left.dtype)
         return total.addmm_(left, right) if total.dtype == left.dtype else total.add_(left @ right)
 
 
-def _walk(deciding_DH: Tensor, head: OutputHead, batch: PackedBatch) -> Tensor:
-    """Logits at the children of the deciding nodes."""
-    found = [torch.zeros(0, device=deciding_DH.device)]
-    for rows in _slices(len(deciding_DH), head.weight_VH):
+def _walk_logits(deciding_DH: Tensor, head: OutputHead, batch: PackedBatch) -> Tensor:
+    """Logits of the children of the deciding nodes."""
+    logits_P = [torch.zeros(0, device=deciding_DH.device)]
+    for rows in _chunks(len(deciding_DH), head.weight_VH):
         logits = head.logits(deciding_DH[rows]).float()
-        found.append(pick(logits, *_within(batch.walk_rows_P, batch.walk_tokens_P, rows.start, len(logits))))
-    return torch.cat(found)
+        logits_P.append(_at(logits, *_pairs_within(batch.walk_rows_P, batch.walk_tokens_P, rows.start, len(logits))))
+    return torch.cat(logits_P)
 
 
-def _slices(rows: int, weight_VH: Tensor) -> Iterator[slice]:
+def _chunks(rows: int, weight_VH: Tensor) -> Iterator[slice]:
     size = max(1, CHUNK_ELEMENTS.get(weight_VH.device.type, CHUNK_ELEMENTS["cuda"]) // len(weight_VH))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
 
-def _within(rows: np.ndarray, tokens: np.ndarray, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The (row, token) pairs whose row is one of `count` from `first`, rows counted from there. `rows` ascends."""
+def _pairs_within(rows: np.ndarray, tokens: np.ndarray, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The (row, token) pairs with first <= row < first + count, rows counted from `first`. `rows` is ascending."""
     part = slice(*np.searchsorted(rows, [first, first + count]))
     return rows[part] - first, tokens[part]
 
 
-def pick(logits_NV: Tensor, rows: np.ndarray, tokens: np.ndarray) -> Tensor:
-    """logits_NV[rows, tokens], both int arrays of one length."""
+def _at(logits_NV: Tensor, rows: np.ndarray, tokens: np.ndarray) -> Tensor:
+    """logits_NV[rows, tokens]; both are int arrays of one length."""
     device = logits_NV.device
     return logits_NV[torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)]

@@ -1,10 +1,8 @@
 """The learner: one rank's share of a training step, its weights and its checkpoints.
 
-Every public method that touches weights is a collective: with several ranks all must call it, in the
-same order. One tree a case and one forward give the loss, the current behaviour and the current greedy
-explanation, so Self, Orig and the realised agreement are those of the weights *before* the update.
-
-Shape suffixes: B cases, K target tokens.
+Every public method that touches weights is a collective: with several ranks, all must call it, in the same order.
+One tree per case and one forward give the loss, the current behaviour and the current greedy explanation. So
+explanation_self, explanation_orig and realised_at_consumption are those of the weights *before* the update.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from introspect_ray.cases.label_trie import walk_explanations
+from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.tokenize import max_explanation_tokens
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.checks import Answer, make_pair
@@ -32,6 +30,7 @@ from introspect_ray.train.fsdp import (
     adapter_config,
     build_module,
     describe_state,
+    free_gathered,
     full_state,
     full_value,
     load_checkpoint,
@@ -40,33 +39,17 @@ from introspect_ray.train.fsdp import (
 )
 from introspect_ray.train.loss import Scales, loss_scales
 from introspect_ray.train.model import LogprobPair, label_logprobs
-from introspect_ray.train.packing import PackedBatch, PromptTree, build_tree, pack, placeholder
+from introspect_ray.train.packing import PackedBatch, pack, placeholder
+from introspect_ray.train.prompt_tree import TreeCache, build_tree
 from introspect_ray.train.reference import Reference
-
-TREE_CACHE = 2_000_000  # tokens of the trees kept, 32 bytes each
-
-
-@dataclass
-class Sums:
-    """What a step adds up over micro-batches and ranks."""
-
-    cross_entropy: float = 0.0  # nats, over target tokens
-    kl: float = 0.0  # nats, over behaviour positions
-    target_tokens: int = 0
-    cases: int = 0
-    explained_self: int = 0
-    explained_orig: int = 0
-    behaved: int = 0
-    realised: int = 0
+from introspect_ray.train.step_sums import StepSums
 
 
 class Learner:
     """Trains one policy from `policy_path` on labels, regularised towards the reference (paper eq. 2).
 
-    With torch.distributed initialised, and several ranks or a GPU, the model is sharded by FSDP2;
-    a single process without it uses the plain module. AdamW with a constant rate; float32 master weights.
-    `tokenized` holds every case that can be trained on; `longest`, if known, the most tokens of a q with its
-    explanation. `device` None: this rank's GPU if cfg.train.use_gpu.
+    FSDP2 shards the model if torch.distributed is initialised and there are several ranks or a GPU; otherwise the
+    module stays whole. The optimizer is AdamW with a constant learning rate on float32 master weights.
     """
 
     def __init__(
@@ -80,6 +63,12 @@ class Learner:
         device: torch.device | str | None = None,
         longest: int | None = None,
     ) -> None:
+        """tokenized: every case that can be trained on. device None: the CPU, or this rank's GPU if
+        cfg.train.use_gpu.
+
+        longest: most tokens of a q with its explanation; counted over `tokenized` if not given. Raises UserError for a
+        policy that cannot be loaded or trained on trees, and for a missing reference.
+        """
         self.cfg, self.rank, self.world_size = cfg, rank, world_size
         self._source = policy_path
         self._cases = tokenized
@@ -92,68 +81,59 @@ class Learner:
             self._trained, lr=cfg.learning_rate, weight_decay=cfg.train.weight_decay, fused=True
         )
         self._reference = None if cfg.train.reference == "live" else Reference.open(reference_path, self._device)
-        self._trees: dict[tuple[str, Explanation | None], PromptTree] = {}
-        self._tree_tokens = 0
+        self._trees = TreeCache()
         self._gradients: Tensor | None = None  # of all trained weights
         self.last_logprobs: dict[str, LogprobPair] = {}
-        self._writers: dist.ProcessGroup | None = None  # of checkpoints
+        self._checkpoint_group: dist.ProcessGroup | None = None
 
     def step(self, labels: Sequence[Label], m0: Mapping[str, BehaviorPair]) -> dict[str, float]:
-        """One optimizer step on this rank's labels (possibly none) of the global batch.
+        """One optimizer step on this rank's labels (possibly none) of the global batch. Collective.
 
-        m0: M0's pair of every case. Returns the same global metrics on every rank: loss, cross_entropy
-        (nats a target token), kl (nats a behaviour position), grad_norm (before clipping) and the shares
-        explanation_self, explanation_orig, behavior_em, realised_at_consumption. `last_logprobs` then
-        holds this rank's label logprobs (x, x∖C) before the update.
-        Raises UserError if the step has no label on any rank, or the loss is not finite (nothing is updated).
+        m0: M0's pair of every case. Returns the same global metrics on every rank: loss, cross_entropy (nats per target
+        token), kl (nats per behaviour position), grad_norm (before clipping) and the shares explanation_self,
+        explanation_orig, behavior_em and realised_at_consumption (see records.StepMetrics). Afterwards `last_logprobs`
+        holds this rank's label logprobs (x, x∖C) by case id, before the update.
+        Raises UserError if no rank has a label, or the loss or gradient is not finite (nothing is updated).
         """
-        trees = [self._tree(label.case_id, label.explanation) for label in labels]
+        case_ids = [label.case_id for label in labels]
+        trees = self._trees.trees(self._cases, [(label.case_id, label.explanation) for label in labels])
+        m0_pairs = dict(zip(case_ids, records_of(m0, case_ids), strict=True))
         batches = pack(trees, self.cfg.train.token_budget)
         tokens, cases, rounds = self._agree(sum(len(tree.targets) for tree in trees), len(trees), len(batches))
         if not cases:
             raise UserError("a training step without any label: check the task's cases and the batch size")
         scales = loss_scales(tokens, 2 * cases, self.cfg.kl_weight, self.world_size)
-        sums, self.last_logprobs = Sums(), {}
+        sums, self.last_logprobs = StepSums(), {}
         self._clear_gradients()
-        for batch in [*batches, *[placeholder()] * (rounds - len(batches))]:
-            self._accumulate(batch, scales, m0, sums)
+        for batch in self._padded(batches, rounds):
+            self._accumulate(batch, scales, m0_pairs, sums)
         norm = full_value(nn.utils.clip_grad_norm_(self._trained, self.cfg.train.max_grad_norm)).item()
-        metrics = self._metrics(self._total(sums), norm)
+        metrics = sums.over_ranks(self.world_size, self._device).metrics(self.cfg.kl_weight, norm)
         if not math.isfinite(norm) or not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"training diverged: loss {metrics['loss']}, gradient norm {norm} at "
-                f"learning_rate={self.cfg.learning_rate}: lower it and start again or resume from a checkpoint"
+                f"learning_rate={self.cfg.learning_rate}: lower it, and start again or resume from a checkpoint"
             )
         self.optimizer.step()
         return metrics
 
     def _clear_gradients(self) -> None:
-        """Zeros in one block that stays, where nobody shards: gradients made between activations would leave holes."""
+        """Set all gradients to zero. Without FSDP2 they lie in one block, allocated once.
+
+        Allocated one by one between activations, they would fragment the memory.
+        """
         if self._sharded:
-            return self.optimizer.zero_grad(set_to_none=True)
-        if self._gradients is None:  # not before: an optimizer that sees gradients does not load a state
+            self.optimizer.zero_grad(set_to_none=True)
+            return
+        if self._gradients is None:  # allocated here: an optimizer that has gradients does not load a checkpoint
             sizes = [p.numel() for p in self._trained]
             self._gradients = torch.empty(sum(sizes), device=self._device)
             for p, part in zip(self._trained, self._gradients.split(sizes), strict=True):
                 p.grad = part.view_as(p)
         self._gradients.zero_()
 
-    def _tree(self, case_id: str, label: Explanation | None) -> PromptTree:
-        tree = self._trees.get((case_id, label))
-        if tree is None:
-            tree = build_tree(self._cases[case_id], label)
-            if self._tree_tokens + len(tree) > TREE_CACHE:
-                self._trees.clear()
-                self._tree_tokens = 0
-            self._trees[case_id, label] = tree
-            self._tree_tokens += len(tree)
-        return tree
-
-    def _accumulate(self, batch: PackedBatch, scales: Scales, m0: Mapping[str, BehaviorPair], sums: Sums) -> None:
-        """Forward and backward of one micro-batch; adds to the gradients, `sums` and `last_logprobs`.
-
-        A rank that is done has batches without cases, since the others still run collectives.
-        """
+    def _accumulate(self, batch: PackedBatch, scales: Scales, m0: Mapping[str, BehaviorPair], sums: StepSums) -> None:
+        """Forward and backward of one micro-batch; adds to the gradients, to `sums` and to `last_logprobs`."""
         with self._precision():
             reference = self._reference_rows(batch)
             out = self.module(batch, Objective(reference, scales))
@@ -162,38 +142,48 @@ class Learner:
         sums.kl += out.kl.item()
         sums.target_tokens += len(batch.targets_K)
         sums.cases += len(batch.trees)
-        self._read_off(batch, out, m0, sums)
+        self._read_answers(batch, out, m0, sums)
 
     def _reference_rows(self, batch: PackedBatch) -> ReferenceRows:
-        """M0 at the behaviour nodes of `batch`; collective when the reference is live."""
+        """M0 at the behaviour nodes of `batch`. Collective when the reference is live."""
         if self._reference is not None:
             return self._reference.rows([tree.case_id for tree in batch.trees])
         with self.module.model.disable_adapter():
             return self.module.reference_rows(batch)
 
     @torch.no_grad()
-    def _read_off(self, batch: PackedBatch, out: TreeOutput, m0: Mapping[str, BehaviorPair], sums: Sums) -> None:
-        """The current policy's behaviour and its explanations among the valid ones, from the training forward."""
-        said = walk_explanations([tree.branches for tree in batch.trees], out.walk_P.tolist())
-        behaviours = label_logprobs(batch, out.label_logprobs_P)
-        for tree, (cued, ablated), explanation in zip(batch.trees, behaviours, said, strict=True):
-            names, origin = self._cases[tree.case_id].labels, m0[tree.case_id]
+    def _read_answers(
+        self, batch: PackedBatch, out: TreeOutput, m0: Mapping[str, BehaviorPair], sums: StepSums
+    ) -> None:
+        """Count, from the training forward, what the current policy answers and how it explains itself.
+
+        Its explanation is the greedy one among the valid explanations.
+        """
+        explanations = walk_explanations([tree.branches for tree in batch.trees], out.walk_P.tolist())
+        logprobs = label_logprobs(batch, out.label_logprobs_P)
+        for tree, (cued, ablated), explanation in zip(batch.trees, logprobs, explanations, strict=True):
+            names, m0_pair = tree.label_names, m0[tree.case_id]
             pair = names[cued.index(max(cued))], names[ablated.index(max(ablated))]
             current = Explanation(pair[0] != pair[1], pair[1])
             self.last_logprobs[tree.case_id] = (cued, ablated)
             sums.explained_self += explanation == current
-            sums.explained_orig += explanation == origin.explanation
-            sums.behaved += pair == (origin.cued, origin.ablated)
+            sums.explained_orig += explanation == m0_pair.explanation
+            sums.same_behavior += pair == (m0_pair.cued, m0_pair.ablated)
             sums.realised += tree.label == current
 
     def _precision(self) -> AbstractContextManager[object]:
-        """Autocast where FSDP's mixed precision does not already cast (a single process)."""
+        """Autocast where FSDP2's mixed precision does not cast (a single process)."""
         if self._sharded or self.cfg.train.dtype == "float32":
             return nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
 
+    @staticmethod
+    def _padded(batches: Sequence[PackedBatch], rounds: int) -> list[PackedBatch]:
+        """`batches` and, up to `rounds`, batches without cases: the other ranks' collectives need this rank too."""
+        return [*batches, *[placeholder()] * (rounds - len(batches))]
+
     def _agree(self, tokens: int, cases: int, rounds: int) -> tuple[int, int, int]:
-        """Target tokens and cases of the global batch, and the micro-batches of the busiest rank."""
+        """Target tokens and cases of the global batch, and the number of micro-batches of the busiest rank."""
         if self.world_size == 1:
             return tokens, cases, rounds
         counts = torch.tensor([[tokens, cases, rounds]], device=self._device)
@@ -201,98 +191,78 @@ class Learner:
         dist.all_gather_into_tensor(gathered, counts)
         return int(gathered[:, 0].sum()), int(gathered[:, 1].sum()), int(gathered[:, 2].max())
 
-    def _total(self, sums: Sums) -> Sums:
-        if self.world_size == 1:
-            return sums
-        values = torch.tensor(list(asdict(sums).values()), dtype=torch.float64, device=self._device)
-        dist.all_reduce(values)
-        return Sums(*values.tolist())
-
-    def _metrics(self, sums: Sums, norm: float) -> dict[str, float]:
-        ce, kl = sums.cross_entropy / sums.target_tokens, sums.kl / (2 * sums.cases)
-        return {
-            "loss": ce + self.cfg.kl_weight * kl if self.cfg.kl_weight else ce,
-            "cross_entropy": ce,
-            "kl": kl,
-            "grad_norm": norm,
-            "explanation_self": sums.explained_self / sums.cases,
-            "explanation_orig": sums.explained_orig / sums.cases,
-            "behavior_em": sums.behaved / sums.cases,
-            "realised_at_consumption": sums.realised / sums.cases,
-        }
-
     @torch.no_grad()
     def probe(self, case: TokenizedCase) -> tuple[float, ...]:
-        """Natural label logprobs of x, then of x∖C, on the current weights. Collective."""
+        """Natural label logprobs at x, then at x∖C, on the current weights. Collective."""
         (batch,) = pack([build_tree(case, None)], self.cfg.train.token_budget)
         with self._precision():
             out = self.module(batch)
-        if self._sharded:
-            self.module.reshard()  # the root stays gathered after a forward without backward
+        free_gathered(self.module)
         ((cued, ablated),) = label_logprobs(batch, out.label_logprobs_P)
         return cued + ablated
 
     @torch.no_grad()
     def label_pairs(self, cases: Sequence[TokenizedCase], version: int) -> list[BehaviorPair]:
-        """y(x), y(x∖C) of this rank's `cases` (possibly none) on the current weights, called `version`. Collective.
+        """y(x), y(x∖C) of this rank's `cases` (possibly none), in order, on the current weights. Collective.
 
-        As an engine's label_pairs, by packed trees of x and x∖C alone; a case that comes twice is computed once, and
-        what is computed together depends on `cases` only. Raises ValueError where a label's logprob is NaN.
+        `version` is the version of these weights. The pairs are those of an engine's label_pairs, computed on packed
+        trees of x and x∖C. A case that comes twice is computed once, and which cases share a forward depends on `cases`
+        only. Raises ValueError where the logprob of a label is NaN.
         """
         by_id = {case.case_id: case for case in cases}
-        batches = pack([self._tree(case_id, None) for case_id in by_id], self.cfg.train.token_budget)
+        trees = self._trees.trees(by_id, [(case_id, None) for case_id in by_id])
+        batches = pack(trees, self.cfg.train.token_budget)
         rounds = self._agree(0, 0, len(batches))[2]
-        made: dict[str, BehaviorPair] = {}
-        for batch in [*batches, *[placeholder()] * (rounds - len(batches))]:
+        pairs: dict[str, BehaviorPair] = {}
+        for batch in self._padded(batches, rounds):
             with self._precision():
                 out = self.module(batch)
-            logprobs, free_2B = label_logprobs(batch, out.label_logprobs_P), out.free_2B.tolist()
+            logprobs, argmax_2B = label_logprobs(batch, out.label_logprobs_P), out.argmax_2B.tolist()
             for i, (tree, (cued, ablated)) in enumerate(zip(batch.trees, logprobs, strict=True)):
-                x, without = Answer(cued, free_2B[i]), Answer(ablated, free_2B[len(batch.trees) + i])
-                made[tree.case_id] = make_pair(by_id[tree.case_id], x, without, version)
-        if self._sharded:
-            self.module.reshard()
-        return [made[case.case_id] for case in cases]
+                answers = Answer(cued, argmax_2B[i]), Answer(ablated, argmax_2B[len(batch.trees) + i])
+                pairs[tree.case_id] = make_pair(by_id[tree.case_id], *answers, version)
+        free_gathered(self.module)
+        return [pairs[case.case_id] for case in cases]
 
     def weights(self) -> dict[str, Tensor] | None:
-        """What engines load: CPU tensors in the compute type, on rank 0; None elsewhere. Collective.
+        """What engines load: CPU tensors in the compute type, on rank 0; None on the other ranks. Collective.
 
-        full: the whole policy under Hugging Face names, lm_head.weight included when tied. lora: the
-        adapter under the names PEFT saves.
+        full: the whole policy under Hugging Face names, with lm_head.weight even if it is tied. lora: the adapter under
+        PEFT's names.
         """
         return full_state(self.module, getattr(torch, self.cfg.train.dtype), keep=self.rank == 0)
 
     def described(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """Name, type and whole shape of every tensor that `stream` yields, in its order. Nothing is gathered."""
+        """Name, type and unsharded shape of every tensor that `stream` yields, in its order. Nothing is gathered."""
         return describe_state(self.module, getattr(torch, self.cfg.train.dtype))
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """The whole policy on this rank's device, one gathered tensor at a time. Collective, to its end."""
+        """The whole policy on this rank's device, one gathered tensor at a time. Collective: every rank exhausts it."""
         return stream_state(self.module, getattr(torch, self.cfg.train.dtype))
 
     def adapter_config(self) -> dict[str, object]:
-        """adapter_config.json of the LoRA adapter as a dict of plain values."""
+        """The content of the LoRA adapter's adapter_config.json, as plain values."""
         return adapter_config(self.module)
 
     def save_checkpoint(self, folder: str) -> Future[Any]:
-        """This rank's part of model and optimizer, by torch.distributed.checkpoint. Collective.
+        """Write this rank's part of model and optimizer with torch.distributed.checkpoint. Collective.
 
         Returns once the state is copied; the future ends when it is in `folder`. Ranks may write to different folders;
         their union is the checkpoint.
         """
-        if dist.is_initialized() and self._writers is None:  # also for one rank: its default group may be NCCL's alone
-            self._writers = dist.new_group(backend="gloo")
-        return save_checkpoint(folder, self.module, self.optimizer, self._writers)
+        if dist.is_initialized() and self._checkpoint_group is None:  # one rank needs it too: its own may be NCCL only
+            self._checkpoint_group = dist.new_group(backend="gloo")
+        return save_checkpoint(folder, self.module, self.optimizer, self._checkpoint_group)
 
     def load_checkpoint(self, folder: str) -> None:
         """Continue from a merged checkpoint; the number of ranks may differ. Collective."""
         load_checkpoint(folder, self.module, self.optimizer)
 
     def export(self, folder: str) -> None:
-        """Write the current policy (or LoRA adapter) in Hugging Face format, on rank 0. Collective."""
+        """Write the current policy (or LoRA adapter) to `folder` in Hugging Face format, on rank 0. Collective."""
         tensors = self.weights()
         if tensors is not None:
             config = self.adapter_config() if self.cfg.method == "lora" else None
             if config:
-                config["base_model_name_or_path"] = self.cfg.policy  # not the folder it lies in on this machine
+                config["base_model_name_or_path"] = self.cfg.policy  # not its folder on this machine
             save_policy(tensors, self._source, folder, self.cfg.method, config)

@@ -1,4 +1,4 @@
-"""The output head: hidden states -> logits, with what an architecture does to them afterwards.
+"""The output head: hidden states -> logits, with the scaling that some architectures apply to them.
 
 Shape suffixes: N rows, H hidden size, V vocabulary.
 """
@@ -14,29 +14,29 @@ from torch import Tensor
 
 from introspect_ray.train.mapped_tensors import MappedTensors
 
-_SLICE_BYTES = 1 << 25  # of a mapped weight in memory at a time
+_SLICE_BYTES = 1 << 25  # of a mapped weight that are in memory at a time
 
 
 class MappedWeight:
-    """A matrix that stays in its safetensors file, mapped into memory; at most 32 MiB of it are there at a time."""
+    """A matrix that stays in its safetensors file. `slices` maps at most 32 MiB of it into memory at a time."""
 
     def __init__(self, file: MappedTensors, name: str) -> None:
         self._file, self._name = file, name
         self.weight_VH = self._file.tensors[name]
 
     def slices(self) -> Iterator[Tensor]:
-        """The matrix in parts of some rows; what was read is let go again."""
-        row_bytes, done = self.weight_VH[0].nbytes, 0
+        """The matrix as consecutive groups of rows; the memory of a group is given back before the next one."""
+        row_bytes, start = self.weight_VH[0].nbytes, 0
         for part in self.weight_VH.split(max(1, _SLICE_BYTES // row_bytes)):
             yield part
-            self._file.release(self._name, done, done + part.nbytes)
-            done += part.nbytes
+            self._file.release(self._name, start, start + part.nbytes)
+            start += part.nbytes
 
 
 class OutputHead(NamedTuple):
-    """logits = scaled(hidden @ weight.T + bias). Weight [V, H], bias [V] or None; `scaling`: see logit_scaling.
+    """logits = scaled(hidden @ weight.T + bias).
 
-    mapped: where the weight lies if it is to be read from its file.
+    scaling: as logit_scaling gives it. mapped: the weight in its file, if it is to be read from there.
     """
 
     weight_VH: Tensor
@@ -45,7 +45,7 @@ class OutputHead(NamedTuple):
     mapped: MappedWeight | None = None
 
     def raw(self, hidden_NH: Tensor) -> Tensor:
-        """The product alone, [N, V], in the weight's type."""
+        """Logits before scaling, [N, V], in the weight's type."""
         hidden_NH = hidden_NH.to(self.weight_VH.dtype)
         if self.mapped is None:
             return F.linear(hidden_NH, self.weight_VH, self.bias_V)
@@ -53,11 +53,11 @@ class OutputHead(NamedTuple):
         return logits if self.bias_V is None else logits.add_(self.bias_V)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """[N, V], in the weight's type."""
+        """Logits [N, V], in the weight's type."""
         return scale_logits(self.raw(hidden_NH), self.scaling)
 
     def to(self, dtype: torch.dtype) -> OutputHead:
-        """The same head computing in another type."""
+        """The same head in another type, with its weight in memory."""
         if dtype == self.weight_VH.dtype:
             return self
         bias = None if self.bias_V is None else self.bias_V.to(dtype)
@@ -65,18 +65,18 @@ class OutputHead(NamedTuple):
 
 
 def logit_scaling(config: Any) -> dict[str, float]:
-    """What this architecture does to the output head's product: {"divide", "multiply", "softcap"}, if anything."""
+    """How an architecture scales its logits: a dict with any of the keys "divide", "multiply" and "softcap"."""
     config = config.get_text_config()
-    found = {
+    factors = {
         "divide": getattr(config, "logits_scaling", None),  # Granite
         "multiply": getattr(config, "logit_scale", None),  # Cohere
         "softcap": getattr(config, "final_logit_softcapping", None),  # Gemma 2
     }
-    return {name: float(value) for name, value in found.items() if value}
+    return {name: float(value) for name, value in factors.items() if value}
 
 
 def scale_logits(logits: Tensor, scaling: dict[str, float]) -> Tensor:
-    """Apply `logit_scaling`; the shape is kept."""
+    """Apply what `logit_scaling` found; the shape stays the same."""
     if "divide" in scaling:
         logits = logits / scaling["divide"]
     if "multiply" in scaling:

@@ -1,8 +1,8 @@
 """M0's next-token distribution at the behaviour positions, computed once and kept.
 
-B(M0) never changes, so the last hidden state (after the final norm, the output head's input) at the last
-tokens of x and x∖C, together with M0's output head, gives the exact full-vocabulary distribution with one
-matrix product, and no second model is held in memory.
+B(M0) never changes. So the last hidden state (the output head's input, after the final norm) at the last tokens of x
+and of x∖C, together with M0's output head, gives the exact full-vocabulary distribution with one matrix product, and no
+second model is held in memory.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ from introspect_ray.errors import UserError
 from introspect_ray.policy import load_model, new_folder, policy_id
 from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import is_remote, open_store
-from introspect_ray.train.attention import AskedAttention, choose_attention
+from introspect_ray.train.attention import AttentionChoice, choose_attention
 from introspect_ray.train.chunked_loss import ReferenceRows
 from introspect_ray.train.mapped_tensors import MappedTensors
 from introspect_ray.train.model import TreeModel
 from introspect_ray.train.output_head import MappedWeight, OutputHead
-from introspect_ray.train.packing import PackedBatch, build_tree, pack
+from introspect_ray.train.packing import PackedBatch, pack
+from introspect_ray.train.prompt_tree import build_tree
 from introspect_ray.train.supported import check_architecture, check_tree_forward
 
 INDEX, TENSORS = "index.json", "tensors.safetensors"
 SIDES = ("cued", "ablated")
-PACKED_CASES = 4096  # cases that are packed together
+CASES_PER_PACKING = 4096  # trees take some hundred bytes per token, so the cases are packed in groups
 
 
 def reference_key(policy: str, cases: Sequence[TokenizedCase], dtype: str, attention: str = "sdpa") -> str:
-    """16 hex digits over the policy's content, the compute type, the attention implementation and the tokens of x and
-    x∖C of all cases."""
+    """The name of a reference: 16 hex digits over all that decides its values.
+
+    These are the policy's content, the compute type, the attention implementation and the tokens of x and x∖C of all
+    cases.
+    """
     how = dtype if attention == "sdpa" else f"{dtype}|{attention}"
     digest = hashlib.blake2b(f"{policy_id(policy)}|{how}".encode(), digest_size=8)
     for case in cases:
@@ -49,13 +53,14 @@ def build_reference(
     out_dir: str,
     dtype: str = "float32",
     batch_tokens: int = 2048,
-    attention: AskedAttention = "auto",
+    attention: AttentionChoice = "auto",
 ) -> str:
-    """Compute M0's reference for `cases` unless `out_dir` has it; returns its folder (or s3:// prefix).
+    """Compute M0's reference for `cases` unless `out_dir` has it; returns its folder or s3:// prefix.
 
     dtype: compute and storage type, "float32" or "bfloat16". attention: train.attention, so that M0 is computed as the
-    policy is. Runs on a GPU if there is one. The folder appears in one rename; on S3 the index comes last. Raises
-    UserError for a policy that cannot be loaded or trained on trees, and where there is no room for the tensors.
+    policy is. Runs on a GPU if there is one. A folder appears in one rename; on S3 the index is written last, so no
+    reader sees a part. Raises UserError for a policy that cannot be loaded or trained on trees, and where the disk has
+    no room for the tensors; ValueError for a case id that occurs twice.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = choose_attention(attention, device)
@@ -68,11 +73,11 @@ def build_reference(
             with new_folder(local) as work:
                 write(work)
         else:
-            kept = _download_cache(store.join(name))
-            with new_folder(kept) as work:
+            cached = _download_cache(store.join(name))
+            with new_folder(cached) as work:
                 write(work)
-            store.upload_dir(kept / "tensors", f"{name}/tensors")
-            store.write_bytes(f"{name}/{INDEX}", (kept / INDEX).read_bytes())
+            store.upload_dir(cached / "tensors", f"{name}/tensors")
+            store.write_bytes(f"{name}/{INDEX}", (cached / INDEX).read_bytes())
     return store.join(name)
 
 
@@ -113,20 +118,22 @@ def _write(
 
 
 def _packed(cases: Iterable[TokenizedCase], batch_tokens: int) -> Iterator[PackedBatch]:
-    """x and x∖C of all cases, packed by the thousand: trees take some hundred bytes a token."""
+    """x and x∖C of all cases as packed batches."""
     rest = iter(cases)
-    while group := list(islice(rest, PACKED_CASES)):
+    while group := list(islice(rest, CASES_PER_PACKING)):
         yield from pack([build_tree(case, None) for case in group], batch_tokens)
 
 
 def _download_cache(uri: str) -> Path:
-    """Where a remote reference lies on this machine."""
+    """The folder of this machine in which a remote reference is kept."""
     return Path.home() / ".cache" / "introspect-ray" / hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()
 
 
 class Reference:
-    """A reference read back: hidden states stay mapped from their file on the CPU; on a CPU so does the head, which
-    otherwise lies on `device`."""
+    """An opened reference. Its hidden states stay in their file, mapped into memory.
+
+    On a CPU the output head stays in the file as well; otherwise it is copied to `device`.
+    """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         index = json.loads((folder / INDEX).read_text())
@@ -141,10 +148,14 @@ class Reference:
 
     @classmethod
     def open(cls, path: str | None, device: torch.device | str = "cpu") -> Reference:
-        """Open what build_reference returned; an s3:// one is downloaded once. Raises UserError if missing."""
+        """Open the reference that build_reference returned; one on S3 is downloaded once per machine.
+
+        Raises UserError if it is missing or incomplete.
+        """
         if path is None:
             raise UserError(
-                "train.reference=cache needs a reference: build_reference first, or lora and reference=live"
+                "train.reference=cache needs a reference: run build_reference first, or use method=lora with "
+                "train.reference=live"
             )
         folder = Path(path)
         if is_remote(path):
@@ -156,11 +167,8 @@ class Reference:
             raise UserError(f"reference {path!r} is missing or incomplete: run build_reference again")
         return cls(folder, device)
 
-    def __contains__(self, case_id: str) -> bool:
-        return case_id in self._row
-
     def rows(self, case_ids: Sequence[str]) -> ReferenceRows:
-        """M0 at x of all cases, then at x∖C of all. Raises UserError for unknown cases."""
+        """M0 at x of all these cases, then at x∖C of all. Raises UserError for a case that the reference lacks."""
         unknown = [case_id for case_id in case_ids if case_id not in self._row]
         if unknown:
             raise UserError(f"the reference lacks {len(unknown)} of {len(case_ids)} cases, e.g. {unknown[0]!r}")

@@ -1,5 +1,8 @@
-"""Whether a policy's architecture can be trained on packed trees: a token may see its ancestors, all of them and
-nothing else, and the logits are made as OutputHead makes them."""
+"""Whether a policy's architecture can be trained on packed trees.
+
+It can if its tokens attend to their ancestors, to all of them and to nothing else, and if its logits are computed as
+OutputHead computes them.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,32 @@ import torch
 
 from introspect_ray.errors import UserError
 from introspect_ray.records import TokenizedCase
-from introspect_ray.train.packing import build_tree, pack
+from introspect_ray.train.packing import pack
+from introspect_ray.train.prompt_tree import build_tree
 
 if TYPE_CHECKING:
     from introspect_ray.train.model import TreeModel
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")  # transformers' layer_types
-# Share of the largest logit by which a tree's may differ from those of x alone. Rounding: some hundred operations at
-# 2^-24 or 2^-8 each, half of them cancelling. What the check is for differs by a tenth and more.
+# How far the logits of a tree may be from those of x alone, as a share of the largest logit. Rounding makes up some
+# hundred operations of 2^-24 (bfloat16: 2^-8) each, half of which cancel. The faults to be found make a tenth and more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
 def check_architecture(config: Any, longest: int, attention: str) -> None:
-    """Refuse what packed trees cannot express, by the model's config alone.
+    """Refuse an architecture that packed trees cannot express, judged by the model's config alone.
 
-    longest: tokens of the longest sequence. attention: as choose_attention gives it. Raises UserError for layers that
-    are no attention (their state would flow between branches and cases), for a sequence longer than an attention
-    window or chunk, and for capped attention scores under SDPA, which leaves the cap out.
+    longest: tokens of the longest sequence. attention: as choose_attention gives it. Raises UserError for layers other
+    than attention (their state would flow between branches and cases), for a sequence longer than an attention window
+    or chunk, and for capped attention scores under SDPA, which ignores the cap.
     """
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
     if other := sorted(set(kinds) - set(ATTENTION)):
         raise UserError(
             f"the policy has layers of the type {other[0]} ({sum(k not in ATTENTION for k in kinds)} of {len(kinds)}): "
-            "what is packed together must not see each other, which attention masks alone ensure; take a policy whose "
-            "layers are all attention"
+            "only attention masks can separate the cases that are packed together; take a policy whose layers are all "
+            "attention"
         )
     window = getattr(config, "sliding_window", None)
     if window and ("sliding_attention" in kinds or getattr(config, "use_sliding_window", True)):
@@ -43,7 +47,7 @@ def check_architecture(config: Any, longest: int, attention: str) -> None:
     cap = getattr(config, "attn_logit_softcapping", None)
     if cap and attention == "sdpa":
         raise UserError(
-            f"the policy caps its attention scores at {cap:g}, which SDPA does not: train it on a GPU with "
+            f"the policy caps its attention scores at {cap:g}, which SDPA cannot do: train it on a GPU with "
             "train.attention=flex, or take a policy without attn_logit_softcapping"
         )
 
@@ -58,7 +62,7 @@ def _check_reach(longest: int, reach: int, what: str) -> None:
 
 @torch.no_grad()
 def check_tree_forward(module: TreeModel, case: TokenizedCase) -> None:
-    """Refuse a model whose logits at x and x∖C, packed as a tree, are not those that it gives for each alone.
+    """Refuse a model whose logits at x and x∖C, packed as a tree, are not those of x and x∖C on their own.
 
     module: not sharded, in its compute type. Raises UserError with the difference.
     """
@@ -75,6 +79,6 @@ def check_tree_forward(module: TreeModel, case: TokenizedCase) -> None:
     if not gap <= TOLERANCE[module.compute] * scale:
         raise UserError(
             f"the policy's logits on case {case.case_id!r} packed as a tree differ by {gap:.3g} from those on x and "
-            f"x∖C alone (largest logit {scale:.3g}): its architecture ({type(module.causal_lm).__name__}) does "
-            "something at its attention or output head that packed training does not know; take another policy"
+            f"x∖C alone (largest logit {scale:.3g}): packed training does not reproduce the attention or the output "
+            f"head of its architecture ({type(module.causal_lm).__name__}); take another policy"
         )

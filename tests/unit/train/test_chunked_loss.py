@@ -1,4 +1,4 @@
-"""The output head in chunks: the same losses, gradients and read-offs as from all logits at once, which never exist."""
+"""The output head in chunks: losses, gradients and read logits as from all logits at once, which never exist."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,11 @@ from learner_helpers import make_cases, make_labels
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from introspect_ray.train import chunked_loss
-from introspect_ray.train.chunked_loss import Objective, ReferenceRows, evaluate
+from introspect_ray.train.chunked_loss import Objective, ReferenceRows, evaluate_rows
 from introspect_ray.train.loss import Scales
 from introspect_ray.train.output_head import OutputHead
-from introspect_ray.train.packing import build_tree, pack
+from introspect_ray.train.packing import pack
+from introspect_ray.train.prompt_tree import build_tree
 
 V, H = 61, 16
 SCALES = Scales(0.3, 0.07)
@@ -33,8 +34,8 @@ def inputs(scaling, bias):
     return tensors, OutputHead(tensors[1], tensors[2], scaling), reference
 
 
-def by_the_book(hidden, weight, bias, scaling, reference):
-    """All logits at once, by autograd; the sums written out."""
+def all_logits_at_once(hidden, weight, bias, scaling, reference):
+    """The same results by autograd from one matrix of logits, with the sums written out."""
     logits = F.linear(hidden, weight, bias)
     logits = logits * scaling.get("multiply", 1) / scaling.get("divide", 1)
     cap = scaling.get("softcap")
@@ -49,28 +50,28 @@ def by_the_book(hidden, weight, bias, scaling, reference):
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_chunks_equal_all_logits_at_once(monkeypatch, rows, scaling, bias):
-    """One row a chunk, chunks that straddle behaviour and targets, and one chunk."""
+    """One row per chunk, chunks that span behaviour and target rows, and a single chunk."""
     tensors, head, reference = inputs(scaling, bias)
-    loss, ce, kl, logprobs = by_the_book(*tensors, scaling, reference)
+    loss, ce, kl, logprobs = all_logits_at_once(*tensors, scaling, reference)
     expected = torch.autograd.grad(2 * loss, [t for t in tensors if t is not None])
     monkeypatch.setitem(chunked_loss.CHUNK_ELEMENTS, "cpu", rows * V)
-    out = evaluate(tensors[0], head, BATCH, Objective(reference, SCALES))
+    out = evaluate_rows(tensors[0], head, BATCH, Objective(reference, SCALES))
     assert [out.loss.item(), out.cross_entropy.item(), out.kl.item()] == pytest.approx(
         [loss.item(), ce.item(), kl.item()], rel=1e-5
     )
-    found = torch.autograd.grad(2 * out.loss, [t for t in tensors if t is not None])
-    for ours, theirs in zip(found, expected, strict=True):
+    gradients = torch.autograd.grad(2 * out.loss, [t for t in tensors if t is not None])
+    for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(out.label_logprobs_P, logprobs[BATCH.label_rows, BATCH.label_tokens])
-    assert out.free_2B.tolist() == logprobs[:BEHAVIOUR].argmax(-1).tolist()
+    assert out.argmax_2B.tolist() == logprobs[:BEHAVIOUR].argmax(-1).tolist()
     assert not out.label_logprobs_P.requires_grad and not out.kl.requires_grad
 
 
-def test_the_walk_is_read_off_the_deciding_nodes(monkeypatch):
+def test_walk_logits_are_those_of_the_deciding_nodes(monkeypatch):
     tensors, head, _ = inputs({"softcap": 2.0}, True)
     expected = 2 * torch.tanh(F.linear(tensors[0], tensors[1], tensors[2])[BEHAVIOUR + TARGETS :] / 2)
     monkeypatch.setitem(chunked_loss.CHUNK_ELEMENTS, "cpu", 4 * V)
-    out = evaluate(tensors[0], head, BATCH, None)
+    out = evaluate_rows(tensors[0], head, BATCH, None)
     torch.testing.assert_close(out.walk_P, expected[BATCH.walk_rows_P, BATCH.walk_tokens_P])
     assert out.loss.item() == 0 and len(out.label_logprobs_P) == len(BATCH.label_rows)
 
@@ -78,27 +79,27 @@ def test_the_walk_is_read_off_the_deciding_nodes(monkeypatch):
 def test_weight_zero_leaves_the_behaviour_rows_without_gradient(monkeypatch):
     tensors, head, reference = inputs({}, False)
     monkeypatch.setitem(chunked_loss.CHUNK_ELEMENTS, "cpu", 3 * V)
-    out = evaluate(tensors[0], head, BATCH, Objective(reference, Scales(0.3, 0.0)))
+    out = evaluate_rows(tensors[0], head, BATCH, Objective(reference, Scales(0.3, 0.0)))
     (gradient,) = torch.autograd.grad(out.loss, [tensors[0]])
     assert out.kl.item() > 0, "the KL is still measured"
     assert (gradient[:BEHAVIOUR] == 0).all() and (gradient[BEHAVIOUR : BEHAVIOUR + TARGETS] != 0).any()
 
 
 def test_low_precision_gradients_of_many_chunks_are_summed_in_float32(monkeypatch):
-    """Each chunk's product is rounded to bfloat16 once (2^-9 of it at most); a bfloat16 sum rounds at every row."""
+    """Each chunk's product is rounded to bfloat16 once, by at most 2^-9 of it; a bfloat16 sum rounds at every row."""
     tensors, _, reference = inputs({}, False)
     half = [t.detach().bfloat16().requires_grad_() for t in tensors[:2]]
-    exact = by_the_book(half[0].float(), half[1].float(), None, {}, reference)[0]
+    exact = all_logits_at_once(half[0].float(), half[1].float(), None, {}, reference)[0]
     (expected,) = torch.autograd.grad(exact, [half[1]])
     monkeypatch.setitem(chunked_loss.CHUNK_ELEMENTS, "cpu", V)
-    out = evaluate(half[0], OutputHead(half[1], None, {}), BATCH, Objective(reference, SCALES))
+    out = evaluate_rows(half[0], OutputHead(half[1], None, {}), BATCH, Objective(reference, SCALES))
     (found,) = torch.autograd.grad(out.loss, [half[1]])
     assert found.dtype == torch.bfloat16
     assert (found.float() - expected.float()).abs().max() < 0.02 * expected.float().abs().max()
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operator returns."""
+    """Records the number of elements of the largest tensor that an operator returns."""
 
     elements = 0
 
@@ -111,11 +112,11 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_matrix_is_larger_than_a_chunk(monkeypatch):
-    """Chunks of 20 rows of 61; the head's gradient (61 x 16) and the hidden states (N x 16) are what else there is."""
+    """Chunks have 20 rows of 61. Beside them there are the head's gradient (61 x 16) and the hidden states (N x 16)."""
     tensors, head, reference = inputs({"softcap": 2.0}, False)
     monkeypatch.setitem(chunked_loss.CHUNK_ELEMENTS, "cpu", 20 * V)
     rows = len(BATCH.outputs_N)
     assert rows * V > 2 * 20 * V, "the batch must be larger than the bound"
     with Largest() as largest:
-        evaluate(tensors[0], head, BATCH, Objective(reference, SCALES)).loss.backward()
+        evaluate_rows(tensors[0], head, BATCH, Objective(reference, SCALES)).loss.backward()
     assert 0 < largest.elements <= max(20 * V, V * H, rows * H)

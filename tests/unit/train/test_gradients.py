@@ -1,23 +1,17 @@
-"""Loss and every gradient of a step equal those of separate padded forwards, by the book, for Qwen3, Llama and the
-organism, all weights and LoRA, in one process and under FSDP2 on two gloo ranks with uneven shards.
+"""The loss and every gradient of a learner step equal those of separate padded forwards of x, x∖C and q + e.
 
-The step is the learner's own: trees packed under a small budget, the cached reference of another policy (so that the
-KL has a gradient), FSDP2's reduction. Its gradients are read where the optimizer gets them.
+For Qwen3, Llama and the organism, full training and LoRA, one process and two FSDP2 ranks with uneven shards. The step
+packs its trees under a small token budget and uses the cached reference of another policy, so that the KL has a
+gradient. Its gradients are read where the optimizer gets them.
 """
-
-from functools import cache
-from itertools import islice
 
 import pytest
 import torch
 import torch.nn.functional as F
-from learner_helpers import make_cases, make_config, make_labels, make_model, make_pairs
+from learner_helpers import make_cases, make_config, make_labels, make_model, make_pairs, organism_cases
 from ranks import on_two_ranks
 
-from introspect_ray.cases.tokenize import tokenize_case
-from introspect_ray.config import TaskConfig
-from introspect_ray.policy import BUNDLED, add_lora, load_model, load_tokenizer
-from introspect_ray.tasks import load_cases
+from introspect_ray.policy import BUNDLED, add_lora, load_model
 from introspect_ray.train.fsdp import full_value
 from introspect_ray.train.learner import Learner
 from introspect_ray.train.reference import build_reference
@@ -27,12 +21,8 @@ SHARDS = (slice(0, 5), slice(5, 8))
 KL_WEIGHT, RANK = 0.5, 4
 
 
-@cache
 def cases_of(kind):
-    if kind != "organism":
-        return make_cases(8)
-    tokenizer = load_tokenizer(str(BUNDLED["organism"]))
-    return [tokenize_case(case, tokenizer, "") for case in islice(load_cases(TaskConfig())[0], 8)]
+    return organism_cases(8) if kind == "organism" else make_cases(8)
 
 
 def config(method):
@@ -42,7 +32,7 @@ def config(method):
 
 @torch.no_grad()
 def fill_lora(model):
-    """B starts at zero, which would hide A's gradient."""
+    """Set B, which starts at zero, where A would have no gradient."""
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.fill_(0.05)
@@ -55,19 +45,19 @@ def step(kind, method, policy, reference, rank=0, world=1):
     tokenized = {case.case_id: case for case in cases}
     learner = Learner(config(method), policy, reference, tokenized, rank=rank, world_size=world)
     fill_lora(learner.module)
-    found = {}
+    gradients = {}
 
     def keep(optimizer, args, kwargs):
         for name, parameter in learner.module.model.named_parameters():
             if parameter.grad is not None:
-                found[name] = full_value(parameter.grad).clone()
+                gradients[name] = full_value(parameter.grad).clone()
 
     learner.optimizer.register_step_pre_hook(keep)
-    return learner.step(make_labels(cases)[shard], make_pairs(cases))["loss"], found
+    return learner.step(make_labels(cases)[shard], make_pairs(cases))["loss"], gradients
 
 
 def padded_logits(model, sequences):
-    """Logits [sequences, longest, V] of one batch padded on the right, the model's own causal mask."""
+    """Logits [sequences, longest, V] of one batch, padded on the right, with the model's own causal mask."""
     longest = max(map(len, sequences))
     tokens = torch.tensor([[*s, *[0] * (longest - len(s))] for s in sequences])
     mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences])
@@ -83,8 +73,8 @@ def behaviour_logprobs(model, cases):
     return torch.cat(logprobs)
 
 
-def by_the_book(kind, method, policy, reference_policy):
-    """(loss, gradients): mean CE over target tokens + λ · mean over behaviour positions of KL(M0 || M)."""
+def padded_forwards(kind, method, policy, reference_policy):
+    """(loss, gradients) of the mean CE over target tokens + λ · the mean KL(M0 || M) over behaviour positions."""
     cases = cases_of(kind)
     model = load_model(policy, torch.float32)
     if method == "lora":
@@ -105,13 +95,13 @@ def by_the_book(kind, method, policy, reference_policy):
 
 
 def steps(rank, policies, references):
-    """What `step` gives of every kind and method, on one rank of two."""
+    """What `step` returns for every kind and method, on one rank of two."""
     return {(k, m): step(k, m, policies[k][0], references[k], rank, 2) for k in KINDS for m in METHODS}
 
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory):
-    """(policy, another one as M0) of each kind."""
+    """(policy, another policy as M0) for each kind."""
     folder = tmp_path_factory.mktemp("gradients")
     made = {"organism": (str(BUNDLED["organism"]), str(BUNDLED["organism:second"]))}
     for kind in ("qwen3", "llama"):
@@ -128,7 +118,7 @@ def policies(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(policies, tmp_path_factory):
-    """{world: {(kind, method): (loss, gradients)}}; of two ranks rank 0's, after a check that rank 1 has the same."""
+    """{world: {(kind, method): (loss, gradients)}}. For two ranks, rank 0's, after a check that rank 1 agrees."""
     folder = tmp_path_factory.mktemp("ranks")
     references = {k: build_reference(second, cases_of(k), str(folder)) for k, (_, second) in policies.items()}
     first, second = on_two_ranks(steps, folder, policies, references)
@@ -140,12 +130,12 @@ def runs(policies, tmp_path_factory):
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_separate_padded_forwards(policies, runs, kind, method, world):
-    loss, expected = by_the_book(kind, method, *policies[kind])
-    found_loss, found = runs[world][kind, method]
-    assert found_loss == pytest.approx(loss, rel=1e-5)
-    assert found.keys() == expected.keys() and len(found) > 10
+def test_a_step_equals_separate_padded_forwards(policies, runs, kind, method, world):
+    loss, expected = padded_forwards(kind, method, *policies[kind])
+    step_loss, gradients = runs[world][kind, method]
+    assert step_loss == pytest.approx(loss, rel=1e-5)
+    assert gradients.keys() == expected.keys() and len(gradients) > 10
     for name, gradient in expected.items():
         scale = gradient.abs().max().item()
         assert scale > 0, name
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4 * scale, msg=name)
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-4 * scale, msg=name)

@@ -1,4 +1,4 @@
-"""The learner: steps, metrics, checkpoints, export; one process. Two ranks: test_two_ranks.py."""
+"""The learner in one process: steps, metrics, checkpoints, export. For two ranks see test_two_ranks.py."""
 
 import math
 import threading
@@ -37,7 +37,7 @@ def label_choice(logits):
 
 
 def test_first_step_metrics_are_those_of_m0(policy):
-    """Before the first update M is M0: the KL is 0 (whatever λ is) and behaviour is M0's."""
+    """Before the first update M is M0: the KL is 0, and the behaviour is M0's. Three labels of eight are E(M0)."""
     model = load_model(policy[0], torch.float32)
     ce, tokens, pairs = 0.0, 0, {}
     with torch.no_grad():
@@ -50,7 +50,6 @@ def test_first_step_metrics_are_those_of_m0(policy):
                 label_choice(model(input_ids=torch.tensor([s])).logits[0, -1]) for s in (case.prompt, case.ablated)
             )
             pairs[case.case_id] = BehaviorPair(case.case_id, cued, ablated, (), (), False, False, 0)
-    # three labels are made to agree with E(M_t)
     labels = [
         Label(case_id, pair.explanation if i < 3 else _other(pair.explanation), None, LABELS[0].provenance)
         for i, (case_id, pair) in enumerate(pairs.items())
@@ -105,8 +104,8 @@ def test_probe_equals_a_plain_forward_and_the_exported_policy(policy, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_stream_is_the_weights_one_by_one_as_described(policy, dtype):
-    """What a GPU transfer sends, and announces beforehand, is what the object store would carry."""
+def test_stream_yields_the_weights_one_by_one_as_described(policy, dtype):
+    """A GPU transfer announces and sends the same tensors that go through the object store otherwise."""
     learner = make_learner(policy, train={"dtype": dtype})
     whole, streamed = learner.weights(), list(learner.stream())
     assert [(name, t.dtype, tuple(t.shape)) for name, t in streamed] == learner.described()
@@ -126,23 +125,23 @@ def test_weights_are_a_copy_with_the_tied_head(policy):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_checkpoint_continues_bit_for_bit(policy, tmp_path, monkeypatch, method):
-    """Nothing is written before two more steps are made: what is written is what was there when it was asked for."""
+    """The files are written only after two more steps; they hold the state at the call of save_checkpoint."""
     go = threading.Event()
     write_data = FileSystemWriter.write_data
     monkeypatch.setattr(FileSystemWriter, "write_data", lambda *args: go.wait(60) and write_data(*args))
     changes = {"method": method, "lora_rank": 4, "train": {"weight_decay": 0.1}}
-    straight = make_learner(policy, **changes)
+    uninterrupted = make_learner(policy, **changes)
     for _ in range(2):
-        straight.step(LABELS, M0)
-    written = straight.save_checkpoint(str(tmp_path / "checkpoint"))
-    expected = [straight.step(LABELS, M0) for _ in range(2)]
+        uninterrupted.step(LABELS, M0)
+    written = uninterrupted.save_checkpoint(str(tmp_path / "checkpoint"))
+    expected = [uninterrupted.step(LABELS, M0) for _ in range(2)]
     assert not written.done()
     go.set()
     written.result()
     resumed = make_learner(policy, **{**changes, "seed": 5})
     resumed.load_checkpoint(str(tmp_path / "checkpoint"))
     assert [resumed.step(LABELS, M0) for _ in range(2)] == expected
-    ours, theirs = straight.weights(), resumed.weights()
+    ours, theirs = uninterrupted.weights(), resumed.weights()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -150,7 +149,7 @@ def test_lora_trains_the_adapter_only_and_exports_it(policy, tmp_path):
     from peft import PeftModel
 
     learner = make_learner(policy, method="lora", lora_rank=4)
-    assert learner.step(LABELS, M0)["kl"] == pytest.approx(0, abs=1e-5)  # B = 0: the adapter does nothing yet
+    assert learner.step(LABELS, M0)["kl"] == pytest.approx(0, abs=1e-5)  # B = 0: the adapter changes nothing yet
     learner.step(LABELS, M0)
     names = set(learner.weights())
     assert names and all("lora_" in name and ".default" not in name for name in names)
@@ -165,8 +164,8 @@ def test_lora_trains_the_adapter_only_and_exports_it(policy, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_what_was_exported_is_loaded_as_the_update_the_engines_had(policy, tmp_path, method):
-    """A late engine loads the export; its receipt must have the fingerprints of what the others were sent."""
+def test_an_export_loads_as_the_update_that_the_engines_received(policy, tmp_path, method):
+    """An engine that joins late loads the export. Its receipt must have the fingerprints of the update itself."""
     learner = make_learner(policy, method=method, lora_rank=4)
     learner.step(LABELS, M0)
     learner.export(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The loss, against values derived by hand."""
+"""The loss against values derived by hand."""
 
 import math
 

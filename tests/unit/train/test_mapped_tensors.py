@@ -1,4 +1,4 @@
-"""Tensors written where they lie in a file are what safetensors reads from it, and leave memory again."""
+"""Mapped tensors: safetensors reads from the file what was written to them, and their memory can be given back."""
 
 import resource
 
@@ -25,15 +25,15 @@ def test_what_is_written_is_in_the_file(tmp_path, dtype):
         MappedTensors.create(path, {"head": (5, 3)}, dtype)
 
 
-def test_a_tensor_that_is_only_read_leaves_its_file_alone(tmp_path):
+def test_writing_to_a_file_opened_for_reading_does_not_change_it(tmp_path):
     path = tmp_path / "file.safetensors"
     MappedTensors.create(path, {"head": (5, 3)}, torch.float32)
     MappedTensors(path).tensors["head"][:] = 1
     assert torch.equal(load_file(path)["head"], torch.zeros(5, 3))
 
 
-def test_what_was_written_leaves_memory_and_stays_in_the_file(tmp_path):
-    """16 MiB, of which the middle is given back, then all."""
+def test_released_memory_is_given_back_and_the_file_keeps_its_content(tmp_path):
+    """Of 16 MiB, first 4 MiB in the middle are released, then all."""
     path = tmp_path / "file.safetensors"
     file = MappedTensors.create(path, {"head": (4096, 1024)}, torch.float32)
     file.tensors["head"][:] = 1
@@ -45,11 +45,11 @@ def test_what_was_written_leaves_memory_and_stays_in_the_file(tmp_path):
     assert file.tensors["head"].sum() == 4096 * 1024
 
 
-def test_no_room_is_said_before_anything_is_written(tmp_path):
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        with pytest.raises(UserError, match=r"4 MiB for .*file.safetensors cannot be had .*cache_dir"):
+        with pytest.raises(UserError, match=r"file.safetensors needs 4 MiB, which the disk does not give .*cache_dir"):
             MappedTensors.create(tmp_path / "file.safetensors", {"head": (1024, 1024)}, torch.float32)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,5 +1,7 @@
-"""Two gloo FSDP2 ranks equal one process: weights after three steps and the pairs labelled before each of them,
-uneven and empty shards included."""
+"""Two FSDP2 ranks on gloo equal one process: the weights after three steps, and the pairs labelled before each step.
+
+The shards of the three steps are even, uneven, and empty on one rank.
+"""
 
 import os
 
@@ -17,7 +19,7 @@ TOKENIZED = {case.case_id: case for case in CASES}
 LABELS = make_labels(CASES)
 M0 = make_pairs(CASES)
 SHARDS = ((slice(0, 4), slice(4, 8)), (slice(0, 7), slice(7, 8)), (slice(0, 8), slice(8, 8)))  # even, uneven, empty
-ONE_PROCESS = {"offload": {"train": {"token_budget": 60}}}  # where a single process trains otherwise
+ONE_PROCESS = {"offload": {"train": {"token_budget": 60}}}  # the variants that one process cannot run as they are
 VARIANTS = {
     "full": {},
     "lora": {"method": "lora", "lora_rank": 4},
@@ -26,16 +28,16 @@ VARIANTS = {
     "full-bfloat16": {"train": {"dtype": "bfloat16"}},
     "lora-bfloat16-live": {"method": "lora", "lora_rank": 4, "train": {"dtype": "bfloat16", "reference": "live"}},
 }
-FIXED = "lora-bfloat16-live"  # trained once more as with fixed labels: a step comes first
+STEP_FIRST = "lora-bfloat16-live"  # trained once more without labelling before the first step, as with fixed labels
 
 
 def config(changes):
-    # A small rate: Adam turns rounding noise in tiny gradients into steps of the size of the rate.
+    # A small learning rate, since Adam turns rounding noise in tiny gradients into steps of the size of the rate.
     return make_config(**{"learning_rate": 1e-3, **changes})
 
 
 def policy_of(policies, name):
-    """The one in the variant's type, as a large policy's file is: its weights are cast once they are sharded."""
+    """The policy in the variant's type: like those of a large policy, its weights are cast after sharding."""
     return policies["bfloat16" if "bfloat16" in name else "float32"]
 
 
@@ -58,7 +60,7 @@ def run_variant(changes, policy, reference, folder, rank, world):
 
 
 def load_offloaded(policy, reference, folder, rank):
-    """The weights of the checkpoint, and those after one more step."""
+    """The weights loaded from the checkpoint, and those after one more step."""
     changes = {**VARIANTS["offload"], "seed": 9}
     learner = Learner(config(changes), policy, reference, TOKENIZED, rank=rank, world_size=2, device="cpu")
     learner.load_checkpoint(f"{folder}/checkpoint-2")
@@ -74,7 +76,7 @@ def run_variants(rank, policies, reference, folder):
         os.makedirs(f"{folder}/{name}", exist_ok=True)
         results[name] = run_variant(changes, policy_of(policies, name), path, f"{folder}/{name}", rank, 2)
     results["offload, loaded"] = load_offloaded(policies["float32"], reference["float32"], f"{folder}/offload", rank)
-    results["step first"] = step_first(VARIANTS[FIXED], policies["bfloat16"], rank, 2)
+    results["step first"] = step_first(VARIANTS[STEP_FIRST], policies["bfloat16"], rank, 2)
     return results
 
 
@@ -89,7 +91,7 @@ def runs(tmp_path_factory):
 
 
 def assert_same_pairs(one, two, version, tolerance):
-    """All cases in order; the same logprobs, and the same labels where they are more than a rounding apart."""
+    """The same cases and logprobs, and the same labels where the two best logprobs differ by more than rounding."""
     assert [pair.case_id for pair in two] == [case.case_id for case in CASES]
     for a, b in zip(one, two, strict=True):
         assert a.weight_version == b.weight_version == version
@@ -128,17 +130,17 @@ def test_two_ranks_equal_one_process(runs, name, tmp_path):
 
 
 def test_a_run_may_begin_with_a_step(runs):
-    """No labelling and no probe before it, as with fixed labels."""
+    """Without labelling and probe before the first step, as with fixed labels."""
     _, policies, _, ranks = runs
-    one = step_first(VARIANTS[FIXED], policies["bfloat16"], 0, 1)
+    one = step_first(VARIANTS[STEP_FIRST], policies["bfloat16"], 0, 1)
     first, second = (rank["step first"] for rank in ranks)
     assert first == second and first["grad_norm"] > 0.01
     for key in ("loss", "cross_entropy", "grad_norm"):
         assert first[key] == pytest.approx(one[key], rel=0.05), key
 
 
-def test_offloaded_checkpoint_goes_on(runs):
-    """The optimizer's state included: one more step from it equals one in a single process without offloading."""
+def test_training_goes_on_from_an_offloaded_checkpoint(runs):
+    """One more step, which needs the optimizer's state, equals that of one process without offloading."""
     folder, policies, reference, ranks = runs
     loaded, after = ranks[0]["offload, loaded"]
     learner = Learner(config(ONE_PROCESS["offload"]), policies["float32"], reference["float32"], TOKENIZED)

@@ -2,22 +2,21 @@
 
 import json
 from collections import Counter
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
-from introspect_ray.tasks import hint_mcq
-from introspect_ray.tasks.hint_mcq import META_QUESTION, hint_letter
+from introspect_ray.tasks import hint_mmlu, load_cases, open_task
+from introspect_ray.tasks.hint_mmlu import META_QUESTION, hint_letter
 
 
-def read_rows(path):
-    return [row for _, row in hint_mcq.read_rows(path)]
-
-
-def cases_from_rows(rows, **how):
-    return [case for _, case in hint_mcq.cases_from_rows(enumerate(rows), **how)]
+def read_cases(path, **task):
+    train, _ = open_task(TaskConfig(name="hint_mmlu", path=str(path), **task))
+    return [case for _, case in train.cases()]
 
 
 def rows(n, answer="B"):
@@ -34,7 +33,7 @@ def write(tmp_path, data, name="mmlu.jsonl"):
 
 
 def cases(tmp_path, n=1, wording="short", seed=0):
-    return cases_from_rows(read_rows(write(tmp_path, rows(n))), wording=wording, seed=seed)
+    return read_cases(write(tmp_path, rows(n)), wording=wording, seed=seed)
 
 
 def hinted(cases):
@@ -74,23 +73,37 @@ def test_hint_letters_are_uniform_and_blind_to_the_right_answer(tmp_path):
 def test_hints_depend_on_seed_and_question_only(tmp_path):
     """A generator drawn in file order would give the reversed file other hints."""
     forward = {c.case_id: c for c in cases(tmp_path, 50)}
-    backward = cases_from_rows(read_rows(write(tmp_path, rows(50)[::-1])), wording="short", seed=0)
+    backward = read_cases(write(tmp_path, rows(50)[::-1]))
     assert {c.case_id: c for c in backward} == forward
     other = {c.case_id: c for c in cases(tmp_path, 50, seed=1)}
     assert other.keys() == forward.keys() and other != forward
 
 
-def test_letter_and_number_answers_and_parquet_are_the_same_questions(tmp_path):
-    from_letters = read_rows(write(tmp_path, rows(5, "B")))
-    assert read_rows(write(tmp_path, rows(5, 1), "numbers.jsonl")) == from_letters
-    pq.write_table(pa.Table.from_pylist(rows(5, 1)), tmp_path / "mmlu.parquet")
-    assert read_rows(tmp_path / "mmlu.parquet") == from_letters
+def test_letter_and_number_answers_are_the_same(tmp_path):
+    letter, number = (hint_mmlu.check_row(rows(1, answer)[0], "row 1") for answer in ("B", 1))
+    assert letter == number and letter.answer == "B"
 
 
-def test_exact_repetitions_are_dropped_and_said(tmp_path, caplog):
-    """MMLU has some; two cases of one id would overwrite each other's labels."""
-    assert len(read_rows(write(tmp_path, rows(3) + rows(2)))) == 3
-    assert "dropped 2 repeated questions of 5" in caplog.text
+def test_parquet_is_read_in_batches_with_the_rows_of_jsonl(tmp_path, monkeypatch):
+    """Eleven rows in two row groups, read in batches of four."""
+    monkeypatch.setattr(hint_mmlu, "BATCH_ROWS", 4)
+    pq.write_table(pa.Table.from_pylist(rows(11)), tmp_path / "mmlu.parquet", row_group_size=6)
+    assert read_cases(tmp_path / "mmlu.parquet") == read_cases(write(tmp_path, rows(11)))
+    source, _ = open_task(TaskConfig(name="hint_mmlu", path=str(tmp_path / "mmlu.parquet")))
+    assert list(source.cases([2, 9])) == list(islice(source.cases(), 1, 9, 7))  # the rows 2 and 9 alone
+
+
+def test_exact_repetitions_are_dropped_and_said_once(tmp_path, caplog):
+    """MMLU has some; two cases of one id would overwrite each other's labels. Five questions are left, one held out."""
+    train, test = load_cases(TaskConfig(name="hint_mmlu", path=str(write(tmp_path, rows(5) + rows(2)))))
+    assert len({case.case_id for side in (train, test) for case in side}) == len(train) + len(test) == 5
+    assert caplog.text.count("dropped 2 of 7 cases") == 1
+
+
+def test_the_split_does_not_depend_on_the_wording(tmp_path):
+    path = str(write(tmp_path, rows(40)))
+    short, sentence = (load_cases(TaskConfig(name="hint_mmlu", path=path, wording=w)) for w in ("short", "sentence"))
+    assert [[c.case_id for c in side] for side in short] == [[c.case_id for c in side] for side in sentence]
 
 
 @pytest.mark.parametrize(
@@ -109,14 +122,32 @@ def test_exact_repetitions_are_dropped_and_said(tmp_path, caplog):
 def test_a_bad_row_is_named(tmp_path, bad, message):
     path = write(tmp_path, [*rows(2), bad])
     with pytest.raises(UserError) as error:
-        read_rows(path)
+        read_cases(path)
     assert str(error.value).startswith(f"{path} line 3: ") and message in str(error.value)
 
 
 def test_bad_parquet_is_named(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match="not a readable parquet file"):
-        read_rows(tmp_path / "x.parquet")
+        read_cases(tmp_path / "x.parquet")
     pq.write_table(pa.table({"question": ["?"]}), tmp_path / "y.parquet")
     with pytest.raises(UserError, match="column 'subject' is missing"):
-        read_rows(tmp_path / "y.parquet")
+        read_cases(tmp_path / "y.parquet")
+
+
+def test_an_unreachable_hub_names_the_local_way(monkeypatch):
+    def offline(*args, **kwargs):
+        raise ConnectionError("Name or service not known\nmore lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(UserError, match=r"'cais/mmlu' cannot be fetched.*Name or service.*set task\.path") as error:
+        load_cases(TaskConfig(name="hint_mmlu"))
+    assert "\n" not in str(error.value)
+
+
+def test_the_hub_copy_is_read_from_its_parquet_files(monkeypatch, tmp_path):
+    (tmp_path / "all").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows(8)), tmp_path / "all" / "test-00000-of-00001.parquet")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
+    train, test = load_cases(TaskConfig(name="hint_mmlu"))
+    assert (len(train), len(test)) == (6, 2)

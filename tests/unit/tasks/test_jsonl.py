@@ -5,13 +5,14 @@ import json
 
 import pytest
 
+from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
-from introspect_ray.tasks import jsonl
-from introspect_ray.tasks.jsonl import META_QUESTION
+from introspect_ray.tasks import open_task
+from introspect_ray.tasks.jsonl import META_QUESTION, case_file
 
 
 def read_cases(path):
-    return [case for _, case in jsonl.read_cases(path)]
+    return [case for _, case in case_file(path).cases()]
 
 
 def turn(content, role="user"):
@@ -98,16 +99,6 @@ def test_a_bad_line_is_named_with_its_number(tmp_path, bad, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_repeated_id_names_both_lines(tmp_path):
-    with pytest.raises(UserError, match=r"line 3: id 'q1' is already on line 1"):
-        read_cases(write(tmp_path, row(), row(id="q2"), row()))
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b'{"id": "\xff"}')
-    with pytest.raises(UserError, match="not UTF-8"):
-        read_cases(path)
-    (tmp_path / "y.jsonl.gz").write_bytes(b"plain text")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_cases(tmp_path / "y.jsonl.gz")
+def test_the_task_needs_a_path():
+    with pytest.raises(UserError, match=r"task\.name=jsonl needs task\.path"):
+        open_task(TaskConfig(name="jsonl"))

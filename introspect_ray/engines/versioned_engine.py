@@ -1,4 +1,4 @@
-"""What the engines share: the order of a labelling and of a weight update. No engine library here."""
+"""What all engines share: weight versions, and the order of steps in a labelling and in a weight update."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
 
-class BaseEngine(ABC):
-    """The Engine protocol on `_apply` and `_answers`. Starts at version 0, the policy in `policy_path`.
+class VersionedEngine(ABC):
+    """The Engine protocol in terms of `_apply`, `_answers` and `generate`. It starts at version 0, the policy folder.
 
-    An exception inside a weight update leaves the weights undefined: every later call raises
-    RuntimeError until the engine is replaced.
+    An exception within a weight update leaves the weights undefined: from then on every call raises RuntimeError, and
+    the engine must be replaced.
     """
 
     def __init__(self, policy_path: str, max_model_len: int, method: Literal["full", "lora"], lora_rank: int) -> None:
-        """policy_path: local Hugging Face folder. Raises UserError for a folder that no engine can serve."""
+        """policy_path: a local Hugging Face folder. Raises UserError for a folder that no engine can serve."""
         self._expected = checks.policy_shapes(policy_path)
         self._eos = checks.eos_token_ids(policy_path)
         self._max_model_len = max_model_len
@@ -41,13 +41,14 @@ class BaseEngine(ABC):
 
     @property
     def prompt_tokens(self) -> PromptTokens:
-        """Of all prompts so far; none are counted where there is no prefix cache."""
+        """Prompt tokens so far. An engine without a prefix cache counts none."""
         return PromptTokens()
 
     def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
         """y(x), y(x∖C) of each case, in order, on one weight version.
 
-        Raises ValueError for prompts that do not fit, RuntimeError when unusable or if versions mix.
+        Raises ValueError for prompts that do not fit, and RuntimeError for an unusable engine or a change of weights
+        within the call.
         """
         self._require_usable()
         prompts = [prompt for case in cases for prompt in (case.prompt, case.ablated)]
@@ -55,18 +56,21 @@ class BaseEngine(ABC):
         version = self._version
         answers = self._answers(prompts, [ids for case in cases for ids in (case.label_ids, case.label_ids)])
         if self._version != version:
-            raise RuntimeError(f"weights went from version {version} to {self._version} while pairs were labelled")
-        return [checks.make_pair(c, answers[2 * i], answers[2 * i + 1], version) for i, c in enumerate(cases)]
+            raise RuntimeError(
+                f"the weights changed from version {version} to {self._version} while cases were labelled"
+            )
+        pairs = zip(cases, answers[::2], answers[1::2], strict=True)
+        return [checks.make_pair(case, cued, ablated, version) for case, cued, ablated in pairs]
 
     @abstractmethod
     def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
         """Greedy continuations without the end-of-turn token, at most `max_tokens` each. Raises as label_pairs."""
 
     def load_weights(self, update: WeightUpdate) -> Delivery:
-        """Serve `update` from now on and compute its probe on what is then served.
+        """Serve `update` from now on, and compute its probe on the weights then served.
 
-        Raises ValueError, with the old version still served, where names or shapes do not fit; any later
-        exception leaves the engine unusable.
+        Raises ValueError where names or shapes do not fit; the old version is still served then. Any later exception
+        leaves the engine unusable.
         """
         start = time.perf_counter()
         self._require_usable()
@@ -82,7 +86,7 @@ class BaseEngine(ABC):
         return Delivery(update.version, received, probe, seconds, checks.nbytes(update.tensors))
 
     def _probe(self, case: TokenizedCase) -> tuple[float, ...]:
-        """Label logprobs of x, then of x∖C, on what is served."""
+        """Label logprobs at x, then at x∖C, on the weights now served."""
         cued, ablated = self._answers([case.prompt, case.ablated], [case.label_ids] * 2)
         return cued.logprobs + ablated.logprobs
 
@@ -92,16 +96,18 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def _apply(self, update: WeightUpdate) -> None:
-        """Put the checked update in place."""
+        """Replace the weights by those of the update, which has been checked."""
 
     @abstractmethod
     def _answers(self, prompts: Sequence[tuple[int, ...]], label_ids: Sequence[tuple[int, ...]]) -> list[checks.Answer]:
-        """The answer position of each prompt, on the weights now served; nothing may be cached from older ones."""
+        """The answer to each prompt, on the weights now served. Nothing cached from older weights may be used."""
 
     def _check(self, update: WeightUpdate) -> None:
-        """Everything that can be wrong with an update is found here, before anything changes."""
+        """Raise ValueError for an update that does not fit this engine, before anything changes."""
         if (update.kind == "adapter") != (self._method == "lora"):
-            raise ValueError(f"update of kind {update.kind!r} for an engine started with method={self._method!r}")
+            raise ValueError(
+                f"a weight update of kind {update.kind!r} does not fit an engine started with method={self._method!r}"
+            )
         if update.kind == "full":
             checks.check_full(update, self._expected)
         else:

@@ -1,4 +1,4 @@
-"""Finding, refusing, naming and saving policies."""
+"""Policies: checked, identified by content, loaded, adapted and saved."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_complete_folder_passes_and_is_itself(folder):
+def test_a_complete_folder_passes_and_resolves_to_itself(folder):
     check_policy(str(folder))
     assert resolve_policy(str(folder)) == str(folder)
 
@@ -116,8 +116,8 @@ def test_unloadable_policy_is_a_user_error(folder):
         load_model(str(folder))
 
 
-def test_weights_that_are_there_twice_count_once(folder):
-    """As repositories with consolidated.safetensors have them, in the names of their maker."""
+def test_only_the_weights_that_from_pretrained_reads_count(folder):
+    """Some repositories hold them a second time in consolidated.safetensors, under their authors' names."""
     once = (policy_id(str(folder)), policy_shapes(str(folder)))
     save_file({"layers.0.attention.wq.weight": torch.zeros(3)}, folder / "consolidated.safetensors")
     assert (policy_id(str(folder)), policy_shapes(str(folder))) == once
