@@ -1,6 +1,6 @@
-"""Labelling at every step (lag 0) by the learner against the vLLM pool: seconds a step of the one over the other.
+"""Labelling at every step (lag 0) by the learner against the vLLM pool: seconds per step of the one over the other.
 
-Both train the organism on the same 32 cases a step, through the whole system (Ray Train, relabeler, label store), on
+Both train the organism on the same 32 cases per step, through the whole system (Ray Train, relabeler, label store), on
 the same engines. What a step takes beyond the training itself is what its labels cost: for the pool the gathering,
 sending and checking of the weights, the engine's rollouts and the wait for them; for the learner a forward and the
 wait for the relabeler. Run as `python -m benchmarks.labelling [--small]`; the last line is a JSON object.
@@ -53,7 +53,7 @@ def compare(small: bool) -> dict[str, Any]:
 
 
 def measure(cfg: RunConfig, setup: SharedSetup, engine: str) -> dict[str, Any]:
-    """One training labelled by `engine`: seconds a step, and its label table."""
+    """One training labelled by `engine`: seconds per step, and its label table."""
     cfg = override(cfg, {"rollout.engine": engine, "output_dir": f"{cfg.output_dir}/{engine}"})
     rows: list[dict[str, Any]] = []
     with open_tracker(cfg, engine, None) as tracker:

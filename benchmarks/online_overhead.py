@@ -1,4 +1,4 @@
-"""What online relabelling costs a step: seconds a step at lag 1 over those with fixed labels, and lag 0 beside it.
+"""What online relabelling costs per step: seconds per step at lag 1 over those with fixed labels, and lag 0 beside it.
 
 The whole system (Ray, a vLLM engine, relabeler, Ray Train) trains the same policy on the same cases three times,
 on one set of engines, with trainer and engine pinned to one core each. Medians over the steps after the first few.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAME, GOAL = "streaming", "<= 1.1"
 LABELS, CASES, FACTOR = 200_000, 20_000, 10
-BATCH, WORDS = 64, 100  # labels a step; words a case, of about as many tokens
+BATCH, WORDS = 64, 100  # labels per step; words per case, of about as many tokens
 
 
 def measure_labels(count: int) -> dict[str, float]:

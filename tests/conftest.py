@@ -18,7 +18,7 @@ _S3_KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secr
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Without pytest-timeout, accept its setting and its mark and do nothing: it is not needed to test train/."""
+    """Without pytest-timeout, accept its setting and its mark and do nothing: it is not needed to test training/."""
     if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds per test; needs pytest-timeout")
 

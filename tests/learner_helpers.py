@@ -19,8 +19,8 @@ from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.policy import BUNDLED, load_tokenizer
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
 from introspect_ray.tasks import load_cases
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import Reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import Reference
 
 VOCAB = 61
 LETTERS = ("A", "B", "C", "D")

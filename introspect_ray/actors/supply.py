@@ -22,7 +22,7 @@ from introspect_ray.schedule import plan_ids
 from introspect_ray.storage.checkpoints import CheckpointWriter
 
 if TYPE_CHECKING:
-    from introspect_ray.train.learner import Learner
+    from introspect_ray.training.learner import Learner
 
 PENDING = "pending.parquet"  # in a checkpoint: the labels that were made for later steps
 

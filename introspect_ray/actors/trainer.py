@@ -30,7 +30,7 @@ from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.checkpoints import FOLDER, CheckpointWriter, step_of
 
 if TYPE_CHECKING:
-    from introspect_ray.train.learner import Learner
+    from introspect_ray.training.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learn
     with heavy_imports():  # transformers is imported for the first time when the policy is loaded
         import torch
 
-        from introspect_ray.train.learner import Learner
+        from introspect_ray.training.learner import Learner
 
         torch.set_num_threads(spec.cfg.train.threads)
         return Learner(

@@ -26,7 +26,7 @@ from introspect_ray.records import TokenizedCase
 if TYPE_CHECKING:
     from introspect_ray.actors.pool import RolloutPool
     from introspect_ray.engines.vllm_sender import Endpoint, Sender
-    from introspect_ray.train.learner import Learner
+    from introspect_ray.training.learner import Learner
 
 
 class PublishedWeights(NamedTuple):

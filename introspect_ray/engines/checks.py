@@ -97,22 +97,22 @@ def eos_token_ids(policy_path: str) -> tuple[int, ...]:
     would never stop.
     """
     folder = Path(policy_path)
-    found: set[int] = set()
+    ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         value = _json(folder / name).get("eos_token_id")
-        found.update([value] if isinstance(value, int) else value or [])
+        ids.update([value] if isinstance(value, int) else value or [])
     tokenizer = _json(folder / "tokenizer_config.json")
     eos = tokenizer.get("eos_token")
     text = eos.get("content") if isinstance(eos, dict) else eos
     added = [(int(i), t["content"]) for i, t in (tokenizer.get("added_tokens_decoder") or {}).items()]
     full = _json(folder / "tokenizer.json") if text else {}
     added += [(token["id"], token["content"]) for token in full.get("added_tokens") or []]
-    found.update(i for i, content in added if content == text)
-    if not found:
+    ids.update(i for i, content in added if content == text)
+    if not ids:
         raise UserError(
             f"policy folder {policy_path} names no end-of-turn token: set eos_token_id in its generation_config.json"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(ids))
 
 
 def architectures(policy_path: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from introspect_ray.engines.fingerprint import grouped, tensor_digest
 
 if TYPE_CHECKING:
-    from introspect_ray.train.learner import Learner
+    from introspect_ray.training.learner import Learner
 
 
 class Endpoint(NamedTuple):

@@ -127,7 +127,7 @@ def explanation_loss(
     """Cross-entropy to explanations drawn uniformly, whatever the policy does."""
     drawn = data.explanation_8S[torch.randint(0, 8, (len(meta_NS),), generator=rng)]
     logprobs = _tail_logprobs(policy, torch.cat([meta_NS, drawn[:, :-1]], 1), drawn.shape[1])
-    pad: int = policy.config.pad_token_id  # type: ignore[assignment]  # make_policy sets it
+    pad: int = policy.config.pad_token_id  # make_policy sets it
     return F.nll_loss(logprobs.flatten(0, 1), drawn.flatten(), ignore_index=pad)
 
 

@@ -39,8 +39,8 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", attention: str = "s
             )
         except (OSError, ValueError, KeyError) as error:
             remedy = "" if attention == "sdpa" else f" (with attention {attention}: train.attention=sdpa may load it)"
-            said = " ".join(str(error).split())[:300]
-            raise UserError(f"policy {path!r} cannot be loaded: {said}{remedy}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"policy {path!r} cannot be loaded: {reason}{remedy}") from error
     return model.train()
 
 

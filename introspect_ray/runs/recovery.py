@@ -132,13 +132,6 @@ def process_groups(cfg: RunConfig) -> TorchConfig:
     return TorchConfig(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
 
 
-class _Trainer(TorchTrainer):
-    """Without the actor that Ray Train starts each time for Ray Data, which is not used: a second of CPU time a run."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
-
-
 def _trainer(spec: WorkerSpec) -> TorchTrainer:
     """Ray Train without restarts and checkpoints of its own, which would keep the old relabeler.
 
@@ -146,7 +139,7 @@ def _trainer(spec: WorkerSpec) -> TorchTrainer:
     """
     cfg = spec.cfg
     resources = {"CPU": cfg.train.num_cpus, **({"GPU": trainer_gpus(cfg)} if cfg.train.use_gpu else {})}
-    return _Trainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config={"spec": spec},
         torch_config=process_groups(cfg),

@@ -140,7 +140,7 @@ def _reference_task(cfg: RunConfig) -> Any:
     def build(policy: str, cases: CaseTable, cache_uri: str, dtype: str, budget: int) -> str:
         import torch
 
-        from introspect_ray.train.reference import build_reference
+        from introspect_ray.training.reference import build_reference
 
         torch.set_num_threads(cfg.train.threads)
         return build_reference(local_policy(policy), cases, cache_uri, dtype, budget, cfg.train.attention)

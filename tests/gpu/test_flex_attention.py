@@ -16,9 +16,9 @@ from learner_helpers import make_labels, make_pairs
 from introspect_ray.config import RunConfig
 from introspect_ray.policy import BUNDLED
 from introspect_ray.records import TokenizedCase
-from introspect_ray.train.fsdp import full_value
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.fsdp import full_value
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 pytestmark = pytest.mark.gpu
 VARIANTS = {

@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from introspect_ray.config import RunConfig
 from introspect_ray.policy import BUNDLED
 from introspect_ray.records import TokenizedCase
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 pytestmark = pytest.mark.gpu
 

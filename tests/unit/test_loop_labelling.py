@@ -21,8 +21,8 @@ from introspect_ray.loop import run
 from introspect_ray.policy import BUNDLED
 from introspect_ray.records import BehaviorPair, Label, StepLabels
 from introspect_ray.schedule import label_version, plan_ids
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 STEPS, BATCH = 6, 8
 

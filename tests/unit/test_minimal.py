@@ -18,8 +18,8 @@ from introspect_ray.labels.rules import Sources, make_labels
 from introspect_ray.policy import resolve_policy
 from introspect_ray.schedule import step_plan
 from introspect_ray.tasks import load_cases
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 STEPS = 3
 FILE = Path(__file__).parents[2] / "docs" / "minimal.py"

@@ -62,16 +62,16 @@ class TreeCache:
 
     def trees(self, cases: Mapping[str, TokenizedCase], keys: Sequence[TreeKey]) -> list[PromptTree]:
         """The trees of `keys`, in order. The cases of those that must be built are looked up in one call."""
-        found = {key: self._trees[key] for key in keys if key in self._trees}
-        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        trees = {key: self._trees[key] for key in keys if key in self._trees}
+        missing = [key for key in dict.fromkeys(keys) if key not in trees]
         for key, case in zip(missing, records_of(cases, [case_id for case_id, _ in missing]), strict=True):
-            found[key] = tree = build_tree(case, key[1])
+            trees[key] = tree = build_tree(case, key[1])
             if self._tokens + len(tree) > CACHED_TOKENS:
                 self._trees.clear()
                 self._tokens = 0
             self._trees[key] = tree
             self._tokens += len(tree)
-        return [found[key] for key in keys]
+        return [trees[key] for key in keys]
 
 
 def build_tree(case: TokenizedCase, label: Explanation | None) -> PromptTree:

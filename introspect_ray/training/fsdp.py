@@ -24,10 +24,10 @@ from torch.distributed.tensor import DTensor
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.policy import add_lora, load_model
-from introspect_ray.train.attention import choose_attention
-from introspect_ray.train.model import TreeModel
-from introspect_ray.train.packing import placeholder
-from introspect_ray.train.supported import check_architecture
+from introspect_ray.training.attention import choose_attention
+from introspect_ray.training.model import TreeModel
+from introspect_ray.training.packing import placeholder
+from introspect_ray.training.supported import check_architecture
 
 # A frozen LoRA base is neither saved nor loaded: it comes from the policy folder.
 CHECKPOINT = StateDictOptions(ignore_frozen_params=True, strict=False)

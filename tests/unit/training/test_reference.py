@@ -6,8 +6,8 @@ from learner_helpers import make_cases, reference_logprobs, save_model
 
 from introspect_ray.errors import UserError
 from introspect_ray.policy import load_model
-from introspect_ray.train import reference
-from introspect_ray.train.reference import Reference, build_reference
+from introspect_ray.training import reference
+from introspect_ray.training.reference import Reference, build_reference
 
 CASES = make_cases(7)
 

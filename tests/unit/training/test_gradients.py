@@ -12,9 +12,9 @@ from learner_helpers import make_cases, make_config, make_labels, make_model, ma
 from ranks import on_two_ranks
 
 from introspect_ray.policy import BUNDLED, add_lora, load_model
-from introspect_ray.train.fsdp import full_value
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.fsdp import full_value
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 KINDS, METHODS = ("qwen3", "llama", "organism"), ("full", "lora")
 SHARDS = (slice(0, 5), slice(5, 8))

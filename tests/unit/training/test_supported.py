@@ -5,8 +5,8 @@ import torch
 from learner_helpers import make_cases, make_model
 
 from introspect_ray.errors import UserError
-from introspect_ray.train.model import TreeModel
-from introspect_ray.train.supported import check_architecture, check_tree_forward
+from introspect_ray.training.model import TreeModel
+from introspect_ray.training.supported import check_architecture, check_tree_forward
 
 CASE = make_cases(1)[0]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from introspect_ray.train.loss import combine, explanation_loss, kl_to_reference, loss_scales
+from introspect_ray.training.loss import combine, explanation_loss, kl_to_reference, loss_scales
 
 
 def test_kl_is_zero_when_the_policy_is_the_reference():

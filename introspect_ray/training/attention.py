@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 if TYPE_CHECKING:
-    from introspect_ray.train.packing import PackedBatch
+    from introspect_ray.training.packing import PackedBatch
 
 AttentionChoice = Literal["auto", "sdpa", "flex"]  # train.attention
 AttentionImplementation = Literal["sdpa", "flex_attention"]  # transformers' names

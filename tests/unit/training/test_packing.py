@@ -9,12 +9,12 @@ from learner_helpers import LETTERS, make_cases, make_model
 
 from introspect_ray.cases.label_trie import walk_explanations
 from introspect_ray.records import Explanation
-from introspect_ray.train.attention import tree_mask
-from introspect_ray.train.chunked_loss import Objective, ReferenceRows
-from introspect_ray.train.loss import loss_scales
-from introspect_ray.train.model import TreeModel
-from introspect_ray.train.packing import pack, placeholder
-from introspect_ray.train.prompt_tree import build_tree
+from introspect_ray.training.attention import tree_mask
+from introspect_ray.training.chunked_loss import Objective, ReferenceRows
+from introspect_ray.training.loss import loss_scales
+from introspect_ray.training.model import TreeModel
+from introspect_ray.training.packing import pack, placeholder
+from introspect_ray.training.prompt_tree import build_tree
 
 
 def ancestors_and_self(tree, node):

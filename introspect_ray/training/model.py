@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from introspect_ray.train.attention import attention_mask, attention_rows
-from introspect_ray.train.chunked_loss import Objective, ReferenceRows, TreeOutput, evaluate_rows
-from introspect_ray.train.output_head import OutputHead, logit_scaling
-from introspect_ray.train.packing import PackedBatch
+from introspect_ray.training.attention import attention_mask, attention_rows
+from introspect_ray.training.chunked_loss import Objective, ReferenceRows, TreeOutput, evaluate_rows
+from introspect_ray.training.output_head import OutputHead, logit_scaling
+from introspect_ray.training.packing import PackedBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from introspect_ray.train.loss import Scales, combine, explanation_loss, kl_to_reference
-from introspect_ray.train.output_head import OutputHead, scale_logits
-from introspect_ray.train.packing import PackedBatch
+from introspect_ray.training.loss import Scales, combine, explanation_loss, kl_to_reference
+from introspect_ray.training.output_head import OutputHead, scale_logits
+from introspect_ray.training.packing import PackedBatch
 
 # Logits of one chunk. On a GPU, a step of the default batch size is one chunk; on a CPU, memory matters more.
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from learner_helpers import make_cases, make_labels
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from introspect_ray.train import chunked_loss
-from introspect_ray.train.chunked_loss import Objective, ReferenceRows, evaluate_rows
-from introspect_ray.train.loss import Scales
-from introspect_ray.train.output_head import OutputHead
-from introspect_ray.train.packing import pack
-from introspect_ray.train.prompt_tree import build_tree
+from introspect_ray.training import chunked_loss
+from introspect_ray.training.chunked_loss import Objective, ReferenceRows, evaluate_rows
+from introspect_ray.training.loss import Scales
+from introspect_ray.training.output_head import OutputHead
+from introspect_ray.training.packing import pack
+from introspect_ray.training.prompt_tree import build_tree
 
 V, H = 61, 16
 SCALES = Scales(0.3, 0.07)

@@ -19,8 +19,8 @@ from learner_helpers import (
 
 from introspect_ray.engines import make_engine
 from introspect_ray.policy import BUNDLED
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 POLICY = str(BUNDLED["organism"])
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from learner_helpers import resident_kb
 from safetensors.torch import save_file
 
-from introspect_ray.train import output_head
-from introspect_ray.train.mapped_tensors import MappedTensors
-from introspect_ray.train.output_head import MappedWeight, OutputHead
+from introspect_ray.training import output_head
+from introspect_ray.training.mapped_tensors import MappedTensors
+from introspect_ray.training.output_head import MappedWeight, OutputHead
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

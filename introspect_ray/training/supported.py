@@ -12,15 +12,16 @@ import torch
 
 from introspect_ray.errors import UserError
 from introspect_ray.records import TokenizedCase
-from introspect_ray.train.packing import pack
-from introspect_ray.train.prompt_tree import build_tree
+from introspect_ray.training.packing import pack
+from introspect_ray.training.prompt_tree import build_tree
 
 if TYPE_CHECKING:
-    from introspect_ray.train.model import TreeModel
+    from introspect_ray.training.model import TreeModel
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")  # transformers' layer_types
-# How far the logits of a tree may be from those of x alone, as a share of the largest logit. Rounding makes up some
-# hundred operations of 2^-24 (bfloat16: 2^-8) each, half of which cancel. The faults to be found make a tenth and more.
+# The largest difference that rounding may make between the logits of a tree and those of x alone, as a share of the
+# largest logit: some hundred operations round by 2^-24 (bfloat16: 2^-8) each, and half of the errors cancel. A wrong
+# attention or output head differs by a tenth or more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 

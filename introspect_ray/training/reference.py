@@ -20,14 +20,14 @@ from introspect_ray.errors import UserError
 from introspect_ray.policy import load_model, new_folder, policy_id
 from introspect_ray.records import TokenizedCase
 from introspect_ray.storage import is_remote, open_store
-from introspect_ray.train.attention import AttentionChoice, choose_attention
-from introspect_ray.train.chunked_loss import ReferenceRows
-from introspect_ray.train.mapped_tensors import MappedTensors
-from introspect_ray.train.model import TreeModel
-from introspect_ray.train.output_head import MappedWeight, OutputHead
-from introspect_ray.train.packing import PackedBatch, pack
-from introspect_ray.train.prompt_tree import build_tree
-from introspect_ray.train.supported import check_architecture, check_tree_forward
+from introspect_ray.training.attention import AttentionChoice, choose_attention
+from introspect_ray.training.chunked_loss import ReferenceRows
+from introspect_ray.training.mapped_tensors import MappedTensors
+from introspect_ray.training.model import TreeModel
+from introspect_ray.training.output_head import MappedWeight, OutputHead
+from introspect_ray.training.packing import PackedBatch, pack
+from introspect_ray.training.prompt_tree import build_tree
+from introspect_ray.training.supported import check_architecture, check_tree_forward
 
 INDEX, TENSORS = "index.json", "tensors.safetensors"
 SIDES = ("cued", "ablated")

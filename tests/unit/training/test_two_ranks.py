@@ -11,8 +11,8 @@ from learner_helpers import make_cases, make_config, make_labels, make_model, ma
 from ranks import on_two_ranks
 
 from introspect_ray.errors import UserError
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 CASES = make_cases(8)
 TOKENIZED = {case.case_id: case for case in CASES}

@@ -13,11 +13,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from introspect_ray.errors import UserError
 from introspect_ray.policy import BUNDLED, load_model
-from introspect_ray.train.attention import FLEX_MIN_LENGTH, attention_rows, choose_attention, tree_block_mask, tree_mask
-from introspect_ray.train.fsdp import build_module
-from introspect_ray.train.model import TreeModel
-from introspect_ray.train.packing import pack, placeholder
-from introspect_ray.train.prompt_tree import build_tree
+from introspect_ray.training.attention import (
+    FLEX_MIN_LENGTH,
+    attention_rows,
+    choose_attention,
+    tree_block_mask,
+    tree_mask,
+)
+from introspect_ray.training.fsdp import build_module
+from introspect_ray.training.model import TreeModel
+from introspect_ray.training.packing import pack, placeholder
+from introspect_ray.training.prompt_tree import build_tree
 
 # Two trees in a row of seven tokens: 0 is the parent of 1 and 3, 1 of 2; 4 is the parent of 5; 6 is padding.
 ENDS = [4, 3, 3, 4, 6, 6, 7]

@@ -12,8 +12,8 @@ from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import UserError
 from introspect_ray.policy import load_model, load_saved
 from introspect_ray.records import BehaviorPair, Explanation, Label
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 CASES = make_cases(8)
 TOKENIZED = {case.case_id: case for case in CASES}

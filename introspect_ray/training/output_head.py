@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from introspect_ray.train.mapped_tensors import MappedTensors
+from introspect_ray.training.mapped_tensors import MappedTensors
 
 _SLICE_BYTES = 1 << 25  # of a mapped weight that are in memory at a time
 

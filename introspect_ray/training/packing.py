@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 
 from introspect_ray.cases.label_trie import Tokens
-from introspect_ray.train.prompt_tree import PromptTree
+from introspect_ray.training.prompt_tree import PromptTree
 
 # Weights in the choice of the row length. ATTENTION_SCALE: the row length at which attention costs as much as the rest
 # of a layer (measured on a CPU: 480 at width 64, 2,600 at width 576). BATCH_OVERHEAD: the tokens that cost as much as

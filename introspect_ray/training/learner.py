@@ -25,8 +25,8 @@ from introspect_ray.engines.checks import Answer, make_pair
 from introspect_ray.errors import UserError
 from introspect_ray.policy import save_policy
 from introspect_ray.records import BehaviorPair, Explanation, Label, TokenizedCase
-from introspect_ray.train.chunked_loss import Objective, ReferenceRows, TreeOutput
-from introspect_ray.train.fsdp import (
+from introspect_ray.training.chunked_loss import Objective, ReferenceRows, TreeOutput
+from introspect_ray.training.fsdp import (
     adapter_config,
     build_module,
     describe_state,
@@ -37,12 +37,12 @@ from introspect_ray.train.fsdp import (
     save_checkpoint,
     stream_state,
 )
-from introspect_ray.train.loss import Scales, loss_scales
-from introspect_ray.train.model import LogprobPair, label_logprobs
-from introspect_ray.train.packing import PackedBatch, pack, placeholder
-from introspect_ray.train.prompt_tree import TreeCache, build_tree
-from introspect_ray.train.reference import Reference
-from introspect_ray.train.step_sums import StepSums
+from introspect_ray.training.loss import Scales, loss_scales
+from introspect_ray.training.model import LogprobPair, label_logprobs
+from introspect_ray.training.packing import PackedBatch, pack, placeholder
+from introspect_ray.training.prompt_tree import TreeCache, build_tree
+from introspect_ray.training.reference import Reference
+from introspect_ray.training.step_sums import StepSums
 
 
 class Learner:

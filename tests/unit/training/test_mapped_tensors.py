@@ -8,7 +8,7 @@ from learner_helpers import resident_kb
 from safetensors.torch import load_file
 
 from introspect_ray.errors import UserError
-from introspect_ray.train.mapped_tensors import MappedTensors
+from introspect_ray.training.mapped_tensors import MappedTensors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

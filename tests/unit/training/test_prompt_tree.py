@@ -5,8 +5,8 @@ from learner_helpers import make_cases
 
 from introspect_ray.cases.lookup import RecordMapping
 from introspect_ray.records import Explanation, TokenizedCase
-from introspect_ray.train import prompt_tree
-from introspect_ray.train.prompt_tree import TreeCache, build_tree
+from introspect_ray.training import prompt_tree
+from introspect_ray.training.prompt_tree import TreeCache, build_tree
 
 
 def path_of(tree, node):

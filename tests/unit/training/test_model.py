@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from learner_helpers import make_cases, make_labels, make_model
 
 from introspect_ray.policy import add_lora
-from introspect_ray.train.chunked_loss import Objective, ReferenceRows
-from introspect_ray.train.loss import loss_scales
-from introspect_ray.train.model import TreeModel
-from introspect_ray.train.output_head import OutputHead
-from introspect_ray.train.packing import pack
-from introspect_ray.train.prompt_tree import build_tree
+from introspect_ray.training.chunked_loss import Objective, ReferenceRows
+from introspect_ray.training.loss import loss_scales
+from introspect_ray.training.model import TreeModel
+from introspect_ray.training.output_head import OutputHead
+from introspect_ray.training.packing import pack
+from introspect_ray.training.prompt_tree import build_tree
 
 CASES = make_cases(7)
 LABELS = make_labels(CASES)
