@@ -1,4 +1,4 @@
-"""What travels to the engines, how its arrival is checked, and which way it takes."""
+"""Weights packed for the engines, the check of the receipts, and the choice of the transfer."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ def test_verify_names_what_is_wrong():
     ):
         with pytest.raises(WeightSyncError, match=says):
             verify(sent, [good, bad], tolerance=0.002)
+    with pytest.raises(WeightSyncError, match="engine 0 has no receipt of weight version 7"):
+        verify(sent, [None], tolerance=0.002)
 
 
 @pytest.mark.parametrize(
