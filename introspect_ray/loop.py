@@ -1,4 +1,4 @@
-"""The step loop. Every rank runs it; rank 0 conducts. No Ray in here: the supply hides it.
+"""The step loop. Every rank runs it; rank 0 also requests labels and reports metrics. The supply hides Ray.
 
     step t                  consumes                     produces                unblocked by
     ------------------------------------------------------------------------------------------------
@@ -14,12 +14,12 @@
     fetch   (all ranks)     labels of step t             this rank's shard       the relabeler
     update  (all ranks)     shard, cached reference      weights of version t+1  every rank's step
 
-Labels of step t come from version `label_version(t)` exactly: t - lag, rounded down to the last
-version that was delivered (`sync_every`). At lag 0 the trainer waits for the engines (paper §4.2);
-at lag k the labels of the next k steps are made while it trains, and the buffer never holds more
-than lag + sync_every steps, because a step is requested only when its version is published. The
-learner holds each version before its update, so where it labels nothing is published: it labels the
-steps of version t one at a time, so that what is computed together does not depend on the lag.
+Labels of step t come from version `label_version(t)` exactly: t - lag, rounded down to the last version that was
+delivered (`sync_every`). At lag 0 the trainer waits for the engines (paper §4.2). At lag k the labels of the next k
+steps are made while it trains. The buffer never holds more than lag + sync_every steps, because a step is requested
+only when its version is published. A learner that labels has each version itself before its update, so nothing is
+published then; it labels the steps of a version one at a time, so that what is computed together does not depend on the
+lag.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from introspect_ray.labels.alarms import check_step, engine_gap, stop_on
 from introspect_ray.records import BehaviorPair, StepLabels, StepMetrics, TokenizedCase
 from introspect_ray.schedule import label_version, step_plan, steps_of_version
 
-if TYPE_CHECKING:  # torch and Ray are the training worker's
+if TYPE_CHECKING:  # they import torch and Ray
     from introspect_ray.actors.supply import Conductor, Supply
     from introspect_ray.training.learner import Learner
 
@@ -51,11 +51,12 @@ def run(
     start: int = 0,
     restored: frozenset[int] = frozenset(),
 ) -> dict[str, float]:
-    """Train from step `start` to cfg.steps; steps in `restored` have their labels from the checkpoint.
+    """Train from step `start` to cfg.steps.
 
-    train: the training cases in plan order; the first is the probe of deliveries. Returns this rank's seconds by
-    activity: "train", "sync" (with the engines), "label" (by the learner) and "wait" (for labels). Raises
-    AlarmError on rank 0 where a step is beyond a bound of cfg.alarms.
+    m0: M0's pairs by case id. train: the training cases in plan order; the first is the probe of deliveries. restored:
+    steps whose labels came with the checkpoint. Returns this rank's seconds by activity: "train", "sync" (with the
+    engines), "label" (by the learner) and "wait" (for labels). Raises AlarmError on rank 0 if a step exceeds a bound of
+    cfg.alarms.
 
     Collectives (weight gather, labelling, update, checkpoint) are reached by every rank in the same order.
     """
@@ -91,7 +92,7 @@ def _start_labels(
     restored: frozenset[int],
     rank: int,
 ) -> None:
-    """Start making the labels that are due at `step`, with the current weights, which are those of version `step`."""
+    """Start making the labels that are due at `step`, with the current weights: those of version `step`."""
     online = cfg.supervision.rule == "online"
     due = [later for later in (steps_of_version(step, cfg) if online else [step]) if later not in restored]
     if learner_labels(cfg):

@@ -1,7 +1,7 @@
 """Trains a recorded run again from its label table: no engine, no relabeler, the same weights bit for bit.
 
-Labels are all that the trainer takes from the rest of the system, so the run's config, its label table and M0 decide
-the weights. One process; the cached reference is opened where the run kept it.
+The trainer takes nothing but labels from the rest of the system, so the run's config, its label table and M0 decide the
+weights. A replay is one process; it uses the cached reference where the run kept it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from introspect_ray.storage.tracking import make_tracker
 from introspect_ray.training.learner import Learner
 from introspect_ray.training.reference import build_reference
 
-_FROM_M0 = ("explanation_orig", "behavior_em")  # metrics that need M0's pairs
+_FROM_M0 = ("explanation_orig", "behavior_em")  # metrics that M0's pairs are needed for
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A replayed policy against the recorded one. `largest` is the maximal absolute difference of two weights."""
+    """A replayed policy compared with the recorded one. largest: maximal absolute difference of two weights."""
 
     tensors: int
     unequal: int  # tensors that differ in at least one bit
@@ -60,7 +60,7 @@ def replay_config(source: Store, output_dir: str) -> RunConfig:
         )
     caches = [cfg.cache_dir, source.join("cache"), f"{output_dir.rstrip('/')}/cache"]
     kept = next((uri for uri in caches[:2] if uri and open_store(uri).list("references")), caches[2])
-    # Engines are not started, so they need no room, and nothing that goes with their GPUs.
+    # No engine is started: none needs room, GPUs, or what goes with GPUs.
     none = {"num_actors": 1, "num_cpus": 0, "num_gpus": 0, "tensor_parallel_size": 1, "weight_transfer": "object_store"}
     engines = {f"rollout.{key}": value for key, value in none.items()}
     return override(cfg, {"output_dir": output_dir, "cache_dir": kept, "ray_address": None, **engines})
@@ -69,7 +69,7 @@ def replay_config(source: Store, output_dir: str) -> RunConfig:
 def recorded_steps(uri: str, cfg: RunConfig, case_ids: Sequence[str]) -> Iterator[list[Label]]:
     """The labels of steps 0, 1, ..., each in plan order, streamed from the label table at `uri`.
 
-    Raises UserError for a step that is not whole, or of other cases than its plan.
+    Raises UserError for a step that lacks labels, or whose cases are not those of its plan.
     """
     waiting: dict[int, list[Label]] = {}
     stream = read_labels(uri)
@@ -97,8 +97,8 @@ def recorded_steps(uri: str, cfg: RunConfig, case_ids: Sequence[str]) -> Iterato
 def train_again(
     cfg: RunConfig, prepared: Prepared, m0: Mapping[str, BehaviorPair], labels_uri: str, tracker: Tracker, folder: str
 ) -> None:
-    """Run every recorded step on a new learner and export the policy to the local `folder`. m0: see `m0_pairs`."""
-    torch.set_num_threads(cfg.train.threads)  # sums are split by threads: another number rounds differently
+    """Train a new learner on every recorded step and export its policy to the local `folder`. m0: see `m0_pairs`."""
+    torch.set_num_threads(cfg.train.threads)  # the number of threads decides how sums are split, hence rounded
     reference = None
     if cfg.train.reference == "cache":
         reference = build_reference(
@@ -120,9 +120,9 @@ def train_again(
 
 
 def m0_pairs(recorded: RolloutConfig, prepared: Prepared) -> Mapping[str, BehaviorPair]:
-    """M0's pairs, for metrics alone; unknown where their label set is gone or its engine is not installed here.
+    """M0's pairs, which only metrics need; `_Unknown` if their label set is not in the cache.
 
-    recorded: of the engines that made them.
+    recorded: the config of the engines that made them, which is part of the set's address.
     """
     key = label_set_key(prepared.policy_id, chain(prepared.train, prepared.test), recorded)
     pairs = load_pairs(prepared.cache_uri, key)
@@ -130,7 +130,7 @@ def m0_pairs(recorded: RolloutConfig, prepared: Prepared) -> Mapping[str, Behavi
 
 
 class _Unknown(dict[str, BehaviorPair]):
-    """A pair that says nothing for every case."""
+    """Stands for pairs that are not known: an empty pair for every case."""
 
     def __missing__(self, case_id: str) -> BehaviorPair:
         return BehaviorPair(case_id, "", "", (), (), False, False, 0)
@@ -138,7 +138,7 @@ class _Unknown(dict[str, BehaviorPair]):
 
 @contextmanager
 def _process_group(cfg: RunConfig) -> Iterator[None]:
-    """On a GPU the learner shards by FSDP2 even alone, and casts as it does: a group of one, as Ray Train makes it."""
+    """On a GPU a process group of one, as Ray Train makes it: the learner shards and casts by FSDP2 even alone."""
     if not cfg.train.use_gpu:
         yield
         return
@@ -169,7 +169,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def replay_job(args: Arguments) -> bool:
-    """Replay `source` into output_dir, compare with source/policy; whether nothing differs. Raises UserError."""
+    """Replay `source` into output_dir; returns whether the policy equals source/policy. Raises UserError."""
     given = dict(args.overrides)
     if "source" not in given or args.config or args.resume or set(given) - {"source", "output_dir"}:
         raise UserError("a replay takes the run's folder and one of its own: source=runs/x output_dir=runs/x-replay")

@@ -1,4 +1,4 @@
-"""What a run leaves: its tracker, summary.json, and the artifacts. Reads and writes stores; no Ray."""
+"""The results of a run: its tracker, summary.json and artifacts. Reads and writes stores; no Ray."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from introspect_ray.storage.tracking import JsonlTracker, make_tracker
 def open_tracker(
     cfg: RunConfig, name: str, uri: str | None, parent_run: str | None = None, params: dict[str, Any] | None = None
 ) -> Tracker:
-    """The run's tracker, with its parameters logged; a resumed run goes on in the MLflow run of tracking.json."""
+    """The tracker of a run, with its parameters logged. A resumed run continues the MLflow run of tracking.json."""
     store = open_store(cfg.output_dir)
     before = store.read_json("tracking.json") if store.exists("tracking.json") else {}
     known = before["run_id"] if before and before["uri"] == uri else None
     tracker = make_tracker(cfg.tracking, cfg.output_dir, name, uri=uri, parent_run_id=parent_run, run_id=known)
-    if known is None:  # MLflow refuses other values for a parameter, and what a resume may change is no result
+    if known is None:  # once: MLflow refuses a changed parameter, and a resume may change a few
         tracker.log_params(params or cfg.model_dump(mode="json"))
         store.write_json("tracking.json", {"uri": tracker.uri, "run_id": tracker.run_id})
     return tracker
@@ -39,10 +39,10 @@ def run_summary(
     shared: dict[str, float],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """The content of summary.json. What Ray Train took beyond training, labelling, waiting and syncing is set-up.
+    """The content of summary.json. Time in Ray Train outside training, labelling, waiting and syncing counts as set-up.
 
     cases: numbers of training and held-out cases. totals: of rank 0 and the relabeler, over the run. shared: seconds
-    of what the trials of a sweep share ("setup", "eval"). seconds: of this run ("train", "eval").
+    of the set-up that the trials of a sweep share ("setup", "eval"). seconds: of this run ("train", "eval").
     """
     waited = sum(totals[part] for part in ("train", "sync", "label", "wait"))
     consumed = [row["realised_at_consumption"] for row in rows]
@@ -69,14 +69,14 @@ def run_summary(
 
 
 def step_rows(store: Store) -> list[dict[str, Any]]:
-    """The run's step metrics from metrics.jsonl, the last row of every step (a resumed run repeats some)."""
+    """The run's step metrics from metrics.jsonl: the last row of every step, as a resumed run repeats some."""
     lines = map(json.loads, store.read_bytes(JsonlTracker.NAME).decode().splitlines())
     rows = {row["step"]: row for row in lines if "loss" in row}
     return [rows[step] for step in sorted(rows)]
 
 
 def missing_rows(rows: Sequence[dict[str, Any]], steps: int) -> list[str]:
-    """One line if metrics.jsonl lacks steps of a finished run: a driver that died had rows it never wrote."""
+    """One line if metrics.jsonl lacks steps of a finished run: a driver that dies loses rows it has not written."""
     gone = sorted(set(range(steps)) - {row["step"] for row in rows})
     if not gone:
         return []
@@ -99,7 +99,7 @@ def track_results(tracker: Tracker, store: Store, out: dict[str, Any], rows: lis
 
 
 def log_files(tracker: Tracker, store: Store, names: Sequence[str], folder: str = "") -> None:
-    """Keep files of the store as artifacts of the run."""
+    """Log files of the store as artifacts of the run."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             local = Path(scratch, Path(name).name)
@@ -108,6 +108,6 @@ def log_files(tracker: Tracker, store: Store, names: Sequence[str], folder: str 
 
 
 def numbers_of(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without what is no single number (confidence intervals): the parts that metrics can hold."""
+    """`tree` without what metrics cannot hold: lists, which are confidence intervals."""
     kept = {key: numbers_of(value) if isinstance(value, dict) else value for key, value in tree.items()}
     return {key: value for key, value in kept.items() if not isinstance(value, list | tuple)}

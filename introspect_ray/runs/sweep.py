@@ -1,4 +1,4 @@
-"""Ray Tune over one swept key and seeds: one tracked parent run, a child a trial, engines reused between trials."""
+"""Ray Tune over one swept key and seeds: one tracked parent run, one child run per trial, the same engines for all."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def run_sweep(
     """Run all trials that have no summary yet; write sweep.json and sweep.png.
 
     Returns the summaries, and {swept key, "seed", "failed": reason} of each trial that an alarm or a divergence
-    stopped. `tracking` is (MLflow URI, parent run id). Raises RuntimeError for trials that failed otherwise, after
-    writing what succeeded.
+    stopped. tracking: (MLflow URI, parent run id). Raises RuntimeError if trials failed for other reasons, after the
+    results of the others are written.
     """
 
     def trial(params: dict[str, Any], setup: SharedSetup) -> None:
@@ -45,7 +45,7 @@ def run_sweep(
                 name = run.output_dir.rsplit("/", 1)[-1]
                 with open_tracker(run, name, *tracking) as tracker:
                     train_once(run, setup, tracker, run_name=name)
-        except (AlarmError, UserError) as error:  # a result: raised, it would come back as text
+        except (AlarmError, UserError) as error:  # reported as a result: a raised error would come back as text
             tune.report({"objective": math.nan, "row": {**row, "failed": one_line(error)}})
             return
         row |= store.read_json("summary.json")
@@ -54,7 +54,7 @@ def run_sweep(
     room = {"cpu": 0, this_node_resource(): 0.001}
     with tempfile.TemporaryDirectory() as scratch:
         grid = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trial, setup=setup), room),  # by reference
+            tune.with_resources(tune.with_parameters(trial, setup=setup), room),  # passed by reference
             param_space={"value": tune.grid_search(list(values)), "seed": tune.grid_search(list(seeds))},
             # One process for all trials: starting one and its imports take longer than a short trial's evaluation.
             tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max", reuse_actors=True),

@@ -1,4 +1,4 @@
-"""The relabeler: the agreement alarm, and the order of pairs that several ranks label."""
+"""The relabeler without Ray: its alarm, the order of its table, and what it refuses once it is stopped."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from introspect_ray.actors.relabeler import Relabeler, unshard
+from introspect_ray.actors.rollout import RolloutResult
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError
 from introspect_ray.labels import rules
+from introspect_ray.labels.rules import Sources
+from introspect_ray.labels.store import read_labels
 from introspect_ray.records import BehaviorPair, StepLabels
 from introspect_ray.schedule import plan_ids
 
@@ -49,3 +52,81 @@ def test_unshard_undoes_the_dealing():
     assert unshard({0: ["a"], 1: []}) == ["a"]
     with pytest.raises(ValueError, match="extended slice"):
         unshard({0: list("abc"), 1: list("d")})
+
+
+def test_what_was_asked_for_before_never_reaches_the_table(tmp_path):
+    """Pairs of a dead training worker's request come in after the run went on elsewhere."""
+    cfg = RunConfig.model_validate({"batch_size": 4, "steps": 1, "supervision": {"rule": "online"}})
+    names = {f"c{i}": ("A", "B") for i in range(4)}
+    made = [BehaviorPair(name, "A", "B", (), (), False, False, 0) for name in names]
+
+    async def run() -> list:
+        came = asyncio.Event()
+
+        async def collect(*_: object) -> list:
+            await came.wait()
+            return [RolloutResult(made, None, 0.0, 0.0, PromptTokens())]
+
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        late = asyncio.create_task(maker.relabel(0, 0, None, [], [None]))
+        await asyncio.sleep(0)
+        await maker.stop()
+        came.set()
+        await late
+        maker._writer.flush()
+        with pytest.raises(RuntimeError, match="stopped"):
+            await maker.fetch(0, 0)
+        return list(tmp_path.iterdir())
+
+    assert asyncio.run(run()) == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "rate"),
+    [
+        ((PromptTokens(100, 10), PromptTokens(300, 90)), 0.25),  # of the step's tokens, not the groups' mean of 0.2
+        ((PromptTokens(), PromptTokens()), None),  # engines without a prefix cache count nothing
+    ],
+)
+def test_the_hit_rate_of_a_step_is_that_of_its_tokens(tmp_path, groups, rate):
+    cfg = RunConfig.model_validate({"batch_size": 4, "steps": 1, "supervision": {"rule": "online"}})
+    names = {f"c{i}": ("A", "B") for i in range(4)}
+    ids = plan_ids(cfg, list(names), 0)
+    made = [BehaviorPair(name, "A", "B", (), (), False, False, 0) for name in ids]
+    halves = (made[:2], made[2:])
+    results = [RolloutResult(half, None, 0.0, 0.0, tokens) for half, tokens in zip(halves, groups, strict=True)]
+
+    async def run() -> float | None:
+        async def collect(*_: object) -> list:
+            return results
+
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        await maker.relabel(0, 0, None, [], [None])
+        return (await maker.fetch(0, 0)).prefix_hit_rate
+
+    assert asyncio.run(run()) == rate
+
+
+def test_a_step_that_was_asked_again_is_not_overtaken_in_the_table(tmp_path):
+    """The engine died with the groups of both steps, and answers the later one first."""
+    cfg = RunConfig.model_validate({"batch_size": 4, "steps": 2, "lag": 1, "supervision": {"rule": "online"}})
+    names = {f"c{i}": ("A", "B") for i in range(8)}
+
+    async def run() -> None:
+        later = asyncio.Event()
+
+        async def collect(_: object, where: str, __: object) -> list:
+            if where == "step 0":
+                await later.wait()
+            else:
+                later.set()
+            ids = plan_ids(cfg, list(names), int(where.split()[1]))
+            made = [BehaviorPair(name, "A", "B", (), (), False, False, 0) for name in ids]
+            return [RolloutResult(made, None, 0.0, 0.0, PromptTokens())]
+
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        await asyncio.gather(*(maker.relabel(step, 0, None, [], [None]) for step in (0, 1)))
+        await maker.finish()
+
+    asyncio.run(run())
+    assert [label.provenance.step for label in read_labels(str(tmp_path))] == [0] * 4 + [1] * 4

@@ -1,0 +1,155 @@
+"""The pool of rollout actors without Ray: which requests are sent again, to whom, and when the run stops."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
+
+from introspect_ray.actors import pool as rollout_pool
+from introspect_ray.actors.pool import RolloutPool, receipts
+from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
+from introspect_ray.actors.weight_sync import Expected, WeightSyncError
+from introspect_ray.config import RolloutConfig
+from introspect_ray.engines.protocol import PromptTokens
+from introspect_ray.errors import AlarmError, RepeatedFailure, UserError, one_line
+from introspect_ray.records import Delivery
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    """As an actor's exception reaches its caller."""
+    return RayTaskError("method", "traceback", cause).as_instanceof_cause()
+
+
+GOOD = Delivery(3, {"model.layers.0": "abc"}, (-0.1, -2.0), {}, 30)
+SERVING = Serving(3, Expected(3, GOOD.fingerprints, (-0.1, -2.0)), [None])
+REQUEST = Request("label", ["c1", "c2"], SERVING, home=1)
+
+
+def pool(*answers: object) -> tuple[RolloutPool, list[str]]:
+    """Two engines that give these answers, in the order they are asked; the names of those asked."""
+    todo, asked = list(answers), []
+
+    def actor(name: str) -> SimpleNamespace:
+        async def answer(*_: object) -> RolloutResult:
+            asked.append(name)
+            given = todo.pop(0)
+            if isinstance(given, Exception):
+                raise given
+            return RolloutResult([name], given, 0.0, 0.0, PromptTokens(40, 30))
+
+        async def ping() -> bool:
+            return True
+
+        return SimpleNamespace(answer=SimpleNamespace(remote=answer), ping=SimpleNamespace(remote=ping))
+
+    made = RolloutPool.__new__(RolloutPool)
+    made.actors, made._limit, made._tolerance, made._cases = [actor("a"), actor("b")], 3, 0.002, []
+    return made, asked
+
+
+def collect(made: RolloutPool, notes: list[str]) -> list[RolloutResult]:
+    async def ask() -> list[RolloutResult]:
+        return await made.collect([made._send(REQUEST)], "step 7", notes.append)
+
+    return asyncio.run(ask())
+
+
+def test_an_engine_that_its_node_cannot_start_says_why_in_one_line():
+    """Whatever it is asked: of an actor that raises in its __init__ Ray would keep a traceback as text."""
+    worker = RolloutWorker(RolloutConfig(engine="transformers"), EngineSpec("/nowhere/policy", 64, "full", 1, 0))
+    calls = (worker.ping, lambda: worker.answer(REQUEST, []), lambda: worker.load_weights(None))
+    for call in (*calls, lambda: worker.engine("close")):
+        with pytest.raises(
+            UserError, match=r"'/nowhere/policy': there is no such folder.* \(a rollout actor, on node "
+        ):
+            call()
+
+    async def ping() -> None:
+        try:
+            worker.ping()
+        except UserError as error:
+            raise task_error(error) from None
+
+    made, _ = pool()
+    made.actors = [SimpleNamespace(ping=SimpleNamespace(remote=ping))]
+    with pytest.raises(UserError) as caught:
+        made.wait()
+    assert one_line(caught.value).startswith("policy '/nowhere/policy': there is no such folder")
+
+
+GONE = ActorUnavailableError("killed", b"0" * 16)
+
+
+def test_a_group_goes_to_the_next_engine_until_one_answers():
+    made, asked = pool(GONE, task_error(RuntimeError("out of memory")), GOOD)
+    notes: list[str] = []
+    (answer,) = collect(made, notes)
+    assert (asked, answer.answers) == (["b", "a", "b"], ["b"])
+    assert [note.split(" (")[0] for note in notes] == [
+        "step 7: rollout actor 1 failed at: label 2 cases from 'c1' on version 3",
+        "step 7: rollout actor 0 failed at: label 2 cases from 'c1' on version 3",
+    ]
+    assert "(its process died)" in notes[0] and "(RuntimeError: out of memory)" in notes[1]
+
+
+def test_a_group_that_fails_three_times_stops_the_run():
+    made, asked = pool(GONE, ActorDiedError(), task_error(RuntimeError("out of memory")))
+    with pytest.raises(RepeatedFailure, match=r"^step 7: rollout actor 1 failed.*3 time.*RuntimeError: out of memory"):
+        collect(made, [])
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("bad"), ValueError("too long"), AlarmError("bound"), ObjectLostError("ab", None, "")]
+)
+def test_what_another_engine_cannot_mend_is_not_asked_again(error):
+    made, asked = pool(task_error(error))
+    with pytest.raises(type(error)):
+        collect(made, [])
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [Delivery(3, {"model.layers.0": "abd"}, GOOD.probe, {}, 0), Delivery(3, GOOD.fingerprints, (-0.1, -2.1), {}, 0)],
+)
+def test_an_answer_on_weights_that_are_not_verified_is_never_a_label(receipt):
+    made, _ = pool(receipt)
+    with pytest.raises(WeightSyncError):
+        collect(made, [])
+
+
+def test_an_engine_that_does_not_come_back_is_not_waited_for_without_end(monkeypatch):
+    made, _ = pool(GONE)
+
+    async def never() -> bool:
+        raise GONE
+
+    made.actors[0].ping = SimpleNamespace(remote=never)
+    monkeypatch.setattr(rollout_pool, "RESTART_S", 0.0)
+    with pytest.raises(RepeatedFailure, match=r"step 7: a rollout actor died and was not back after 0 s"):
+        collect(made, [])
+
+
+def test_receipts_of_dead_engines_are_left_out_but_not_wrong_ones():
+    async def future(given):
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    async def got(*given):
+        return await receipts([future(one) for one in given])
+
+    assert asyncio.run(got(GONE, GOOD, task_error(RuntimeError("out of memory")))) == [GOOD]
+    with pytest.raises(ValueError, match="shape"):
+        asyncio.run(got(GOOD, task_error(ValueError("shape"))))
+
+
+def test_what_a_pool_was_answered_adds_up():
+    made, _ = pool(GOOD, GOOD)
+    made.prompt_tokens = PromptTokens(50, 5)
+    made._now([made._send(REQUEST), made._send(REQUEST)])
+    assert made.prompt_tokens == PromptTokens(50 + 2 * 40, 5 + 2 * 30)
