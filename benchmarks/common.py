@@ -121,12 +121,11 @@ def make_cases(policy: str, small: bool, count: int) -> list[TokenizedCase]:
 
 def _texts(small: bool) -> Iterable[Case]:
     from introspect_ray.config import TaskConfig
-    from introspect_ray.tasks import load_cases
-    from introspect_ray.tasks.hint_mcq import cases_from_rows, read_rows
+    from introspect_ray.tasks import load_cases, open_task
 
     if small:
         return load_cases(TaskConfig())[0]
-    return (case for _, case in cases_from_rows(read_rows(MMLU), wording="short", seed=0))
+    return (case for _, case in open_task(TaskConfig(name="hint_mmlu", path=str(MMLU)))[0].cases())
 
 
 def make_labels(cases: Sequence[TokenizedCase]) -> list[Label]:

@@ -1,6 +1,6 @@
-"""Labelling at every step (lag 0) by the learner against the vLLM pool: seconds a step of the one over the other.
+"""Labelling at every step (lag 0) by the learner against the vLLM pool: seconds per step of the one over the other.
 
-Both train the organism on the same 32 cases a step, through the whole system (Ray Train, relabeler, label store), on
+Both train the organism on the same 32 cases per step, through the whole system (Ray Train, relabeler, label store), on
 the same engines. What a step takes beyond the training itself is what its labels cost: for the pool the gathering,
 sending and checking of the weights, the engine's rollouts and the wait for them; for the learner a forward and the
 wait for the relabeler. Run as `python -m benchmarks.labelling [--small]`; the last line is a JSON object.
@@ -16,9 +16,10 @@ from benchmarks.common import parser, report, run_main
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.labels.store import read_labels
 from introspect_ray.runs.cluster import connect
-from introspect_ray.runs.driver import Base, start_base, train_once
+from introspect_ray.runs.driver import train_once
 from introspect_ray.runs.preflight import prepare
 from introspect_ray.runs.results import open_tracker
+from introspect_ray.runs.setup import SharedSetup, set_up
 
 NAME = "labelling"
 ENGINES = ("vllm", "learner")
@@ -35,8 +36,8 @@ def compare(small: bool) -> dict[str, Any]:
         cfg = load_config(None, flat)
         connect(cfg)
         try:
-            base = start_base(cfg, prepare(cfg))
-            runs = {engine: measure(cfg, base, engine) for engine in ENGINES}
+            setup = set_up(cfg, prepare(cfg))
+            runs = {engine: measure(cfg, setup, engine) for engine in ENGINES}
         finally:
             ray.shutdown()
     pool, learner = (runs[engine] for engine in ENGINES)
@@ -51,12 +52,12 @@ def compare(small: bool) -> dict[str, Any]:
     }
 
 
-def measure(cfg: RunConfig, base: Base, engine: str) -> dict[str, Any]:
-    """One training labelled by `engine`: seconds a step, and its label table."""
+def measure(cfg: RunConfig, setup: SharedSetup, engine: str) -> dict[str, Any]:
+    """One training labelled by `engine`: seconds per step, and its label table."""
     cfg = override(cfg, {"rollout.engine": engine, "output_dir": f"{cfg.output_dir}/{engine}"})
     rows: list[dict[str, Any]] = []
     with open_tracker(cfg, engine, None) as tracker:
-        summary = train_once(cfg, base, tracker, run_name=engine, on_row=rows.append)
+        summary = train_once(cfg, setup, tracker, run_name=engine, on_row=rows.append)
     steps = [row["step_s"] for row in rows]
     train = summary["timing_s"]["train"]
     return {

@@ -40,7 +40,7 @@ def measure(given: Path, overrides: list[str]) -> dict[str, float]:
 
     from introspect_ray.cli import parse_override
     from introspect_ray.config import RunConfig, override
-    from introspect_ray.train.learner import Learner
+    from introspect_ray.training.learner import Learner
 
     torch.set_num_threads(2)
     policy, reference, cases, labels, pairs = pickle.loads(given.read_bytes())
@@ -69,7 +69,7 @@ def main() -> None:
     args = arguments.parse_args()
     if args.given:
         return print(json.dumps(measure(args.given, args.set)))
-    from introspect_ray.train.reference import build_reference
+    from introspect_ray.training.reference import build_reference
 
     policy = policy_folder(args.small)
     cases = make_cases(policy, args.small, BATCH * STEPS)

@@ -1,4 +1,4 @@
-"""What online relabelling costs a step: seconds a step at lag 1 over those with fixed labels, and lag 0 beside it.
+"""What online relabelling costs per step: seconds per step at lag 1 over those with fixed labels, and lag 0 beside it.
 
 The whole system (Ray, a vLLM engine, relabeler, Ray Train) trains the same policy on the same cases three times,
 on one set of engines, with trainer and engine pinned to one core each. Medians over the steps after the first few.
@@ -53,9 +53,10 @@ def measure(policy: str, flat: dict[str, Any]) -> dict[str, dict[str, float]]:
 
     from introspect_ray.config import load_config, override
     from introspect_ray.runs.cluster import connect
-    from introspect_ray.runs.driver import start_base, train_once
+    from introspect_ray.runs.driver import train_once
     from introspect_ray.runs.preflight import prepare
     from introspect_ray.runs.results import open_tracker, step_rows
+    from introspect_ray.runs.setup import set_up
     from introspect_ray.storage import open_store
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,12 +65,12 @@ def measure(policy: str, flat: dict[str, Any]) -> dict[str, dict[str, float]]:
         prepared = prepare(cfg)
         connect(cfg)
         try:
-            base = start_base(cfg, prepared)
+            setup = set_up(cfg, prepared)
             found = {}
             for name, more in RUNS.items():
                 run = override(cfg, {**more, "output_dir": f"{scratch}/{name}"})
                 with open_tracker(run, name, None) as tracker:
-                    train_once(run, base, tracker, run_name=name, on_row=lambda row: pin())
+                    train_once(run, setup, tracker, run_name=name, on_row=lambda row: pin())
                 rows = step_rows(open_store(run.output_dir))
                 kept = [row for row in rows if row["step"] >= max(2, cfg.steps // 4)]
                 found[name] = {part: statistics.median(row[part] for row in kept) for part in PARTS}

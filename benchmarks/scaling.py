@@ -24,8 +24,8 @@ def measure(count: int) -> dict[str, float]:
     from introspect_ray.config import load_config
     from introspect_ray.engines import make_engine
     from introspect_ray.labels.rules import Sources, make_labels
-    from introspect_ray.train.learner import Learner
-    from introspect_ray.train.reference import build_reference
+    from introspect_ray.training.learner import Learner
+    from introspect_ray.training.reference import build_reference
 
     torch.set_num_threads(1)
     cfg = load_config(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAME, GOAL = "streaming", "<= 1.1"
 LABELS, CASES, FACTOR = 200_000, 20_000, 10
-BATCH, WORDS = 64, 100  # labels a step; words a case, of about as many tokens
+BATCH, WORDS = 64, 100  # labels per step; words per case, of about as many tokens
 
 
 def measure_labels(count: int) -> dict[str, float]:
@@ -71,7 +71,7 @@ def measure_cases(path: str, count: int) -> dict[str, float]:
     from introspect_ray.cases.tokenize import tokenize_case
     from introspect_ray.config import RolloutConfig, TaskConfig
     from introspect_ray.labels.store import label_set_key
-    from introspect_ray.runs.preflight import load_tokenizer
+    from introspect_ray.policy import load_tokenizer
     from introspect_ray.tasks import load_cases
 
     tokenizer = load_tokenizer(policy_folder(small=True))
@@ -91,7 +91,7 @@ def measure_cases(path: str, count: int) -> dict[str, float]:
 
 def write_cases(path: Path, count: int) -> None:
     """`count` cases of WORDS words of the organism's questions and a hint, two a question."""
-    from introspect_ray.tasks import ORGANISM
+    from introspect_ray.organism import FOLDER as ORGANISM
 
     lines = (ORGANISM / "test.jsonl").read_text().splitlines()
     words = sorted({word for line in lines for word in json.loads(line)["ablated_messages"][0]["content"].split()})

@@ -35,9 +35,9 @@ def sweep(folder: str, small: bool) -> dict[str, float]:
 
     from introspect_ray.config import load_config
     from introspect_ray.runs.cluster import connect
-    from introspect_ray.runs.driver import start_base
     from introspect_ray.runs.preflight import prepare
     from introspect_ray.runs.results import open_tracker
+    from introspect_ray.runs.setup import set_up
     from introspect_ray.runs.sweep import run_sweep
     from introspect_ray.storage.tracking import tracking_uri
     from tune_spaces.kl_weight import SPACE
@@ -48,9 +48,9 @@ def sweep(folder: str, small: bool) -> dict[str, float]:
     connect(cfg)
     try:
         with open_tracker(cfg, "sweep", uri) as parent:
-            base = start_base(cfg, prepared)
+            setup = set_up(cfg, prepared)
             began = time.perf_counter()
-            run_sweep(cfg, SPACE, VALUES, [cfg.seed], base, (uri, parent.run_id))
+            run_sweep(cfg, SPACE, VALUES, [cfg.seed], setup, (uri, parent.run_id))
             return {"tune_s": time.perf_counter() - began}
     finally:
         ray.shutdown()

@@ -16,7 +16,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,12 +31,12 @@ from introspect_ray.actors.weight_transfer import ObjectStoreTransfer
 from introspect_ray.config import load_config
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
-from introspect_ray.policy import add_lora
+from introspect_ray.policy import BUNDLED, add_lora
 from introspect_ray.records import TokenizedCase
 from introspect_ray.runs.cluster import connect
 
 NAME, GOAL, RANK = "sync", "<= 3", 32
-ORGANISM = Path(__file__).parents[1] / "introspect_ray" / "organism" / "policy"
+ORGANISM = BUNDLED["organism"]
 LONG = tuple(range(200, 350))  # token ids of a prompt as long as a Hint-MMLU case; the probe takes its end
 CASE = TokenizedCase("probe", ("A", "B"), (330, 331), LONG, (*LONG[:-4], 7, 8, 9, 10), (5, 6), {})
 

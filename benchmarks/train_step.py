@@ -30,8 +30,8 @@ from introspect_ray.config import RunConfig, override
 from introspect_ray.policy import load_model
 from introspect_ray.records import Label, TokenizedCase
 from introspect_ray.schedule import step_plan
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 NAME, GOAL = "train_step", ">= 7"
 BATCH, COUNT, SEED, KL_WEIGHT, RATE, TOLERANCE = 8, 32, 0, 1.0, 1e-5, 1e-4

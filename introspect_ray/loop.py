@@ -36,7 +36,7 @@ from introspect_ray.schedule import label_version, step_plan, steps_of_version
 
 if TYPE_CHECKING:  # torch and Ray are the training worker's
     from introspect_ray.actors.supply import Conductor, Supply
-    from introspect_ray.train.learner import Learner
+    from introspect_ray.training.learner import Learner
 
 
 def run(

@@ -1,8 +1,8 @@
-"""The records that travel between the parts: frozen, small, each with an example.
+"""The records that travel between the parts: small and frozen. Nothing here computes.
 
-Nothing here computes. Terms are those of the paper (arXiv 2606.32038, table 1): a *case* is one
-counterfactual input (x with a cue C, x without it, and the meta-question q), a *behaviour pair* is
-what one policy version answers on both, and a *label* is the explanation built from such a pair.
+The terms are those of the paper (arXiv 2606.32038, table 1): a *case* is one counterfactual input
+(x with a cue C, x∖C without it, and q: x with the meta-question), a *behaviour pair* is what one
+policy version answers to x and to x∖C, and a *label* is the explanation made from such a pair.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Case:
     messages: tuple[Message, ...]  # x, with the cue
     ablated_messages: tuple[Message, ...]  # x without the cue
     meta_question: str
-    labels: tuple[str, ...]  # allowed behaviour labels, at least two
+    labels: tuple[str, ...]  # the allowed answers, at least two
 
 
 class Explanation(NamedTuple):
-    """What an explanation says: (changed?, content). Content is y(x∖C). Example: (True, "B")."""
+    """What an explanation says: whether y(x) differs from y(x∖C), and y(x∖C). Example: (True, "B")."""
 
     changed: bool
     content: str
@@ -38,7 +38,7 @@ class Explanation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenizedCase:
-    """A case as token ids; `explanations` holds the target tokens (with end of turn) of all labels.
+    """A case as token ids; `explanations` holds the tokens of every valid explanation, with its end of turn.
 
     Example: prompt (1, 7, 9), ablated (1, 7), question (1, 7, 9, 4), label_ids (10, 11),
     explanations {Explanation(False, "A"): (20, 10, 2), ...} with 2 * len(labels) entries.
@@ -46,7 +46,7 @@ class TokenizedCase:
 
     case_id: str
     labels: tuple[str, ...]
-    label_ids: tuple[int, ...]  # one token id a label, same order as `labels`
+    label_ids: tuple[int, ...]  # one token id per label, in their order
     prompt: tuple[int, ...]  # x, up to and including the answer prefix
     ablated: tuple[int, ...]  # x∖C, likewise
     question: tuple[int, ...]  # q
@@ -55,9 +55,9 @@ class TokenizedCase:
 
 @dataclass(frozen=True, slots=True)
 class BehaviorPair:
-    """y(x) and y(x∖C), sampled as one from one weight version (DESIGN: atomic counterfactual pairs).
+    """y(x) and y(x∖C), answered together by one weight version: a pair never mixes two versions.
 
-    Logprobs are natural logs of the full-vocabulary softmax at the answer position, one a label.
+    Logprobs are natural logs of the full-vocabulary softmax at the answer position, one per label.
     Example: BehaviorPair("mmlu-17", "A", "B", (-0.1, -2.4), (-1.9, -0.2), False, False, 3).
     """
 
@@ -78,18 +78,18 @@ class BehaviorPair:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a label comes from (SPEC §4). Both parents always carry the same weight version.
+    """Where a label comes from: its rule, and the behaviours it is made from (its parents y(x) and y(x∖C)).
 
-    `draw` is the uniform number in [0, 1) that decided (the ν draw, or the α mask); NaN for fixed.
+    `draw` is the uniform number in [0, 1) that the rule compared with ν (online) or α (mixed); NaN for fixed.
     """
 
     rule: str  # "fixed" | "online" | "mixed"
-    source_model: str  # the policy whose behaviour is the parent, e.g. "organism" or its second policy
-    cued_version: int
-    ablated_version: int
+    source_model: str  # the policy that answered, e.g. "organism" or "organism:second"
+    cued_version: int  # weight version that answered x
+    ablated_version: int  # weight version that answered x∖C; always equal to cued_version
     seed: int
-    step: int  # the training step that consumes it, under every rule; -1 for labels made outside training
-    flipped: bool  # the ν draw replaced E(M_t) by a wrong label
+    step: int  # the training step that uses the label; -1 for labels made outside training
+    flipped: bool  # online: E(M_t) was replaced by a wrong label
     draw: float
 
 
@@ -99,17 +99,17 @@ class Label:
 
     case_id: str
     explanation: Explanation
-    current: Explanation | None  # E of the pair it was made from (the current policy's), if sampled
+    current: Explanation | None  # online: E(M_t), of the pair it was made from
     provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An engine's receipt of one weight update: what it now serves.
+    """An engine's receipt of one weight update: what it serves now.
 
-    fingerprints: hex digest of the received tensors by group (engines/fingerprint.py). probe: label logprobs of
-    the probe case on the weights now served, to be compared with the trainer's own forward. seconds: the engine's
-    time by part: "load", "probe", "fingerprint".
+    fingerprints: by group, the hex digest of the received tensors (engines/fingerprint.py). probe: label logprobs
+    (nats) of the probe case on the served weights; the trainer compares them with its own forward. seconds: the
+    engine's time for "load", "probe" and "fingerprint".
     """
 
     version: int
@@ -123,25 +123,25 @@ class Delivery:
 class StepMetrics:
     """What one training step reports. Shares are fractions in 0..1 over the global batch.
 
-    explanation_self and explanation_orig are of the explanation that is greedy among the valid ones (a walk over the
-    label trie): what a policy would say unparseably does not count as wrong there. The evaluation generates freely.
+    explanation_self and explanation_orig score the greedy explanation among the valid ones (a walk over the label
+    trie), so an unparseable explanation cannot occur there. The evaluation, in contrast, generates freely.
     """
 
     step: int
     loss: float
-    cross_entropy: float  # nats a target token
-    kl: float  # nats a behaviour position, KL(M0 || M)
+    cross_entropy: float  # nats per target token
+    kl: float  # nats per behaviour position, KL(M0 || M)
     grad_norm: float
-    explanation_self: float  # share of cases whose valid explanation, token by token the likeliest, is E(M_t)
+    explanation_self: float  # share of cases whose greedy valid explanation is E(M_t)
     explanation_orig: float  # the same against E(M0)
     behavior_em: float  # y(x) and y(x∖C) both as M0
     requested_agreement: float | None
     realised_at_labelling: float | None
     realised_at_consumption: float  # share of labels equal to E(M_t), read off the training forward
     engine_gap: float | None  # max |trainer - engine| label logprob, same case and version (lag 0)
-    off_format: float | None  # share of the sampled answers (two a pair) whose likeliest token is no allowed label
-    prefix_hit_rate: float | None  # share of the prompt tokens of the rollouts that came from vLLM's prefix cache
-    lag: int  # step - weight version of the labels' parents; fixed and mixed: the step, their parents are of version 0
+    off_format: float | None  # share of the answers (two per pair) whose likeliest token is no allowed label
+    prefix_hit_rate: float | None  # share of the rollouts' prompt tokens that came from vLLM's prefix cache
+    lag: int  # step - weight version of the labels' parents; under fixed and mixed that version is 0, so lag = step
     trainer_idle_s: float
     rollout_idle_s: float
     relabeler_idle_s: float
@@ -150,14 +150,14 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class StepLabels:
-    """One rank's labels of a step, with what the relabeler measured on the whole step.
+    """One rank's labels of a step, and what the relabeler measured over the labels of all ranks.
 
-    `pairs` are the behaviour pairs the labels were made from, of this rank's shard (empty if fixed).
+    `pairs` are the behaviour pairs of this rank's labels (empty under the fixed rule).
     """
 
     labels: Sequence[Label]
     pairs: Sequence[BehaviorPair]
-    realised_agreement: float | None  # share of the step's labels equal to E of their pair
+    realised_agreement: float | None  # share of the step's labels that equal E of their pair
     off_format: float | None  # share of the step's answers whose likeliest token is no allowed label
     prefix_hit_rate: float | None  # share of the prompt tokens that the engines had in their prefix cache
     rollout_s: float  # of the engines

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: hashes of a key, the same in every process, order and library version."""
+"""Random numbers without state: hashes of a key, the same in every process, order and library version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures that several parts need, and the rule for tests marked gpu."""
+"""Fixtures that several rooms need, and the rules for tests marked gpu and timeout."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ import pytest
 
 S3_BUCKET = "runs"
 _S3_KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret-0123456789"}
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Without pytest-timeout, accept its setting and its mark and do nothing: it is not needed to test training/."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds per test; needs pytest-timeout")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "timeout(seconds): the most time a test may take; needs pytest-timeout")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Two gloo ranks in processes of their own."""
+"""Run a function on two gloo ranks, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 
 def on_two_ranks(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """What work(rank, *args), a function of a module, returns on rank 0 and on rank 1; both write to `folder`."""
+    """What work(rank, *args) returns on rank 0 and on rank 1. `work` is a function of a module; `folder` is scratch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -26,7 +26,7 @@ def on_two_ranks(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any
 def _rank(rank: int, port: int, work: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
     try:
         torch.set_num_threads(1)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="")
         dist.init_process_group("gloo", rank=rank, world_size=2)
         torch.save(work(rank, *args), f"{folder}/rank{rank}.pt")
         dist.destroy_process_group()

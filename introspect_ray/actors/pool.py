@@ -1,6 +1,6 @@
-"""A pool of rollout actors. Fixed groups in, futures out; a group whose engine died is asked again.
+"""A pool of rollout actors: requests of fixed groups go out, futures come back, failed requests are sent again.
 
-What is computed together is fixed by the group alone, so it does not matter which engine answers, or how often.
+The group alone decides what is computed together, so it does not matter which engine answers, or how often.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
+from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, RolloutWorker, Serving, Task
 from introspect_ray.actors.weight_sync import probe_tolerance, verify
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
@@ -24,15 +24,15 @@ from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.records import BehaviorPair, Delivery
 from introspect_ray.schedule import deal
 
-RESTART_S = 900.0  # for a dead engine to be back: a large policy on a node that an autoscaler has to start
-ANSWER_S = 60.0  # for an engine to answer between two attempts: what it was asked before, then whether it is usable
+RESTART_S = 900.0  # for a dead engine to come back: a large policy, on a node that an autoscaler has to start
+ANSWER_S = 60.0  # for an engine to finish what it was asked before and to say whether it is usable
 _POLL_S = 1.0
-_FINAL = (AlarmError, UserError, ValueError, ObjectLostError)  # asking another engine would not help
+_FINAL = (AlarmError, UserError, ValueError, ObjectLostError)  # another engine would fail in the same way
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request on its way: the future of its RolloutResult."""
+class PendingRequest:
+    """A request that was sent, and the future of its RolloutResult."""
 
     request: Request
     future: Any
@@ -41,82 +41,85 @@ class Asked:
 class RolloutPool:
     """Handles of equal rollout actors. Picklable: the trainer's rank 0, the relabeler and the driver hold copies.
 
-    Groups of `group_size` cases are cut from the given order and dealt out in turn: what is computed
-    together does not depend on the size of the pool. Steps begin at actors of their own, so that at
-    lag >= 1 the pool shares even steps of a single group.
+    Cases are cut into groups of `group_size` in the given order, and the groups are dealt to the actors in turn: what
+    is computed together does not depend on the size of the pool. Each step begins at another actor, so that at lag >= 1
+    even steps of a single group use the whole pool.
     """
 
     def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
-        """cases: refs of CaseTables, which a node holds once for all its processes."""
+        """cases: refs of CaseTables, which Ray keeps once per node."""
         self._size, self._tolerance = cfg.rollout.group_size, probe_tolerance(cfg)
         self._limit = cfg.train.max_failures
-        self.prompt_tokens = PromptTokens()  # of label_now and explain_now so far
-        self._cases = list(cases)  # in a list, which Ray passes unopened: an engine gets them once
-        actor = ray.remote(num_cpus=cfg.rollout.num_cpus, num_gpus=cfg.rollout.num_gpus, max_restarts=-1)(RolloutWorker)
-        self.actors = [actor.remote(cfg.rollout, spec) for _ in range(cfg.rollout.num_actors)]
+        self.prompt_tokens = PromptTokens()  # of all label_now and explain_now so far
+        self._cases = list(cases)  # refs in a list, which Ray passes unresolved: each engine resolves them once
+        rollout = cfg.rollout
+        actor: Any = ray.remote(num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, max_restarts=-1)(RolloutWorker)
+        self.actors: list[Any] = [actor.remote(rollout, spec) for _ in range(rollout.num_actors)]
 
     def wait(self) -> None:
-        """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks what
-        the user has to put there."""
+        """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks the
+        policy or vLLM."""
         asyncio.run(self._all_up())
 
     def revive(self) -> list[str]:
-        """Until every engine is up and usable, so that an attempt begins with all of them; one line on each that had
-        to be started afresh: a training that died can leave an engine waiting in a collective, or half updated.
+        """Until every engine is up and usable; returns a line on each that had to be restarted for it.
 
-        Raises RepeatedFailure for one that does not come back, RayActorError for one that cannot start.
+        A training that died can leave an engine waiting in a collective, or half updated. Raises RepeatedFailure for an
+        engine that does not come back, RayActorError for one that cannot start.
         """
         return asyncio.run(self._revived())
 
     def load_weights(self, packed_ref: Any) -> list[Any]:
-        """Futures of one Delivery an actor."""
+        """Futures of one Delivery per actor."""
         return [actor.load_weights.remote(packed_ref) for actor in self.actors]
 
-    def label(self, case_ids: Sequence[str], serving: Serving, first: int = 0) -> list[Asked]:
-        """Ask for pairs, one group after the other in the order of the cases; `first` says which actor begins."""
-        return [self._ask(request) for request in self._groups("label", case_ids, serving, first)]
+    def label(self, case_ids: Sequence[str], serving: Serving, first: int = 0) -> list[PendingRequest]:
+        """Request pairs, one group after the other in the order of the cases. first: the actor of the first group."""
+        return [self._send(request) for request in self._groups("label", case_ids, serving, first)]
 
     def label_now(self, case_ids: Sequence[str], serving: Serving) -> list[BehaviorPair]:
         return self._now(self.label(case_ids, serving))
 
     def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[tuple[int, ...]]:
-        return self._now([self._ask(r) for r in self._groups("explain", case_ids, serving, 0, max_tokens)])
+        return self._now([self._send(r) for r in self._groups("explain", case_ids, serving, 0, max_tokens)])
 
-    async def collect(self, asked: Sequence[Asked], where: str, note: Callable[[str], None]) -> list[RolloutResult]:
-        """The results, in order, each made with verified weights; groups whose engine died are asked again.
+    async def collect(
+        self, sent: Sequence[PendingRequest], where: str, note: Callable[[str], None]
+    ) -> list[RolloutResult]:
+        """The results in order, each made with verified weights; a request whose engine died is sent again.
 
-        `where` begins the message of an error; `note` gets a line for every group asked again. Raises
-        WeightSyncError, and RepeatedFailure when a group failed `train.max_failures` times in a row.
+        where: begins the message of an error. note: called with a line on every request that is sent again. Raises
+        WeightSyncError, and RepeatedFailure when a request failed `train.max_failures` times in a row.
         """
-        return list(await asyncio.gather(*(self._answered(one, where, note) for one in asked)))
+        return list(await asyncio.gather(*(self._result(pending, where, note) for pending in sent)))
 
     def names(self) -> dict[str, str]:
-        """What to call the actors in a message, by Ray's actor id."""
+        """The actors' names in messages, by Ray's actor id."""
         return {actor._actor_id.hex(): f"rollout actor {number}" for number, actor in enumerate(self.actors)}
 
     def close(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _now(self, asked: Sequence[Asked]) -> list[Any]:
+    def _now(self, sent: Sequence[PendingRequest]) -> list[Any]:
         def note(line: str) -> None:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
-        results = asyncio.run(self.collect(asked, "evaluation", note))
+        results = asyncio.run(self.collect(sent, "evaluation", note))
         self.prompt_tokens = sum((result.prompt_tokens for result in results), self.prompt_tokens)
         return [answer for result in results for answer in result.answers]
 
-    def _ask(self, request: Request, again: int = 0) -> Asked:
-        return Asked(request, self._actor(request, again).answer.remote(request, self._cases))
+    def _send(self, request: Request, again: int = 0) -> PendingRequest:
+        return PendingRequest(request, self._actor(request, again).answer.remote(request, self._cases))
 
     def _actor(self, request: Request, again: int) -> Any:
         return self.actors[(request.home + again) % len(self.actors)]
 
-    async def _answered(self, asked: Asked, where: str, note: Callable[[str], None]) -> RolloutResult:
-        request, failures = asked.request, 0
+    async def _result(self, pending: PendingRequest, where: str, note: Callable[[str], None]) -> RolloutResult:
+        request, failures = pending.request, 0
         while True:
             try:
-                result: RolloutResult = await asked.future
+                result: RolloutResult = await pending.future
                 if request.serving.expected is not None:
                     verify(request.serving.expected, [result.receipt], self._tolerance)
                 return result
@@ -130,12 +133,12 @@ class RolloutPool:
                     "rollout.group_size or rollout.gpu_memory_utilization; go on with --resume"
                 ) from None
             note(f"{line} ({failed}); asked again")
-            with suppress(ActorDiedError):  # one that cannot start: the request says so, or goes to the next
+            with suppress(ActorDiedError):  # it cannot start: the request fails and goes to the next actor
                 await self._up(self._actor(request, failures), where, RESTART_S)
-            asked = self._ask(request, failures)
+            pending = self._send(request, failures)
 
     async def _all_up(self) -> None:
-        """Without an end: Ray says itself what it waits for, and an autoscaler may take its time."""
+        """Waits without a limit: Ray itself reports what it waits for, and an autoscaler may take long."""
         await asyncio.gather(*(self._up(actor, "start", None) for actor in self.actors))
 
     async def _revived(self) -> list[str]:
@@ -149,7 +152,7 @@ class RolloutPool:
         return notes
 
     async def _fault(self, actor: Any) -> str | None:
-        """Why an engine has to be replaced; None for one that is usable or being restarted already."""
+        """Why an engine has to be restarted; None if it is usable, or being restarted already."""
         try:
             usable = await asyncio.wait_for(actor.ping.remote(), ANSWER_S)
         except TimeoutError:
@@ -159,8 +162,7 @@ class RolloutPool:
         return None if usable else "cannot be used any more (an unfinished weight update, or an error)"
 
     async def _up(self, actor: Any, where: str, patience_s: float | None) -> None:
-        """Until the engine answers that it is usable, as one about to be replaced does not. Raises RepeatedFailure
-        where it does not come back."""
+        """Until the engine answers that it is usable. Raises RepeatedFailure if it does not within `patience_s`."""
         until = None if patience_s is None else time.monotonic() + patience_s
         while True:
             left = None if until is None else until - time.monotonic()
@@ -176,26 +178,26 @@ class RolloutPool:
             await asyncio.sleep(_POLL_S)
 
     def _groups(
-        self, task: str, case_ids: Sequence[str], serving: Serving, first: int, max_tokens: int = 1
+        self, task: Task, case_ids: Sequence[str], serving: Serving, first: int, max_tokens: int = 1
     ) -> list[Request]:
         dealt = deal(list(case_ids), self._size, len(self.actors), first)
         return [Request(task, list(group), serving, home, max_tokens) for home, group in dealt]
 
 
 def reason(error: BaseException) -> str:
-    """One line on why a part failed. Raises the error itself (its cause, if an actor raised it) if it is final."""
+    """One line on why a part failed. An error that another try would repeat is raised (of an actor's, its cause)."""
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, _FINAL):
         raise cause from None
     if isinstance(cause, ActorUnavailableError):
         return "its process died"
     lines = str(cause).strip().splitlines() or ["no message"]
-    said = lines[-1 if isinstance(cause, ActorDiedError) else 0]  # what ended an actor for good stands last
+    said = lines[-1 if isinstance(cause, ActorDiedError) else 0]  # the last line says what ended an actor for good
     return f"{type(cause).__name__}: {said.strip()[:200]}"
 
 
 async def receipts(deliveries: Sequence[Any]) -> list[Delivery]:
-    """What arrived of a version's receipts. An engine that died has none: it sends one with its next answer."""
+    """The receipts of a version that arrived. An engine that died has none: it sends one with its next answer."""
     got = await asyncio.gather(*deliveries, return_exceptions=True)
     for error in got:
         if isinstance(error, RayActorError | RayTaskError):

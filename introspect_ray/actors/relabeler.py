@@ -1,4 +1,7 @@
-"""The relabeler actor: waits for a step's pairs, applies the pure rule, buffers, records. Decides nothing."""
+"""The relabeler actor: waits for a step's pairs, applies the pure rule, records and buffers the labels.
+
+It makes no learning decision.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 
 import ray
 
-from introspect_ray.actors.pool import Asked, RolloutPool, receipts
+from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
 from introspect_ray.actors.weight_sync import probe_tolerance, verify
 from introspect_ray.cases.lookup import ids_of
@@ -25,44 +28,45 @@ from introspect_ray.scores.metrics import off_format
 
 
 @dataclass
-class _Buffered:
+class _StepBuffer:
     """The labels of one step on their way to the ranks."""
 
-    ready: asyncio.Future
+    ready: asyncio.Future[StepLabels]
     fetched_by: set[int] = field(default_factory=set)
-    offered: dict[int, Sequence[BehaviorPair]] = field(default_factory=dict)  # a rank's shard of the pairs
+    offered: dict[int, Sequence[BehaviorPair]] = field(default_factory=dict)  # by rank, its shard of the pairs
 
     def fail(self, error: Exception) -> None:
         self.ready.set_exception(error)
-        self.ready.exception()  # seen, should nobody be left to fetch it
+        self.ready.exception()  # marks it as retrieved, in case no rank is left to fetch it
 
 
 class Relabeler:
-    """Labels by step. `relabel` fills a step, `fetch` waits for it; a failed step raises in every fetch.
+    """Labels by step. `relabel` (or `offer`) fills a step, `fetch` waits for it; a failed step raises in every fetch.
 
-    The buffer is bounded by the requests of the conductor (at most lag + sync_every steps ahead).
+    The requests of the loop bound the buffer: they are at most lag + sync_every steps ahead.
     """
 
     def __init__(
         self, cfg: RunConfig, sources: Sources, labels_uri: str, world_size: int, pool: RolloutPool | None = None
     ) -> None:
-        """pool: asked again where a group's engine died; not needed without rollouts."""
+        """pool: sends a request again whose engine died; not needed without rollouts."""
         self._cfg, self._sources, self._world, self._pool = cfg, sources, world_size, pool
         self._ids = ids_of(sources.labels)
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
-        self._steps: dict[int, _Buffered] = {}
-        self._agreement = AgreementCounts()  # since this attempt began
+        self._steps: dict[int, _StepBuffer] = {}
+        self._agreement = AgreementCounts()  # of the labels since this relabeler started
         self._free_since = time.perf_counter()
         self._stopped = False
-        self.notes: list[str] = []  # what went wrong and was made good
+        self.notes: list[str] = []  # failures that were recovered from
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
 
     async def relabel(
-        self, step: int, version: int, serving: Serving | None, deliveries: list[Any], groups: list[Asked]
+        self, step: int, version: int, serving: Serving | None, deliveries: list[Any], groups: list[PendingRequest]
     ) -> None:
         """Make the labels of `step` from futures of the deliveries of `version` and of its rollout groups.
 
-        An engine that died is asked again, never left out: a step has all its labels, of its version, or none.
+        The request of an engine that died is sent again, never left out: a step has all its labels, of its version, or
+        none.
         """
         slot = self._slot(step)
         try:
@@ -74,15 +78,15 @@ class Relabeler:
             pairs = [pair for result in results for pair in result.pairs]
             seconds, idle = sum(result.seconds for result in results), sum(result.idle_s for result in results)
             tokens = sum((result.prompt_tokens for result in results), PromptTokens())
-            if before := self._steps.get(step - 1):  # a step asked again may be overtaken; the table keeps their order
+            if before := self._steps.get(step - 1):  # late if an engine died; the table keeps the order
                 await asyncio.wait([before.ready])
             self._require_running()
             slot.ready.set_result(self._label(step, version, pairs, seconds, idle, tokens.hit_rate))
-        except Exception as error:  # handed to every rank that fetches this step
+        except Exception as error:  # raised by every rank's fetch of this step
             slot.fail(error)
 
     async def offer(self, step: int, version: int, rank: int, pairs: Sequence[BehaviorPair]) -> None:
-        """Take a rank's shard of the pairs of `step`, made by the learner; the last one makes the step's labels."""
+        """Take a rank's shard of the pairs of `step`, made by the learner; the last shard completes the step."""
         slot = self._slot(step)
         slot.offered[rank] = pairs
         if len(slot.offered) < self._world:
@@ -112,7 +116,7 @@ class Relabeler:
         )
 
     async def pending(self) -> list[Label]:
-        """Labels made or being made and not consumed yet, of all steps; all that were made are on disk now."""
+        """The labels of all steps that are not consumed yet, once they are made; flushes the label table."""
         made = [await asyncio.shield(slot.ready) for _, slot in sorted(self._steps.items())]
         self._require_running()
         self._writer.flush()
@@ -121,7 +125,7 @@ class Relabeler:
     async def restore(self, step: int, labels: Sequence[Label]) -> list[int]:
         """Start or go on at `step` with the unconsumed labels of its checkpoint; returns the steps they belong to.
 
-        Rank 0's first call. What earlier attempts wrote for later steps is taken out of the table: it is made again.
+        Rank 0's first call. Labels in the table of `step` and later are deleted: they are made again.
         """
         self._require_running()
         truncate_labels(self._uri, step)
@@ -136,12 +140,12 @@ class Relabeler:
         return sorted(by_step)
 
     async def stop(self) -> list[str]:
-        """Write nothing from now on, whatever is still on its way: another relabeler owns the table. Returns notes."""
+        """Write nothing more, not even labels being made: another relabeler owns the table. Returns the notes."""
         self._stopped = True
         return self.notes
 
     async def finish(self) -> dict[str, float | None]:
-        """Complete the label table, and what it says about the whole run (a resumed one included)."""
+        """Complete the label table. Returns its totals over the whole run, and this relabeler's seconds by activity."""
         self._writer.close()
         counts = count_labels(self._uri)
         return {
@@ -151,13 +155,13 @@ class Relabeler:
         }
 
     def _require_running(self) -> None:
-        """What a dead training worker still has on its way must not reach the table that another one goes on with."""
+        """Late requests of a dead training worker must not reach the table, which another relabeler owns by now."""
         if self._stopped:
-            raise RuntimeError("this relabeler was stopped: the run went on without what is asked here")
+            raise RuntimeError("this relabeler was stopped: the run went on without it")
 
-    def _slot(self, step: int) -> _Buffered:
+    def _slot(self, step: int) -> _StepBuffer:
         if step not in self._steps:
-            self._steps[step] = _Buffered(asyncio.get_running_loop().create_future())
+            self._steps[step] = _StepBuffer(asyncio.get_running_loop().create_future())
         return self._steps[step]
 
     def _label(
@@ -169,7 +173,7 @@ class Relabeler:
         rollout_idle: float = 0.0,
         prefix_hit_rate: float | None = None,
     ) -> StepLabels:
-        """The labels of `step` from all its pairs; rollout: the engines' seconds (the learner keeps its own)."""
+        """The labels of `step` from all its pairs. rollout: seconds of the engines; the learner counts its own."""
         began = time.perf_counter()
         idle, self._free_since = began - self._free_since, began
         wrong = [pair.case_id for pair in pairs if pair.weight_version != version]
@@ -182,7 +186,7 @@ class Relabeler:
         self._writer.append(labels)
         self._agreement.add(labels)
         if alarm := check_agreement(self._agreement, self._cfg.supervision.agreement, self._cfg.alarms.agreement):
-            self._writer.flush()  # what is wrong is there to be audited
+            self._writer.flush()  # the wrong labels can be audited
             stop_on(alarm)
         self.seconds["rollout"] += rollout
         self.seconds["rollout_idle"] += rollout_idle
@@ -193,9 +197,9 @@ class Relabeler:
 
 
 def unshard(shards: Mapping[int, Sequence[BehaviorPair]]) -> list[BehaviorPair]:
-    """The pairs in plan order from each rank's rank, rank + world, ...: what `fetch` deals out, put together again.
+    """The pairs in plan order, from each rank's shard (rank, rank + world, ... of the plan): the inverse of sharding.
 
-    Raises ValueError for shards of lengths that no plan has.
+    Raises ValueError if the shards cannot be of one plan by their lengths.
     """
     pairs: list[BehaviorPair] = [pair for shard in shards.values() for pair in shard]
     for rank, shard in shards.items():

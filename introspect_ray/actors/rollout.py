@@ -1,7 +1,7 @@
-"""The rollout actor: one engine in one process, and what it is asked. No learning decision in here.
+"""The rollout actor: one engine in one process, and the requests it answers. It makes no learning decision.
 
-A request names the weights it is about and where they lie, so that any engine can answer it, one that Ray has just
-restarted (it then serves M0) as well as one that serves another version: it loads them first.
+A request names its weights and where they are stored, so that any engine can answer it: an engine that serves another
+version, or M0 because Ray has just restarted it, loads them first.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import ray
 
 from introspect_ray.actors.weight_sync import Expected, unpack
+from introspect_ray.cases.lookup import records_of
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
@@ -29,6 +30,8 @@ from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 from introspect_ray.storage import is_remote, open_store
 
 _REPLY_S = 0.5  # for an error to reach its caller before the process ends
+Task = Literal["label", "explain"]
+Method = Literal["full", "lora"]
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,14 @@ class EngineSpec:
 
     policy: str  # a name that every node resolves on its own disk, or an s3:// folder
     max_model_len: int
-    method: str
+    method: Method
     lora_rank: int
     seed: int
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A trained policy (or adapter) in Hugging Face format, with the case that verifies it once it is served."""
+    """A trained policy (or adapter) in Hugging Face format, and the probe case for its receipt."""
 
     uri: str
     probe: TokenizedCase
@@ -52,18 +55,21 @@ class Exported:
 
 @dataclass(frozen=True)
 class Serving:
-    """Weights to be served: what a receipt must say, and where they are. expected None: M0, as engines start."""
+    """The weights that a request is about: what their receipt must say, and where they are stored.
+
+    expected None: M0, with which engines start.
+    """
 
     version: int = 0
     expected: Expected | None = None
-    weights: Exported | list[Any] | None = None  # a list holds the ref of a packed update: Ray passes it unopened
+    weights: Exported | list[Any] | None = None  # a list holds the ref of a packed update, which Ray passes unresolved
 
 
 @dataclass(frozen=True)
 class Request:
-    """One fixed group of cases. `home`: the actor that is asked first."""
+    """What to do with one fixed group of cases. home: the number of the actor that is asked first."""
 
-    task: Literal["label", "explain"]
+    task: Task
     case_ids: Sequence[str]
     serving: Serving
     home: int
@@ -75,9 +81,10 @@ class Request:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """Behaviour pairs (label) or explanation tokens (explain) of one group, with the seconds spent and idle before.
+    """Behaviour pairs (task "label") or explanation tokens ("explain") of one group, in its order.
 
-    receipt: of the weights it was made with; None on M0 as started.
+    receipt: of the weights they were made with; None for M0 as started. seconds: spent on the request; idle_s: between
+    the last request and this one.
     """
 
     answers: list[Any]
@@ -93,7 +100,7 @@ class RolloutResult:
 
 @contextmanager
 def _on_this_node(policy: str) -> Iterator[str]:
-    """The policy's folder while an engine starts; what lies on S3 is copied for just so long."""
+    """The policy's folder while an engine starts; one on S3 is downloaded for that time."""
     if not is_remote(policy):
         yield local_policy(policy)
         return
@@ -108,8 +115,8 @@ def _on_this_node(policy: str) -> Iterator[str]:
 class RolloutWorker:
     """One engine in one process. Ray restarts the process when it dies, with the same arguments.
 
-    Where the engine cannot be had on this node (vLLM or the policy is not here) every call raises the UserError: of an
-    actor whose __init__ raises, Ray keeps a traceback as text and nothing else.
+    If the engine cannot start on this node (vLLM or the policy is missing), every call raises the UserError. __init__
+    does not raise: Ray would keep nothing but the text of its traceback.
     """
 
     def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
@@ -133,8 +140,10 @@ class RolloutWorker:
         self._free_since = time.perf_counter()
 
     def ping(self) -> bool:
-        """Once the engine is up and everything asked before is answered: whether it can go on. Not so in the middle of
-        an update, or where the process is about to end."""
+        """Whether the engine can be used: not in the middle of an update, nor in a process about to end.
+
+        Answered once the engine is up and all earlier calls have returned.
+        """
         self._require_engine()
         return self._engine.usable and not self._condemned
 
@@ -145,7 +154,7 @@ class RolloutWorker:
         return receipt
 
     def engine(self, method: str, *args: Any) -> Any:
-        """One call of the engine's own, for transfers that do not pass through here (weight_transfer.py)."""
+        """Call a method of the engine, for transfers that bypass this actor (weight_transfer.py)."""
         self._require_engine()
         with self._condemned_on_error():
             answer = getattr(self._engine, method)(*args)
@@ -155,9 +164,9 @@ class RolloutWorker:
         return answer
 
     def answer(self, request: Request, all_cases: list[Any]) -> RolloutResult:
-        """Answers of one group on the weights it names, loaded first where others are served.
+        """Answer one request, with the weights that it names: they are loaded first if others are served.
 
-        all_cases: refs of CaseTables, which a fresh engine opens.
+        all_cases: refs of CaseTables, which are resolved at the first call.
         """
         self._require_engine()
         began = time.perf_counter()
@@ -169,7 +178,7 @@ class RolloutWorker:
             self._load(self._fetch(serving))
         if not self._cases:
             self._cases = ChainMap(*(table.by_id for table in ray.get(all_cases)))
-        cases = [self._cases[case_id] for case_id in request.case_ids]
+        cases = records_of(self._cases, request.case_ids)
         before = self._engine.prompt_tokens
         with self._condemned_on_error():
             if request.task == "label":
@@ -190,7 +199,7 @@ class RolloutWorker:
         return self._receipt
 
     def _fetch(self, serving: Serving) -> WeightUpdate:
-        if serving.weights is None:  # the attempt fails, and the next one sends the weights again
+        if serving.weights is None:  # this training fails; recovery starts it again, and it sends weights again
             raise ValueError(
                 f"asked for weight version {serving.version}, the engine serves another one and no copy was kept "
                 "(M0 as started, and versions that went from GPU to GPU)"
@@ -201,15 +210,16 @@ class RolloutWorker:
         with tempfile.TemporaryDirectory() as folder:
             open_store(exported.uri).download_dir("", folder)
             tensors, config = load_saved(folder, self._method)
-        kind = "adapter" if self._method == "lora" else "full"
-        return WeightUpdate(serving.version, kind, tensors, exported.probe, config)
+        return WeightUpdate(
+            serving.version, "adapter" if self._method == "lora" else "full", tensors, exported.probe, config
+        )
 
     @contextmanager
     def _condemned_on_error(self) -> Iterator[None]:
-        """An engine that failed (out of memory, half loaded) ends with its process, and Ray starts another one.
+        """End this process if the engine fails (out of memory, half loaded): Ray then starts another one.
 
-        The first caller gets the error; later ones find the actor dead and ask again. ValueError and UserError say
-        what is wrong with the request, and leave the engine as it was.
+        The first caller gets the error; later callers find the actor dead and send their request again. ValueError and
+        UserError are about the request and leave the engine as it was.
         """
         if self._condemned:
             threading.Event().wait()

@@ -1,8 +1,9 @@
-"""A mailbox actor: rank 0 posts step metrics, drivers read them for tracking and the progress bar."""
+"""The status board: rank 0 of every run posts its step metrics here, and drivers read them while Ray Train runs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import ray
 
@@ -10,27 +11,25 @@ from introspect_ray.records import StepMetrics
 
 
 class StatusBoard:
-    """Rows of StepMetrics by run, in posting order; re-posted steps (after a restart) replace the old row."""
+    """Rows of StepMetrics by run. A step that is posted again, after a restart from a checkpoint, replaces its row."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, dict[int, dict]] = {}
-        self._last: dict[str, int] = {}
+        self._rows: dict[str, dict[int, dict[str, Any]]] = {}
+        self._latest: dict[str, dict[str, Any]] = {}
 
     def post(self, run: str, metrics: StepMetrics) -> None:
-        self._rows.setdefault(run, {})[metrics.step] = asdict(metrics)
-        self._last[run] = metrics.step
+        row = asdict(metrics)
+        self._rows.setdefault(run, {})[metrics.step] = row
+        self._latest.pop(run, None)  # the run that posted last stands last
+        self._latest[run] = row
 
-    def last(self, run: str) -> int | None:
-        """The step posted last; after a restart an earlier one than the newest row's."""
-        return self._last.get(run)
-
-    def rows(self, run: str, after: int = -1) -> list[dict]:
+    def rows(self, run: str, after: int = -1) -> list[dict[str, Any]]:
         """Rows of `run` with step > after, in step order."""
         return [row for step, row in sorted(self._rows.get(run, {}).items()) if step > after]
 
-    def latest(self) -> dict[str, dict]:
-        """The newest row of every run."""
-        return {run: rows[max(rows)] for run, rows in self._rows.items() if rows}
+    def latest(self) -> dict[str, dict[str, Any]]:
+        """The row posted last by each run (after a restart not the one of the highest step), in order of posting."""
+        return self._latest
 
 
 StatusBoardActor = ray.remote(num_cpus=0)(StatusBoard)

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 
-from introspect_ray.actors.supply import PENDING, RayConductor, RaySupply, WorkerSpec
+from introspect_ray.actors.pool import RolloutPool
+from introspect_ray.actors.supply import PENDING, RayConductor, RaySupply
 from introspect_ray.actors.weight_sync import Expected
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
@@ -26,10 +27,27 @@ from introspect_ray.loop import run
 from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair, Label, TokenizedCase
 from introspect_ray.storage import Store, open_store
-from introspect_ray.storage.checkpoints import FOLDER, step_of
+from introspect_ray.storage.checkpoints import FOLDER, CheckpointWriter, step_of
 
 if TYPE_CHECKING:
-    from introspect_ray.train.learner import Learner
+    from introspect_ray.training.learner import Learner
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Everything that a training worker is given; large parts as object references."""
+
+    cfg: RunConfig
+    run_name: str
+    policy: str  # a name that every node resolves on its own disk
+    reference_path: str | None  # None: a live reference
+    train: Any  # ref of a CaseTable, in plan order
+    m0: Any  # ref of a Mapping[case id, BehaviorPair], the training cases among others
+    pool: RolloutPool
+    status: Any  # handle of a StatusBoard
+    identity: dict[str, Any]  # what a checkpoint must share with this run
+    relabeler: Any = None  # handle of a Relabeler; recovery starts one each time it starts training
+    checkpoint: str | None = None  # to go on from, already checked; None: start at step 0
 
 
 @dataclass(frozen=True)
@@ -51,28 +69,29 @@ def train_worker(config: dict[str, Any]) -> Trained:
     train: CaseTable = ray.get(spec.train)
     m0: Mapping[str, BehaviorPair] = ray.get(spec.m0)
     learner = _learner(spec, train, rank, world)
-    supply = RaySupply(spec, train.case_ids, rank)
-    conductor = RayConductor(spec, rank, world)
+    supply = RaySupply(cfg, train.case_ids, spec.pool, spec.relabeler, rank)
+    writer = CheckpointWriter(cfg.output_dir, spec.identity, rank, world, spec.checkpoint)
+    conductor = RayConductor(spec.status, spec.run_name, writer, rank, world)
     start, restored = _resume(spec, learner, supply, rank)
     built = time.perf_counter()
     first = 0.0
-    if cfg.supervision.rule != "online" or learner_labels(cfg):  # nothing is delivered on the way
-        first = _deliver(supply, learner, start, train[0], rank)[1]  # what would fail at the end fails now
+    if cfg.supervision.rule != "online" or learner_labels(cfg):  # no step delivers weights
+        first = _deliver(supply, learner, start, train[0], rank)[1]  # a delivery that cannot work fails now, not last
     seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=frozenset(restored))
     conductor.wait()
     finished = time.perf_counter()
     _export(cfg, learner, rank)
     conductor.settle()
     setup = {"learner": built - began, "export": time.perf_counter() - finished}
-    served, last = _deliver(supply, learner, cfg.steps, train[0], rank)  # after the export: the policy is safe by then
+    served, last = _deliver(supply, learner, cfg.steps, train[0], rank)  # after the export, which saves the policy
     seconds["sync"] += first + last
     return Trained({**seconds, **setup}, served)
 
 
 def _check_output(output_dir: str) -> None:
-    """Refuse a node that came after the driver's own check (cluster.check_folders) and has another disk."""
+    """Refuse a node that joined after the driver's check (cluster.check_folders) and does not see the output folder."""
     store = open_store(output_dir)
-    if store.local_path() is not None and not store.exists("run.json"):  # the driver has written it
+    if store.local_path() is not None and not store.exists("run.json"):  # which the driver wrote
         raise UserError(
             f"output_dir is {output_dir} on the driver's disk, and node {ray.util.get_node_ip_address()} does not see "
             "it: name an s3:// folder, or one on a file system that all nodes share"
@@ -93,7 +112,7 @@ def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learn
     with heavy_imports():  # transformers is imported for the first time when the policy is loaded
         import torch
 
-        from introspect_ray.train.learner import Learner
+        from introspect_ray.training.learner import Learner
 
         torch.set_num_threads(spec.cfg.train.threads)
         return Learner(
@@ -108,7 +127,7 @@ def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learn
 
 
 def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[int]]:
-    """Where to go on: (first step, later steps whose labels the checkpoint kept); (0, []) without a checkpoint."""
+    """Load the checkpoint, if any: (first step, later steps whose labels it kept); (0, []) without one."""
     pending: list[Label] = []
     if spec.checkpoint is not None:
         context = ray.train.get_context()
@@ -124,7 +143,7 @@ def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int) ->
 
 @contextmanager
 def checkpoint_folder(store: Store, name: str, node: int, local_rank: int, world: int) -> Iterator[Path]:
-    """A checkpoint where every rank can read it: in the output folder, or downloaded, once a node. Collective."""
+    """A folder where every rank can read the checkpoint: the stored one, or a download, one per node. Collective."""
     import torch
 
     if (stored := store.local_path(name)) is not None:
@@ -135,7 +154,7 @@ def checkpoint_folder(store: Store, name: str, node: int, local_rank: int, world
         if local_rank == 0:
             store.download_dir(name, scratch)
             mine = (node, scratch)
-        folders: list[tuple[int, str] | None] = [mine] * world
+        folders: list[tuple[int, str] | None] = [mine] * world  # (node, folder) of the rank that downloaded, or None
         if world > 1:
             torch.distributed.all_gather_object(folders, mine)
         yield Path(dict(filter(None, folders))[node])

@@ -1,6 +1,6 @@
-"""Weights on their way through the Ray object store, and the check that they arrived.
+"""Weights packed for the Ray object store, and the check that they arrived.
 
-Tensors travel as NumPy views (bfloat16 as int16): Ray maps those into every reader without a copy.
+Tensors are stored as NumPy views (bfloat16 as int16): Ray maps those into every reader without a copy.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
     import torch
 
 
-PROBE_TOKENS = 16  # of each prompt: all layers take part, at a tenth of the cost of a Hint-MMLU case
-# Nats between two right implementations. A label's logprob is its logit less the log-sum over all, which moves with the
-# largest logit. float32: 7e-5 was the largest seen. bfloat16 has 8 significant bits, and both sides round the logits to
-# it before they subtract: logits of 16 to 32 lie 2^(4-7) = 0.125 apart, those of 32 to 64 0.25. Where summation order
-# puts one of the two on the neighbouring value, the logprob is off by one such step, where it does both, by two. Seen
-# (SmolLM2-135M, vLLM on a CPU, 64 prompts): 0.13 in the median, 0.24 at most. A head or layer that kept older
-# weights is off by nats (a stale tied head: 3), and other bytes are told by fingerprints, not by the probe.
+PROBE_TOKENS = 16  # per prompt: all layers take part, at a tenth of the cost of a whole Hint-MMLU case
+# How far the logprobs of two correct implementations may differ, in nats. A label's logprob is its logit minus the
+# log-sum over all logits, which follows the largest one. float32: 7e-5 was the largest difference measured. bfloat16
+# has 8 significant bits, and both sides round the logits to it before they subtract: neighbouring values between 16 and
+# 32 are 2^(4-7) = 0.125 apart, between 32 and 64 0.25. If the order of summation moves one of the two logits to the
+# next value, the logprob is off by one such step; if it moves both, by two. Measured (SmolLM2-135M, vLLM on a CPU, 64
+# prompts): median 0.13, maximum 0.24. A head or layer with older weights is off by nats (a stale tied head: 3). Wrong
+# bytes are detected by the fingerprints, not by the probe.
 PROBE_TOLERANCE = {"float32": 2e-3, "bfloat16": 2 * 2.0 ** (5 - 7)}
 
 
 class WeightSyncError(AlarmError):
-    """An engine does not serve what the trainer sent. The run must stop: its labels would be of unknown weights."""
+    """An engine does not serve the weights that the trainer sent. The run stops, for its labels would be worthless."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What every engine's receipt must say: version, digests of the tensors by group, the trainer's probe logprobs."""
+    """What every engine's receipt must say: version, fingerprints by group of tensors, the trainer's probe logprobs."""
 
     version: int
     fingerprints: Mapping[str, str]
@@ -47,23 +48,23 @@ class Expected:
 
 
 def probe_tolerance(cfg: RunConfig) -> float:
-    """rollout.probe_tolerance, or what the coarser type of engine and trainer needs. In nats."""
+    """rollout.probe_tolerance, or what the coarser dtype of engine and trainer needs, in nats."""
     coarser = "bfloat16" if "bfloat16" in (cfg.rollout.dtype, cfg.train.dtype) else "float32"
     return cfg.rollout.probe_tolerance or PROBE_TOLERANCE[coarser]
 
 
 def probe_case(case: TokenizedCase) -> TokenizedCase:
-    """The ends of the case's prompts: enough to see that weights are served, cheap in engine and trainer alike."""
+    """The case with the last tokens of its prompts alone: enough to see which weights are served, and cheap."""
     return replace(case, prompt=case.prompt[-PROBE_TOKENS:], ablated=case.ablated[-PROBE_TOKENS:])
 
 
 def pack(update: WeightUpdate) -> WeightUpdate:
-    """Tensors -> (dtype name, array) that the object store shares without a copy.
+    """Tensors -> (dtype name, NumPy array), which the object store shares without a copy.
 
-    A tied tensor is one object under both names: it is stored, and on the other side read, once.
+    A tied tensor is one array under both names: it is stored once and read once.
     """
     made: dict[tuple, tuple[str, np.ndarray]] = {}
-    packed = {}
+    packed: dict[str, Any] = {}
     for name, tensor in update.tensors.items():
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if key not in made:
@@ -73,7 +74,7 @@ def pack(update: WeightUpdate) -> WeightUpdate:
 
 
 def unpack(update: WeightUpdate) -> WeightUpdate:
-    """The inverse of `pack`; the tensors alias read-only shared memory, so engines copy, never write."""
+    """The inverse of `pack`. The tensors alias read-only shared memory: engines must copy them, not write to them."""
     made = {id(packed[1]): _to_torch(*packed) for packed in update.tensors.values()}
     return replace(update, tensors={name: made[id(packed[1])] for name, packed in update.tensors.items()})
 
@@ -82,12 +83,15 @@ def expect(update: WeightUpdate, probe: tuple[float, ...]) -> Expected:
     return Expected(update.version, fingerprints(update.tensors), probe)
 
 
-def verify(expected: Expected, deliveries: Sequence[Delivery], tolerance: float) -> None:
+def verify(expected: Expected, deliveries: Sequence[Delivery | None], tolerance: float) -> None:
     """Raises WeightSyncError unless every receipt names the version, the same bytes and the same probe logprobs.
 
-    The fingerprints prove what arrived; the probe (label logprobs in nats on one case) proves what is served.
+    The fingerprints prove what arrived; the probe (label logprobs of one case, compared in nats) what is served.
+    deliveries: one per engine; None: it has no receipt.
     """
     for engine, got in enumerate(deliveries):
+        if got is None:
+            raise WeightSyncError(f"engine {engine} has no receipt of weight version {expected.version}")
         if got.version != expected.version:
             raise WeightSyncError(f"engine {engine} reports weight version {got.version}, expected {expected.version}")
         if differing := _differing(expected.fingerprints, got.fingerprints):
@@ -107,7 +111,7 @@ def verify(expected: Expected, deliveries: Sequence[Delivery], tolerance: float)
 
 
 def _differing(sent: Mapping[str, str], got: Mapping[str, str]) -> list[str]:
-    """Groups whose fingerprints differ, or that one side lacks, in the order sent."""
+    """The groups whose fingerprints differ, or that one side lacks, in the order sent."""
     return [group for group in dict.fromkeys([*sent, *got]) if sent.get(group) != got.get(group)]
 
 
@@ -123,7 +127,7 @@ def _to_torch(dtype: str, array: np.ndarray) -> torch.Tensor:
     import torch
 
     with warnings.catch_warnings():
-        # The object store's arrays are read-only, and torch warns once; nothing downstream writes to them.
+        # torch warns that the arrays of the object store are read-only; nothing writes to them.
         warnings.simplefilter("ignore", UserWarning)
         tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

@@ -1,13 +1,13 @@
-"""Ways of a new policy version from the trainer to the engines, behind one small interface.
+"""How a new policy version gets from the trainer to the engines: the transfers, behind one interface.
 
     transfer       moves                 through                       engine's receipt
     ------------------------------------------------------------------------------------------------
     object_store   policy or adapter     rank 0's gather on CPU, Ray   fingerprints of what it was handed
     nccl, ipc      policy                vLLM's trainer-side API       fingerprints of what it received, on its device
 
-All receipts are Deliveries and are verified alike (weight_sync.verify): the fingerprints are of the tensors that
-left the transport, before vLLM's loader shards, fuses or packs them; that the loader kept them is shown by the
-probe. nccl and ipc keep no copy of a version: an engine lost with it can be given the next version only.
+All receipts are Deliveries and are verified alike (weight_sync.verify). The fingerprints are of the tensors that left
+the transport, before vLLM's loader shards, fuses or packs them; the probe shows that the loader kept them. nccl and ipc
+keep no copy of a version, so an engine that dies with it can only be given the next version.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from introspect_ray.records import TokenizedCase
 if TYPE_CHECKING:
     from introspect_ray.actors.pool import RolloutPool
     from introspect_ray.engines.vllm_sender import Endpoint, Sender
-    from introspect_ray.train.learner import Learner
+    from introspect_ray.training.learner import Learner
 
 
-class Sent(NamedTuple):
-    """A version on its way: what its receipts must say, and futures of them, one an engine. (None, []) off rank 0.
+class PublishedWeights(NamedTuple):
+    """A version that is being delivered: what its receipts must say, and their futures, one per engine.
 
-    stored: reference of the packed update, where one is kept.
+    (None, []) off rank 0. stored: ref of the packed update, if a copy is kept.
     """
 
     expected: Expected | None
@@ -41,15 +41,15 @@ class Sent(NamedTuple):
 
 
 class WeightTransfer(Protocol):
-    """One trainer rank's door to all engines."""
+    """One trainer rank's way to all engines."""
 
-    def send(self, learner: Learner, version: int, probe: TokenizedCase) -> Sent:
+    def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
         """Start serving the learner's weights as `version`. Every rank calls it, in lockstep."""
         ...
 
 
 def make_transfer(cfg: RunConfig, pool: RolloutPool, rank: int) -> WeightTransfer:
-    """The transfer of a run; the pool's engines were started for it (transfer_choice.py)."""
+    """The transfer of a run, for which the engines of the pool were started."""
     kind = weight_transfer(cfg)
     if kind == "object_store":
         return ObjectStoreTransfer(cfg.method, pool, rank)
@@ -57,48 +57,48 @@ def make_transfer(cfg: RunConfig, pool: RolloutPool, rank: int) -> WeightTransfe
 
 
 class ObjectStoreTransfer:
-    """Rank 0 gathers on the CPU and stores the tensors once; every engine maps and loads them."""
+    """Rank 0 gathers the tensors on the CPU and stores them once; every engine maps and loads them."""
 
     def __init__(self, method: Literal["full", "lora"], pool: RolloutPool, rank: int) -> None:
         self._method, self._pool, self._rank = method, pool, rank
 
-    def send(self, learner: Learner, version: int, probe: TokenizedCase) -> Sent:
-        """Does not wait for the engines: they load while the trainer computes its own side of the receipt."""
+    def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
+        """Does not wait for the engines: they load while the trainer computes its logprobs on the probe case."""
         tensors = learner.weights()
         if tensors is None:
             learner.probe(probe)
-            return Sent(None, [])
+            return PublishedWeights(None, [])
         if self._method == "lora":
             update = WeightUpdate(version, "adapter", tensors, probe, learner.adapter_config())
         else:
             update = WeightUpdate(version, "full", tensors, probe)
         stored = ray.put(pack(update))
         receipts = self._pool.load_weights(stored)
-        return Sent(expect(update, learner.probe(probe)), receipts, stored)
+        return PublishedWeights(expect(update, learner.probe(probe)), receipts, stored)
 
 
 class DeviceTransfer:
-    """GPU to GPU by vLLM's trainer-side weight transfer. A send waits until every engine has the weights."""
+    """From GPU to GPU by vLLM's trainer-side weight transfer. `send` waits until every engine has the weights."""
 
-    def __init__(self, backend: Literal["nccl", "ipc"], pool: RolloutPool, rank: int, workers_each: int) -> None:
-        """workers_each: processes of an engine, its tensor_parallel_size."""
-        self._backend, self._pool, self._rank, self._each = backend, pool, rank, workers_each
+    def __init__(self, backend: Literal["nccl", "ipc"], pool: RolloutPool, rank: int, engine_workers: int) -> None:
+        """engine_workers: processes per engine, its tensor_parallel_size."""
+        self._backend, self._pool, self._rank, self._workers = backend, pool, rank, engine_workers
         self._sender: Sender | None = None
 
-    def send(self, learner: Learner, version: int, probe: TokenizedCase) -> Sent:
+    def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
         expected = learner.probe(probe)
         if self._sender is None:
             self._sender = self._open(learner)
         fingerprints = self._sender.send()
         if self._rank:
-            return Sent(None, [])
+            return PublishedWeights(None, [])
         receipts = [actor.engine.remote("confirm", version, probe) for actor in self._pool.actors]
-        return Sent(Expected(version, fingerprints, expected), receipts)
+        return PublishedWeights(Expected(version, fingerprints, expected), receipts)
 
     def _open(self, learner: Learner) -> Sender:
         from introspect_ray.engines.vllm_sender import Sender
 
-        client = EngineClient(self._pool.actors, self._each)
+        client = EngineClient(self._pool.actors, self._workers)
         if self._rank == 0:
             client.check([(name, shape) for name, _, shape in learner.described()])
         return Sender(self._backend, learner, self._rank, client, self._endpoint)
@@ -106,30 +106,31 @@ class DeviceTransfer:
     def _endpoint(self) -> Endpoint:
         from introspect_ray.engines.vllm_sender import Endpoint
 
-        return Endpoint(ray.util.get_node_ip_address(), _free_port(), 1 + len(self._pool.actors) * self._each)
+        return Endpoint(ray.util.get_node_ip_address(), _free_port(), 1 + len(self._pool.actors) * self._workers)
 
 
 class EngineClient:
     """vLLM's VLLMWeightSyncClient over rollout actors; a call waits for all of them.
 
-    vLLM's own Ray client tells every engine the same rank offset, which is right for one engine of several
-    data-parallel replicas; ours are engines of their own, so each is given its own place in the NCCL group.
+    vLLM's own Ray client tells every engine the same rank offset, which is right for the data-parallel replicas of one
+    engine. Here each actor has an engine of its own, which needs its own place in the NCCL group.
     """
 
-    def __init__(self, actors: list[Any], workers_each: int) -> None:
-        self._actors, self._each = actors, workers_each
+    def __init__(self, actors: list[Any], engine_workers: int) -> None:
+        """engine_workers: processes per engine."""
+        self._actors, self._workers = actors, engine_workers
 
     def check(self, shapes: list[tuple[str, tuple[int, ...]]]) -> None:
-        """Raises ValueError for the first name or shape in which the policy is not the engines'."""
+        """Raises ValueError for the first tensor whose name or shape differs between the policy and the engines."""
         ray.get([actor.engine.remote("check_shapes", dict(shapes)) for actor in self._actors])
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """A training before this one may have left its connection open (an update: RolloutPool.revive)."""
+        """Closes the connection of an earlier training first; RolloutPool.revive deals with its unfinished updates."""
         self._all("shutdown_weight_transfer_engine", [{}] * len(self._actors))
         infos = [dict(init_info) for _ in self._actors]
         for i, info in enumerate(infos):
             if "rank_offset" in info:
-                info["rank_offset"] += i * self._each
+                info["rank_offset"] += i * self._workers
         self._all("init_weight_transfer_engine", [{"init_info": info} for info in infos])
 
     def start_weight_update(self) -> None:
@@ -139,7 +140,7 @@ class EngineClient:
         self._all("update_weights", [{"update_info": update_info}] * len(self._actors))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """The version is set when the engine confirms it."""
+        """Without the version: the engine learns it from `confirm`."""
         self._all("finish_weight_update", [{}] * len(self._actors))
 
     def _all(self, call: str, arguments: list[dict[str, Any]]) -> None:

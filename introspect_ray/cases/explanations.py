@@ -1,8 +1,8 @@
-"""Explanations as text: deterministic templates out, exactly those templates in (paper §2.1, SPEC §1).
+"""Explanations as text: a fixed template writes them, and only that template is read back (paper §2.1).
 
 An explanation has two parts, *changed?* = [y(x) != y(x∖C)] and *content* = y(x∖C). The paper's
-template is "The response [would/would not] change to <y(x∖C)>."; SPEC §1 words the unchanged one
-"would not change from", which this module follows.
+template is "The response [would/would not] change to <y(x∖C)>."; here an unchanged response "would
+not change from" its content, since it does not change to what it already is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from introspect_ray.records import Explanation
 
 _HEADS = {True: "The response would change to", False: "The response would not change from"}
-_PIECE = re.compile(r"\w+|[^\w\s]")  # words and single punctuation marks: white space drops out
+_PIECE = re.compile(r"\w+|[^\w\s]")  # words and single punctuation marks, without white space
 
 
 def render(explanation: Explanation) -> str:
@@ -29,9 +29,9 @@ def all_explanations(labels: Sequence[str]) -> list[Explanation]:
 def parse(text: str, labels: Sequence[str]) -> Explanation | None:
     """The explanation that `text` states, or None if the template cannot have produced it.
 
-    Case and white space are free, also before the full stop and inside (a word-level tokenizer
-    decodes "B ."); words may not be glued or split. Labels that differ only in case ("a", "A") are
-    told apart by their exact case; if that does not decide between them the text is unparsed.
+    Upper and lower case and white space do not matter, also before the full stop (a word-level
+    tokenizer decodes "B ."), but words may not be joined or split. Labels that differ only in case
+    ("a", "A") are told apart by their exact case; if that does not decide, the answer is None.
     """
     exact = [e for e in all_explanations(labels) if text.strip() == render(e)]
     if exact:
@@ -47,7 +47,7 @@ def parse(text: str, labels: Sequence[str]) -> Explanation | None:
 
 
 def _match_label(pieces: list[str], labels: Sequence[str]) -> str | None:
-    """The one label made of these pieces, first with exact case, then without; None if no or several."""
+    """The one label made of these pieces, by exact case or else by any case; None if there is none or several."""
     for fold in (str, str.casefold):
         wanted = [fold(p) for p in pieces]
         found = [label for label in labels if [fold(p) for p in _PIECE.findall(label)] == wanted]

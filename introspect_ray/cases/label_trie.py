@@ -1,4 +1,4 @@
-"""The trie of all valid explanations of a case, and a greedy walk over it. Pure."""
+"""The trie (prefix tree) of all valid explanations of a case as tokens, and a greedy walk over it. Pure."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A node of the label trie with several children: the tokens before it, and where each child leads."""
+    """A node of the trie with several children: the tokens before it, and where each child leads."""
 
-    prefix: Tokens  # explanation tokens up to and including this node; () is the end of q
-    tokens: Tokens  # the children
-    leads_to: tuple[int | Explanation, ...]  # index of the next branch, or the only explanation left
+    prefix: Tokens  # explanation tokens up to and including this node; () at the root, where q ends
+    tokens: Tokens  # the next token of each child
+    leads_to: tuple[int | Explanation, ...]  # per child: index of the next branch, or the only explanation left
 
 
 @lru_cache(maxsize=4096)
 def label_branches(explanations: tuple[tuple[Explanation, Tokens], ...]) -> tuple[Branch, ...]:
-    """Branching nodes of the trie of all explanations, root first. () if there is only one explanation.
+    """Nodes with several children in the trie of all explanations, parents first. () if there is one explanation.
 
-    Raises ValueError if one explanation's tokens are a prefix of another's (no end of turn).
+    Raises ValueError if one explanation's tokens are a prefix of another's, as they may be without an end of turn.
     """
     branches: list[Branch] = []
 
@@ -42,7 +42,7 @@ def label_branches(explanations: tuple[tuple[Explanation, Tokens], ...]) -> tupl
             return visit(group, depth + 1)
         index = len(branches)
         prefix = group[0][1][:depth]
-        branches.append(Branch(prefix, (), ()))  # keeps the place: parents come before children
+        branches.append(Branch(prefix, (), ()))  # a placeholder, so that parents come before children
         branches[index] = Branch(prefix, tuple(children), tuple(visit(sub, depth + 1) for sub in children.values()))
         return index
 
@@ -51,9 +51,9 @@ def label_branches(explanations: tuple[tuple[Explanation, Tokens], ...]) -> tupl
 
 
 def walk_explanations(tries: Iterable[tuple[Branch, ...]], logits: Sequence[float]) -> list[Explanation]:
-    """The greedy explanation over each trie; `logits` lists those of all children of all branches, in order.
+    """The greedy explanation of each trie: at every branch the child with the largest logit, the first of equal ones.
 
-    Ties go to the first child.
+    logits: one per child, in the order of the tries, of their branches and of the branches' children.
     """
     explanations: list[Explanation] = []
     at = 0

@@ -1,4 +1,4 @@
-"""What texts and token sequences share. Pure."""
+"""The common prefix of two texts or token sequences. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ S = TypeVar("S", str, tuple[int, ...])
 
 
 def common_prefix(a: S, b: S) -> int:
-    """Characters or tokens at which both begin, by bisection: comparing slices runs in C. (1, 2, 3), (1, 2, 4) -> 2."""
+    """Length of the common prefix, in characters or tokens. Example: (1, 2, 3), (1, 2, 4) -> 2.
+
+    A bisection over slices, which Python compares in C.
+    """
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high

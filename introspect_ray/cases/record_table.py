@@ -1,7 +1,7 @@
-"""Records as Arrow batches, decoded one at a time: a sequence by row, a mapping by case id.
+"""Records in Arrow batches, decoded on access: a sequence by row, a mapping by case id.
 
-A table costs 12 bytes a record besides its Arrow buffers, which may lie in a mapped file or in shared memory: pickled
-by protocol 5 they go out of band, so that every process of a Ray node reads one copy.
+A table costs 12 bytes per record besides its Arrow buffers. These may lie in a mapped file or in shared memory: pickle
+protocol 5 passes them out of band, so that all processes of a Ray node read one copy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from introspect_ray.cases.lookup import RecordMapping
 from introspect_ray.rng import bits
@@ -24,52 +25,53 @@ CASE_ID = "case_id"  # the column, string, that every table has
 
 
 def id_key(case_id: str) -> int:
-    """64-bit hash by which an id is found: the same in every process."""
+    """The 64-bit hash by which an id is found; the same in every process."""
     return bits(case_id)
 
 
 @dataclass(frozen=True)
 class IdIndex:
-    """Rows by the hash of their id, 12 bytes a row; whoever asks compares the ids themselves."""
+    """Rows by the hash of their id, 12 bytes per row. Hashes may collide: the caller compares the ids."""
 
-    keys: np.ndarray  # uint64 [n], ascending
-    rows: np.ndarray  # int32 [n], ascending among equal keys
+    keys: NDArray[np.uint64]  # [n], ascending
+    rows: NDArray[np.int32]  # [n], ascending among equal keys
     key: Callable[[str], int] = id_key
 
     @classmethod
-    def build(cls, keys: np.ndarray, key: Callable[[str], int] = id_key) -> IdIndex:
-        """keys: uint64 [n], the key of the id of each row."""
+    def build(cls, keys: NDArray[np.uint64], key: Callable[[str], int] = id_key) -> IdIndex:
+        """keys: [n], the key of each row's id."""
         order = np.argsort(keys, kind="stable").astype(np.int32)
         return cls(keys[order], order, key)
 
     def candidates(self, case_id: str) -> Iterator[int]:
-        """All rows whose id may be this one: more than one where hashes collide or ids repeat."""
+        """All rows whose id may be this one: several if hashes collide or ids repeat."""
         wanted = self.key(case_id)
         at = bisect_left(self.keys, wanted)
         while at < len(self.keys) and self.keys[at] == wanted:
             yield int(self.rows[at])
             at += 1
 
-    def ambiguous(self) -> np.ndarray:
+    def ambiguous(self) -> NDArray[np.int32]:
         """Rows that share their key with an earlier row."""
-        return self.rows[1:][self.keys[1:] == self.keys[:-1]]
+        same: NDArray[np.int32] = self.rows[1:][self.keys[1:] == self.keys[:-1]]
+        return same
 
 
 class RecordTable(Sequence[V]):
-    """Immutable records, one a row, with ids that occur once. Subclasses say how a row of a batch is decoded."""
+    """Immutable records, one per row, each id once. Subclasses say how a row of a batch is decoded."""
 
     def __init__(self, batches: Sequence[pa.RecordBatch], index: IdIndex) -> None:
         """Raises ValueError for an id that occurs twice."""
         self.batches, self._index = tuple(batches), index
         self._ends = list(accumulate(batch.num_rows for batch in self.batches))
-        self._columns: dict[int, Any] = {}  # batch -> what `_open` made of it
+        self._columns: dict[int, Any] = {}  # by batch: what `_open` made of it
         for row in index.ambiguous().tolist():
             if next(r for r in index.candidates(self.case_id(row)) if self.case_id(r) == self.case_id(row)) != row:
                 raise ValueError(f"case id {self.case_id(row)!r} occurs twice")
 
     @abstractmethod
     def _open(self, batch: pa.RecordBatch) -> Any:
-        """What decoding needs of a batch, made once."""
+        """What `_decode` needs of a batch; made once per batch."""
 
     @abstractmethod
     def _decode(self, columns: Any, row: int) -> V:
@@ -83,7 +85,7 @@ class RecordTable(Sequence[V]):
     @overload
     def __getitem__(self, row: slice) -> list[V]: ...
     def __getitem__(self, row: int | slice) -> V | list[V]:
-        """A record; a slice is a list of decoded ones."""
+        """A record, or for a slice a list of records."""
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
         return self._decode(*self._locate(row))
@@ -95,11 +97,12 @@ class RecordTable(Sequence[V]):
 
     def case_id(self, row: int) -> str:
         at, row = self._find(row)
-        return self.batches[at].column(CASE_ID)[row].as_py()
+        case_id: str = self.batches[at].column(CASE_ID)[row].as_py()
+        return case_id
 
     @property
     def case_ids(self) -> Sequence[str]:
-        """The ids by row, read from the table."""
+        """The ids by row, read from the table on access."""
         return CaseIds(self)
 
     @property
@@ -108,7 +111,7 @@ class RecordTable(Sequence[V]):
         return ById(self)
 
     def row(self, case_id: str) -> int:
-        """Raises KeyError."""
+        """The row of an id. Raises KeyError for an unknown one."""
         for row in self._index.candidates(case_id):
             if self.case_id(row) == case_id:
                 return row
@@ -119,7 +122,7 @@ class RecordTable(Sequence[V]):
         return [self._decode(*self._locate(self.row(case_id))) for case_id in case_ids]
 
     def _find(self, row: int) -> tuple[int, int]:
-        """(batch, row in it)"""
+        """(number of the batch, row in it). Raises IndexError."""
         if row < 0:
             row += len(self)
         if not 0 <= row < len(self):
@@ -143,7 +146,7 @@ class RecordTable(Sequence[V]):
 
 
 class CaseIds(Sequence[str]):
-    """The ids of a table by row, none of them kept."""
+    """The ids of a table by row, decoded on access."""
 
     def __init__(self, table: RecordTable[Any]) -> None:
         self._table = table
@@ -158,7 +161,7 @@ class CaseIds(Sequence[str]):
 
 
 class ById(RecordMapping[V]):
-    """The records of a table by case id, decoded when asked for; it iterates in the order of rows."""
+    """The records of a table by case id, decoded on access, in the order of rows."""
 
     def __init__(self, table: RecordTable[V]) -> None:
         self.table = table

@@ -1,7 +1,7 @@
-"""Tokenized cases as Arrow columns: 12 bytes a case in memory, their tokens in a mapped file or in shared memory.
+"""Tokenized cases as Arrow columns: 12 bytes per case in memory, their tokens in a mapped file or in shared memory.
 
-As Python objects a case takes some 36 bytes a token; in the table it is 4. What cases of one task share (labels and
-explanations) is kept once.
+A token takes 4 bytes here, against some 36 in Python objects. What cases of one task share (labels and explanations)
+is kept once.
 """
 
 from __future__ import annotations
@@ -16,26 +16,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from introspect_ray.cases.record_table import CASE_ID, IdIndex, RecordTable, id_key
 from introspect_ray.errors import UserError
 from introspect_ray.records import Explanation, TokenizedCase
 
-SEQUENCES = ("prompt", "ablated", "question")
+Ints = NDArray[np.int32]
+TOKEN_COLUMNS = ("prompt", "ablated", "question")
 CASE_SCHEMA = pa.schema(
     [
         pa.field(CASE_ID, pa.string(), nullable=False),
         pa.field("answers", pa.int32(), nullable=False),  # which of the table's answer sets
-        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in SEQUENCES),
+        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in TOKEN_COLUMNS),
     ]
 )
-BATCH_ROWS, BATCH_TOKENS = 1024, 1 << 18  # a batch ends at whichever comes first
-RELEASE_EVERY = 64  # rows, or batches when they are opened, read of a mapped file between two releases of its pages
+BATCH_ROWS, BATCH_TOKENS = 1024, 1 << 18  # a batch ends where it reaches either
+RELEASE_EVERY = 64  # rows read (batches, at the start) before the pages of the mapped file are released
 
 
 class AnswerSet(NamedTuple):
-    """What a case can be answered and explained with; the fields are those of TokenizedCase. Kept as Python
-    objects, for cases of one task share a few; where every case has labels of its own, each keeps a set."""
+    """The possible answers and explanations of a case; the fields are those of TokenizedCase.
+
+    Sets are Python objects: the cases of a task usually share a few. If each case has labels of its own, there is
+    one set per case.
+    """
 
     labels: tuple[str, ...]
     label_ids: tuple[int, ...]
@@ -43,7 +48,7 @@ class AnswerSet(NamedTuple):
 
 
 class CaseTable(RecordTable[TokenizedCase]):
-    """Cases by row (`table[i]`) and by id (`table.by_id[case_id]`), decoded when asked for, in microseconds."""
+    """Cases by row (`table[i]`) and by id (`table.by_id[case_id]`), decoded on access, in microseconds."""
 
     def __init__(
         self,
@@ -52,16 +57,16 @@ class CaseTable(RecordTable[TokenizedCase]):
         answers: Sequence[AnswerSet],
         mapped: mmap.mmap | None = None,
     ) -> None:
-        """batches: of CASE_SCHEMA. mapped: the file they lie in, if any. Raises ValueError for an id twice."""
+        """batches: of CASE_SCHEMA. mapped: the file they lie in, if any. Raises ValueError if an id occurs twice."""
         self.answers, self._mapped = tuple(answers), mapped
         super().__init__(batches, index)
 
     @classmethod
     def build(cls, cases: Iterable[TokenizedCase], folder: str | Path | None = None) -> CaseTable:
-        """The table of `cases`, which are taken one at a time and written to a file of `folder` as they come.
+        """The table of `cases`, which are taken one at a time and written to a file in `folder` as they come.
 
-        folder: default is the user's cache. The file has no name once it is mapped: it goes with the table. Raises
-        UserError where the folder cannot be written to, ValueError for an id that occurs twice.
+        folder: by default the user's cache. The file is unlinked once it is mapped, so it disappears with the table.
+        Raises UserError if the folder cannot be written to, ValueError if an id occurs twice.
         """
         keys, answers = array("Q"), _Answers()
         place = Path(folder) if folder else _scratch()
@@ -102,7 +107,7 @@ class CaseTable(RecordTable[TokenizedCase]):
                 self._release()
 
     def _release(self) -> None:
-        """Give the pages of the mapped file that were read back: they stay in the page cache."""
+        """Take the pages that were read out of this process's memory; they stay in the system's page cache."""
         if self._mapped is not None:
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -114,11 +119,12 @@ class CaseTable(RecordTable[TokenizedCase]):
 
     @property
     def longest_prompt(self) -> int:
-        """Most tokens of x or x∖C; 0 without cases, as the other lengths."""
-        return max((int(self._lengths(b, name).max()) for b in self.batches for name in SEQUENCES[:2]), default=0)
+        """Most tokens of any x or x∖C. Without cases this and the other lengths are 0."""
+        return max((int(self._lengths(b, name).max()) for b in self.batches for name in TOKEN_COLUMNS[:2]), default=0)
 
     @property
     def longest_question(self) -> int:
+        """Most tokens of any q."""
         return max((int(self._lengths(batch, "question").max()) for batch in self.batches), default=0)
 
     @property
@@ -128,7 +134,7 @@ class CaseTable(RecordTable[TokenizedCase]):
 
     @property
     def longest_explained(self) -> int:
-        """Most tokens of q and the longest explanation of the same case."""
+        """Most tokens of any q together with the longest explanation of its case."""
         explained = np.array([max(map(len, used.explanations.values()), default=0) for used in self.answers])
         return max(
             (int((self._lengths(b, "question") + explained[_numpy(b.column("answers"))]).max()) for b in self.batches),
@@ -137,32 +143,33 @@ class CaseTable(RecordTable[TokenizedCase]):
 
     @property
     def longest_sequence(self) -> int:
-        """Most tokens any forward needs: a prompt with its answer, or q with its explanation."""
+        """Tokens of the longest sequence: a prompt with its answer, or q with its explanation."""
         return max(self.longest_prompt + 1, self.longest_explained)
 
     @staticmethod
-    def _lengths(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    def _lengths(batch: pa.RecordBatch, name: str) -> Ints:
         return np.diff(_numpy(batch.column(name).offsets))
 
     def _open(self, batch: pa.RecordBatch) -> _Columns:
-        lists = (batch.column(name) for name in SEQUENCES)
+        lists = (batch.column(name) for name in TOKEN_COLUMNS)
         views = [(_numpy(column.offsets), _numpy(column.values)) for column in lists]
         return _Columns(batch.column(CASE_ID), _numpy(batch.column("answers")), *views)
 
     def _decode(self, columns: _Columns, row: int) -> TokenizedCase:
         used = self.answers[columns.answers[row]]
-        sequences = (
+        prompt, ablated, question = (
             tuple(values[offsets[row] : offsets[row + 1]].tolist())
             for offsets, values in (columns.prompt, columns.ablated, columns.question)
         )
-        return TokenizedCase(columns.ids[row].as_py(), used.labels, used.label_ids, *sequences, used.explanations)
+        case_id = columns.ids[row].as_py()
+        return TokenizedCase(case_id, used.labels, used.label_ids, prompt, ablated, question, used.explanations)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_mapped": None}
 
 
 def _scratch() -> Path:
-    """The user's cache; the system's folder for temporary files where there is no home to write to."""
+    """The user's cache folder, or the system's temporary folder if the home cannot be written to."""
     try:
         cache = Path.home() / ".cache" / "introspect-ray"
         cache.mkdir(parents=True, exist_ok=True)
@@ -172,16 +179,16 @@ def _scratch() -> Path:
 
 
 class LabelTable(RecordTable[tuple[str, ...]]):
-    """The allowed labels of cases, without their tokens."""
+    """The allowed labels of cases, without the cases' tokens."""
 
     def __init__(self, batches: Sequence[pa.RecordBatch], index: IdIndex, labels: Sequence[tuple[str, ...]]) -> None:
         self._labels = tuple(labels)
         super().__init__(batches, index)
 
-    def _open(self, batch: pa.RecordBatch) -> np.ndarray:
+    def _open(self, batch: pa.RecordBatch) -> Ints:
         return _numpy(batch.column("answers"))
 
-    def _decode(self, columns: np.ndarray, row: int) -> tuple[str, ...]:
+    def _decode(self, columns: Ints, row: int) -> tuple[str, ...]:
         return self._labels[columns[row]]
 
 
@@ -189,20 +196,21 @@ class _Columns(NamedTuple):
     """A batch as NumPy views: (offsets [rows + 1], tokens) of each sequence."""
 
     ids: pa.Array
-    answers: np.ndarray
-    prompt: tuple[np.ndarray, np.ndarray]
-    ablated: tuple[np.ndarray, np.ndarray]
-    question: tuple[np.ndarray, np.ndarray]
+    answers: Ints
+    prompt: tuple[Ints, Ints]
+    ablated: tuple[Ints, Ints]
+    question: tuple[Ints, Ints]
 
 
 class _Answers:
-    """Distinct answer sets in the order in which they come."""
+    """The distinct answer sets of the cases so far, numbered in order of appearance."""
 
     def __init__(self) -> None:
         self.sets: list[AnswerSet] = []
         self._at: dict[tuple[Any, ...], int] = {}
 
     def number(self, case: TokenizedCase) -> int:
+        """The number of the case's answer set, which is added if it is new."""
         key = (case.labels, case.label_ids, tuple(case.explanations.items()))
         at = self._at.setdefault(key, len(self.sets))
         if at == len(self.sets):
@@ -210,20 +218,20 @@ class _Answers:
         return at
 
 
-class _Growing:
-    """One batch being filled; tokens go straight into flat arrays."""
+class _BatchBuilder:
+    """A batch that is being filled; its tokens go straight into flat arrays."""
 
     def __init__(self) -> None:
         self.ids, self.id_ends = bytearray(), array("i", [0])
         self.answers = array("i")
-        self.offsets = {name: array("i", [0]) for name in SEQUENCES}
-        self.tokens = {name: array("i") for name in SEQUENCES}
+        self.offsets = {name: array("i", [0]) for name in TOKEN_COLUMNS}
+        self.tokens = {name: array("i") for name in TOKEN_COLUMNS}
 
     def add(self, case: TokenizedCase, answers: int) -> None:
         self.ids += case.case_id.encode()
         self.id_ends.append(len(self.ids))
         self.answers.append(answers)
-        for name in SEQUENCES:
+        for name in TOKEN_COLUMNS:
             self.tokens[name].extend(getattr(case, name))
             self.offsets[name].append(len(self.tokens[name]))
 
@@ -235,32 +243,33 @@ class _Growing:
         return len(self) >= BATCH_ROWS or max(map(len, self.tokens.values())) >= BATCH_TOKENS
 
     def batch(self) -> pa.RecordBatch:
-        lists = [pa.ListArray.from_arrays(_arrow(self.offsets[name]), _arrow(self.tokens[name])) for name in SEQUENCES]
+        lists = [
+            pa.ListArray.from_arrays(_arrow(self.offsets[name]), _arrow(self.tokens[name])) for name in TOKEN_COLUMNS
+        ]
         ids = pa.StringArray.from_buffers(len(self), pa.py_buffer(self.id_ends), pa.py_buffer(self.ids))
         return pa.RecordBatch.from_arrays([ids, _arrow(self.answers), *lists], schema=CASE_SCHEMA)
 
 
 def _batches(cases: Iterable[TokenizedCase], keys: array[int], answers: _Answers) -> Iterator[pa.RecordBatch]:
-    """`cases` in batches; their keys and answer sets are added to `keys` and `answers`."""
-    growing = _Growing()
+    """`cases` in batches. Adds their keys and answer sets to `keys` and `answers`."""
+    builder = _BatchBuilder()
     for case in cases:
-        growing.add(case, answers.number(case))
+        builder.add(case, answers.number(case))
         keys.append(id_key(case.case_id))
-        if growing.full:
-            yield growing.batch()
-            growing = _Growing()
-    if len(growing):
-        yield growing.batch()
+        if builder.full:
+            yield builder.batch()
+            builder = _BatchBuilder()
+    if len(builder):
+        yield builder.batch()
 
 
-# pyarrow's own way to and from NumPy, to_numpy and pa.array, imports pandas (0.3 s).
-def _arrow(values: array[int] | np.ndarray) -> pa.Int32Array:
+# pyarrow's own conversions, to_numpy and pa.array, import pandas (0.3 s).
+def _arrow(values: array[int]) -> pa.Int32Array:
     return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
 
 
-def _numpy(column: pa.Int32Array) -> np.ndarray:
-    """An int32 column without nulls; no copy."""
-    return np.frombuffer(column.buffers()[1], np.int32, len(column), 4 * column.offset) if len(column) else _NONE
-
-
-_NONE = np.zeros(0, np.int32)
+def _numpy(column: pa.Int32Array) -> Ints:
+    """An int32 column without nulls, not copied."""
+    if not len(column):
+        return np.zeros(0, np.int32)
+    return np.frombuffer(column.buffers()[1], np.int32, len(column), 4 * column.offset)

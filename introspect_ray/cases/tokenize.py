@@ -1,12 +1,12 @@
 """Cases as token ids: prompts, the meta-question, answer tokens and explanation targets. Pure.
 
-`tokenizer` is a transformers tokenizer with a chat template; nothing is imported for it. Chat templates
-write their own BOS and role tokens, so every other text is encoded without special tokens.
+`tokenizer` is a transformers tokenizer with a chat template, but transformers is not imported here. Chat
+templates write their own BOS and role tokens, so every other text is encoded without special tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,10 +21,10 @@ def tokenize_case(case: Case, tokenizer: Any, answer_prefix: str = "") -> Tokeni
     """A case as tokens.
 
     prompt, ablated: the chat up to where the answer starts, then the tokens of `answer_prefix`.
-    question: q = x with the meta-question on a line of its own at the end of the last user turn; no
-    answer prefix, the explanation starts there. Thinking modes are switched off (SPEC §3).
-    Raises UserError if the tokenizer has no chat template, the template refuses the roles, a label
-    is not one token, or an explanation does not survive encoding and decoding.
+    question: q = x with the meta-question on a line of its own at the end of the last user turn, up to
+    where the explanation starts; it has no answer prefix. Thinking modes are switched off, so that the
+    answer is the next token. Raises UserError if the tokenizer has no chat template, the template refuses the
+    roles, a label is not one token, or an explanation does not survive encoding and decoding.
     """
     template = _template(tokenizer)
     prefix = _encode(tokenizer, answer_prefix)
@@ -49,8 +49,8 @@ def with_meta_question(case: Case) -> tuple[Message, ...]:
 def decode_explanation(ids: Sequence[int], tokenizer: Any, labels: Sequence[str]) -> Explanation | None:
     """The explanation in generated ids, with or without the end of turn; None if it does not parse.
 
-    What follows the first end of turn is dropped. Other special tokens stay in the text and make it
-    unparseable.
+    Tokens after the first end of turn are dropped. Other special tokens stay in the text, which then
+    does not parse.
     """
     stops = {end_of_turn(tokenizer), tokenizer.eos_token_id}
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
@@ -64,15 +64,16 @@ def max_explanation_tokens(case: TokenizedCase) -> int:
 
 
 def longest_sequence(cases: Sequence[TokenizedCase]) -> int:
-    """Most tokens any forward of these cases needs: a prompt with its answer, or q with its explanation."""
+    """Tokens of the longest sequence of these cases: a prompt with its answer, or q with its explanation."""
     return max(max(len(c.prompt) + 1, len(c.ablated) + 1, len(c.question) + max_explanation_tokens(c)) for c in cases)
 
 
 def end_of_turn(tokenizer: Any) -> int:
     """Id of the token that ends an assistant turn: the first special token the chat template puts there.
 
-    That is the eos token of chat models (SmolLM2, Qwen: <|im_end|>; Llama 3: <|eot_id|>), but not of all
-    (Gemma: <end_of_turn>). A template that closes turns with plain text leaves the eos token.
+    Most chat models use their eos token (SmolLM2, Qwen: <|im_end|>; Llama 3: <|eot_id|>), but not all
+    (Gemma: <end_of_turn>). Where a template closes turns with plain text, it is the eos token as well.
+    Raises UserError if there is no such token at all.
     """
     return _end_of_turn(tokenizer, _template(tokenizer))
 
@@ -86,16 +87,17 @@ def _end_of_turn(tokenizer: Any, template: str) -> int:
     for token in _encode(tokenizer, tail):
         if token in special and token != tokenizer.unk_token_id:
             return token
-    if tokenizer.eos_token_id is None:
+    eos: int | None = tokenizer.eos_token_id
+    if eos is None:
         raise UserError(
             "the tokenizer has no eos token and its chat template ends turns without a special token, so an "
             "explanation has no end: set eos_token in the policy's tokenizer_config.json"
         )
-    return tokenizer.eos_token_id
+    return eos
 
 
 def _template(tokenizer: Any) -> str:
-    """The chat template, as a key that tells two states of one tokenizer apart in the caches below."""
+    """The chat template. In the keys of the caches below, since a tokenizer's template may be replaced."""
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         raise UserError(
@@ -119,9 +121,10 @@ def _chat(tokenizer: Any, messages: Sequence[Message], case_id: str) -> Ids:
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    return tokenizer.apply_chat_template(
+    text: str = tokenizer.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
     )
+    return text
 
 
 def _encode(tokenizer: Any, text: str) -> Ids:
@@ -130,7 +133,7 @@ def _encode(tokenizer: Any, text: str) -> Ids:
 
 @lru_cache(maxsize=64)
 def _label_ids(tokenizer: Any, template: str, labels: tuple[str, ...], answer_prefix: str) -> Ids:
-    """One token a label, all by the same rule: as it continues the prompt, else bare, else after a space."""
+    """One token per label, by the first rule that fits all labels: after the prompt, alone, or after a space."""
     opening = _generation_prompt(tokenizer)
     before = _encode(tokenizer, opening) + _encode(tokenizer, answer_prefix)
     tried: dict[str, tuple[Ids, ...]] = {}
@@ -139,7 +142,7 @@ def _label_ids(tokenizer: Any, template: str, labels: tuple[str, ...], answer_pr
         after = _encode(tokenizer, opening + answer_prefix + label)
         return after[len(before) :] if after[: len(before)] == before else ()
 
-    rules = {
+    rules: dict[str, Callable[[str], Ids]] = {
         "after the prompt": continued,
         "alone": lambda label: _encode(tokenizer, label),
         "after a space": lambda label: _encode(tokenizer, f" {label}"),
@@ -153,7 +156,7 @@ def _label_ids(tokenizer: Any, template: str, labels: tuple[str, ...], answer_pr
 
 
 def _label_problem(tokenizer: Any, labels: Sequence[str], alone: Sequence[Ids]) -> str:
-    """The label to blame and the remedy; ids are those of the bare labels."""
+    """A message that names the label to blame and the remedy. ids: the tokens of each label alone."""
     remedy = "choose short labels that are one token each, such as letters"
     for label, ids in zip(labels, alone, strict=True):
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
@@ -163,7 +166,7 @@ def _label_problem(tokenizer: Any, labels: Sequence[str], alone: Sequence[Ids]) 
 
 
 def _generation_prompt(tokenizer: Any) -> str:
-    """Text between the last user turn and the answer, e.g. "<|im_start|>assistant\\n"; "" if it cannot be told."""
+    """Text between the last user turn and the answer, e.g. "<|im_start|>assistant\\n"; "" if it is not certain."""
     chat = ({"role": "user", "content": "question"},)
     closed, opened = (_render(tokenizer, chat, add_generation_prompt=flag) for flag in (False, True))
     return opened[len(closed) :] if opened.startswith(closed) else ""
@@ -171,7 +174,7 @@ def _generation_prompt(tokenizer: Any) -> str:
 
 @lru_cache(maxsize=64)
 def _explanations(tokenizer: Any, template: str, labels: tuple[str, ...]) -> Mapping[Explanation, Ids]:
-    """Target tokens of all explanations, each checked to come back from decoding as itself."""
+    """Target tokens of all explanations. Each is decoded and parsed again, and must come back as itself."""
     targets = {}
     for explanation in all_explanations(labels):
         text = render(explanation)

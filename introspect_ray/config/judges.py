@@ -12,7 +12,7 @@ _OF_KIND = {"keyword": ("words",), "llm": ("policy", "endpoint", "model", "instr
 class JudgeConfig(BaseModel):
     """One judge, and perhaps a second one that it is compared with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["keyword", "llm"] = "keyword"
     """keyword: the first words of a response decide. llm: a language model is asked."""

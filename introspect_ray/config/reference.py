@@ -20,7 +20,7 @@ from introspect_ray.config.sections import RunConfig
 from introspect_ray.errors import UserError
 
 TOP = "run"  # what --help calls the keys that are in no section
-_NAMES = {int: "integer", float: "number", bool: "true | false", str: "text", type(None): "null"}
+_NAMES = {int: "integer", float: "number", bool: "true | false", str: "text", dict: "mapping", type(None): "null"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -118,7 +118,9 @@ def _type_names(kind: Any) -> list[str]:
         return [name for arg in args for name in _type_names(arg)]
     if origin is tuple:
         return [f"list of {_NAMES[args[0]]}s"]
-    return [_NAMES[kind]]
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [f"keys of {kind.__name__}"]
+    return [_NAMES[origin or kind]]
 
 
 def _key_text(key: Key) -> str:

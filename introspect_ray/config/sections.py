@@ -19,8 +19,8 @@ class _Section(BaseModel):
 class TaskConfig(_Section):
     """Which cases are explained, and which of them are held out for the evaluation."""
 
-    name: Literal["organism", "hint_mmlu", "jsonl"] = "organism"
-    """The task: the bundled model organism's, Hint-MMLU, or cases from a JSONL file."""
+    name: str = "organism"
+    """organism (bundled), hint_mmlu, jsonl (your own cases), or a task that an installed package registers."""
     path: str | None = None
     """Training cases, a local file (hint_mmlu: MMLU rows; jsonl: cases). hint_mmlu without a file reads `hub_id`."""
     test_path: str | None = None
@@ -218,6 +218,4 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         compatibility.check(self)
-        if self.task.name == "jsonl" and not self.task.path:
-            raise ValueError("task.name=jsonl needs task.path (a JSONL file of cases)")
         return self

@@ -1,4 +1,4 @@
-"""Rollout engines: one interface (base.py), two implementations, chosen by `rollout.served_by`."""
+"""Rollout engines: one interface (protocol.py) and two implementations, chosen by `rollout.served_by`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def make_engine(
     lora_rank: int = 32,
     seed: int = 0,
 ) -> Engine:
-    """Start the engine `rollout.served_by` on the Hugging Face folder `policy_path`; imports only that one.
+    """Start the engine `rollout.served_by` on the Hugging Face folder `policy_path`. Only that engine is imported.
 
-    Raises UserError where vLLM is asked for and not installed, or the folder cannot be served.
+    Raises UserError where vLLM is needed but not installed, or the folder cannot be served.
     """
     check_installed(rollout)
     with heavy_imports():
@@ -36,7 +36,7 @@ def make_engine(
 
 
 def check_installed(rollout: RolloutConfig) -> None:
-    """Raises UserError with the remedy where vLLM is asked for and not installed."""
+    """Raises UserError with the remedy where vLLM is needed but not installed."""
     if rollout.served_by == "vllm" and importlib.util.find_spec("vllm") is None:
         key = "rollout.serving_engine" if rollout.engine == "learner" else "rollout.engine"
         raise UserError(

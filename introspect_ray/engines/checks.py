@@ -1,16 +1,17 @@
-"""What every engine checks and reads the same way: updates, prompts, end-of-turn ids, pairs. No vLLM here."""
+"""Checks of prompts and weight updates, and the reading of policy folders and answers, alike for all engines."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
+from introspect_ray.policy import weight_files
 from introspect_ray.records import BehaviorPair, TokenizedCase
-from introspect_ray.weight_files import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -19,20 +20,20 @@ Shapes = dict[str, tuple[int, ...]]
 _PEFT_PREFIX = "base_model.model."
 _HEAD, _EMBEDDING_SUFFIX = "lm_head.weight", "embed_tokens.weight"
 VLLM_MAX_LABELS = 128  # vLLM's limit on logprob_token_ids
-VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts for max_lora_rank
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM accepts for max_lora_rank
 
 
 class Answer(NamedTuple):
-    """One prompt's answer position: full-vocabulary label logprobs and the full-vocabulary argmax."""
+    """What a policy answers to one prompt."""
 
-    logprobs: tuple[float, ...]
-    free_token: int
+    logprobs: tuple[float, ...]  # one per label, natural logs of the full-vocabulary softmax
+    argmax_token: int  # over the full vocabulary
 
 
 def make_pair(case: TokenizedCase, cued: Answer, ablated: Answer, version: int) -> BehaviorPair:
-    """The behaviour pair of `case`: argmax over the labels (ties: the first label), off-format flags.
+    """The behaviour pair of `case`: the argmax over its labels (the first one of equals) and the off-format flags.
 
-    Raises ValueError where a logprob is NaN, which would otherwise decide the argmax at random.
+    Raises ValueError where a logprob is NaN: the argmax would be arbitrary.
     """
     for side, answer in (("x", cued), ("x∖C", ablated)):
         if any(value != value for value in answer.logprobs):
@@ -45,17 +46,17 @@ def make_pair(case: TokenizedCase, cued: Answer, ablated: Answer, version: int) 
         ablated=case.labels[ablated.logprobs.index(max(ablated.logprobs))],
         cued_logprobs=cued.logprobs,
         ablated_logprobs=ablated.logprobs,
-        cued_off_format=cued.free_token not in case.label_ids,
-        ablated_off_format=ablated.free_token not in case.label_ids,
+        cued_off_format=cued.argmax_token not in case.label_ids,
+        ablated_off_format=ablated.argmax_token not in case.label_ids,
         weight_version=version,
     )
 
 
 def policy_shapes(policy_path: str) -> Shapes:
-    """Hugging Face names -> shapes of a full update, from the safetensors headers (nothing is loaded).
+    """The shapes of a full update by Hugging Face name, from the safetensors headers; no tensor is loaded.
 
-    A tied head is part of an update although the file leaves it out: an engine may hold a packed copy
-    of it that the embedding alone does not reach. Raises UserError where there are no safetensors.
+    They include a tied output head, which the files leave out: an engine may hold a packed copy of the head, and an
+    update of the embedding alone would not reach it. Raises UserError where there are no safetensors files.
     """
     from safetensors import safe_open
 
@@ -65,7 +66,7 @@ def policy_shapes(policy_path: str) -> Shapes:
     shapes: Shapes = {}
     for file in files:
         with safe_open(file, framework="pt") as reader:
-            names = reader.keys()  # a reader cannot be iterated itself
+            names = reader.keys()  # a reader itself is not iterable
             shapes.update({name: tuple(reader.get_slice(name).get_shape()) for name in names})
     embeddings = [name for name in shapes if name.endswith(_EMBEDDING_SUFFIX)]
     if _HEAD not in shapes and len(embeddings) == 1:
@@ -74,80 +75,83 @@ def policy_shapes(policy_path: str) -> Shapes:
 
 
 def check_vllm_limits(label_ids: Iterable[Sequence[int]], lora_rank: int = 0) -> None:
-    """Raises UserError for more labels in a case, or a larger LoRA rank (0: none), than vLLM serves."""
+    """Raises UserError for a case with more labels, or a larger LoRA rank (0: no LoRA), than vLLM serves."""
     most = max(map(len, label_ids), default=0)
     if most > VLLM_MAX_LABELS:
         raise UserError(
-            f"a case has {most} labels: vLLM returns logprobs of at most {VLLM_MAX_LABELS} given tokens; use fewer "
-            "labels, or rollout.engine=transformers"
+            f"a case has {most} labels, but vLLM returns the logprobs of at most {VLLM_MAX_LABELS} given tokens: use "
+            "fewer labels, or rollout.engine=transformers"
         )
     if lora_rank > VLLM_LORA_RANKS[-1]:
         raise UserError(
-            f"lora_rank={lora_rank}: vLLM serves at most {VLLM_LORA_RANKS[-1]}; lower it, or use "
+            f"lora_rank={lora_rank}, but vLLM serves at most {VLLM_LORA_RANKS[-1]}: lower it, or use "
             "rollout.engine=transformers"
         )
 
 
 def eos_token_ids(policy_path: str) -> tuple[int, ...]:
-    """End-of-turn ids: generation_config.json and config.json `eos_token_id`, and the tokenizer's own
-    `eos_token`, which is the end of turn of chat tokenizers and missing from many configs.
+    """The end-of-turn ids of a policy folder, ascending.
 
-    Raises UserError where none of the files names one: generation would never stop.
+    They are `eos_token_id` in generation_config.json and config.json, and the tokenizer's own `eos_token`, which ends
+    the turns of chat models and is missing from many configs. Raises UserError where no file names one: generation
+    would never stop.
     """
     folder = Path(policy_path)
-    found: set[int] = set()
+    ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         value = _json(folder / name).get("eos_token_id")
-        found.update([value] if isinstance(value, int) else value or [])
+        ids.update([value] if isinstance(value, int) else value or [])
     tokenizer = _json(folder / "tokenizer_config.json")
     eos = tokenizer.get("eos_token")
     text = eos.get("content") if isinstance(eos, dict) else eos
     added = [(int(i), t["content"]) for i, t in (tokenizer.get("added_tokens_decoder") or {}).items()]
     full = _json(folder / "tokenizer.json") if text else {}
     added += [(token["id"], token["content"]) for token in full.get("added_tokens") or []]
-    found.update(i for i, content in added if content == text)
-    if not found:
+    ids.update(i for i, content in added if content == text)
+    if not ids:
         raise UserError(
-            f"policy folder {policy_path} names no end-of-turn token: set eos_token_id in generation_config.json"
+            f"policy folder {policy_path} names no end-of-turn token: set eos_token_id in its generation_config.json"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(ids))
 
 
 def architectures(policy_path: str) -> tuple[str, ...]:
-    """`architectures` of config.json. Raises UserError where there is none."""
+    """The key `architectures` of config.json. Raises UserError where it is missing."""
     names = _json(Path(policy_path) / "config.json").get("architectures")
     if not names:
         raise UserError(f"{policy_path}/config.json names no architectures: save the policy with save_pretrained")
     return tuple(names)
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], new_tokens: int, max_model_len: int) -> None:
-    """Raises ValueError for an empty prompt and for one that leaves no room for `new_tokens`."""
+    """Raises ValueError for an empty prompt and for a prompt that leaves no room for `new_tokens`."""
     for index, prompt in enumerate(prompts):
         if not prompt or len(prompt) + new_tokens > max_model_len:
             raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens; with {new_tokens} new ones it must fit 2..{max_model_len}: "
-                "raise rollout.max_model_len or shorten the case"
+                f"prompt {index} has {len(prompt)} tokens: it needs at least 1 and, with {new_tokens} new tokens, at "
+                f"most {max_model_len}; raise rollout.max_model_len or shorten the case"
             )
 
 
 def check_full(update: WeightUpdate, expected: Shapes) -> None:
-    """Raises ValueError naming the first name or shape in which a full update differs from the policy."""
+    """Raises ValueError naming the first tensor of a full update whose name or shape is not that of the policy."""
     check_shapes({name: tuple(t.shape) for name, t in update.tensors.items()}, expected, _refused(update))
 
 
 def check_adapter(update: WeightUpdate, base: Shapes, max_rank: int) -> None:
-    """Raises ValueError where a PEFT LoRA state does not cover exactly its target modules of the base policy."""
+    """Raises ValueError where the tensors of a LoRA adapter are not those of its target modules in the base policy."""
     config = update.adapter_config
     if config is None:
-        raise ValueError(f"adapter update of version {update.version} has no adapter_config")
+        raise ValueError(f"the adapter update of version {update.version} has no adapter_config")
     rank, targets = int(config["r"]), config["target_modules"]  # type: ignore[call-overload]
     if rank > max_rank:
-        raise ValueError(f"adapter rank {rank} exceeds the engine's {max_rank}: start the engine with lora_rank={rank}")
+        raise ValueError(
+            f"the adapter's rank {rank} exceeds the engine's {max_rank}: start the engine with lora_rank={rank}"
+        )
     expected: Shapes = {}
     for name, shape in base.items():
         module = name.removesuffix(".weight")
@@ -155,13 +159,11 @@ def check_adapter(update: WeightUpdate, base: Shapes, max_rank: int) -> None:
             expected[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = (rank, shape[1])
             expected[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = (shape[0], rank)
     if not expected:
-        raise ValueError(f"adapter target_modules {targets!r} match no linear layer of the policy")
+        raise ValueError(f"the adapter's target_modules {targets!r} match no linear layer of the policy")
     check_shapes({name: tuple(t.shape) for name, t in update.tensors.items()}, expected, _refused(update))
 
 
 def _is_target(module: str, targets: object) -> bool:
-    import re
-
     if isinstance(targets, str):  # PEFT: a string is a regular expression over the whole name
         return re.fullmatch(targets, module) is not None
     return any(module == t or module.endswith(f".{t}") for t in targets)  # type: ignore[attr-defined]
@@ -171,19 +173,19 @@ def _refused(update: WeightUpdate) -> str:
     return f"weight update of version {update.version} refused, nothing changed:"
 
 
-def check_shapes(got: Mapping[str, tuple[int, ...]], expected: Shapes, head: str) -> None:
-    """Raises ValueError, beginning with `head`, for the first name or shape of `got` that is not the expected one."""
+def check_shapes(got: Mapping[str, tuple[int, ...]], expected: Shapes, prefix: str) -> None:
+    """Raises ValueError for the first tensor whose name or shape is not as expected; `prefix` begins its message."""
     for name in sorted(expected):
         if name not in got:
-            tied = " (a tied head is sent as well: use state_dict(), not named_parameters())" if name == _HEAD else ""
-            raise ValueError(f"{head} {name} {list(expected[name])} is missing{tied}")
+            tied = " (send a tied head too: use state_dict(), not named_parameters())" if name == _HEAD else ""
+            raise ValueError(f"{prefix} {name} {list(expected[name])} is missing{tied}")
         if got[name] != expected[name]:
-            raise ValueError(f"{head} {name} has shape {list(got[name])}, the engine's is {list(expected[name])}")
+            raise ValueError(f"{prefix} {name} has shape {list(got[name])}, the engine's is {list(expected[name])}")
     for name in sorted(got):
         if name not in expected:
-            raise ValueError(f"{head} {name} {list(got[name])} is not a tensor of the policy")
+            raise ValueError(f"{prefix} {name} {list(got[name])} is not a tensor of the policy")
 
 
 def nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of all tensors; a storage shared by two names (a tied head) is counted for each name."""
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    """Bytes of all tensors. Tied tensors count under each of their names."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

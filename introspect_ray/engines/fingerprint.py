@@ -1,18 +1,18 @@
-"""Digests of weights, one a group of tensors: computed alike on CPU and GPU, by the sender and by the receiver.
+"""Digests of weights, one per group of tensors. Sender and receiver compute the same ones, on a CPU or a GPU.
 
-A tensor's bytes, as 64-bit words, fill rows of 1024. Their row sums and column sums (mod 2^64), what is left over
-and name, dtype and shape go through BLAKE2b. What that proves: a single changed word is always seen, and so is any
-change of fewer than four words, any exchange of unequal words and any change within one row or one column; a change
-that keeps every sum must touch two rows and two columns with differences that cancel exactly, odds of 2^-64 or less
-for unrelated bytes. Groups then collide with odds of 2^-128. It is a check against mistakes, not against tampering.
+The bytes of a tensor, as 64-bit words, fill rows of 1024 words. The sums of the rows and of the columns (mod 2^64), the
+bytes left over, and name, dtype and shape go through BLAKE2b. This detects every change of fewer than four words, every
+exchange of unequal words and every change within one row or one column. A change that keeps all sums must touch two
+rows and two columns with differences that cancel exactly; for unrelated bytes the odds are 2^-64 or less. Two groups
+then collide with odds of 2^-128. The check finds mistakes; it is no protection against tampering.
 
-Sums run at memory speed and on any device (538 MB on one core: 0.07 s, BLAKE2b over all bytes 1.3 s).
+Sums run at memory speed on any device: 538 MB on one core take 0.07 s, BLAKE2b over all bytes 1.3 s.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _BLOCK = 128  # rows summed both ways while they are in the cache (1 MiB)
 
 
 def group_of(name: str) -> str:
-    """A tensor's group: its name up to the first index, else without its last part.
+    """The group of a tensor: its name up to the first number, or else its name without the last part.
 
     Examples: model.layers.3.mlp.up_proj.weight -> model.layers.3; model.embed_tokens.weight -> model.embed_tokens.
     """
@@ -36,18 +36,18 @@ def group_of(name: str) -> str:
 
 def fingerprints(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Hex digest of each group of `tensors`; a tied tensor is read once."""
-    seen: dict[tuple, bytes] = {}
+    by_memory: dict[Hashable, bytes] = {}
     digests: dict[str, bytes] = {}
     for name, tensor in tensors.items():
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
-        if key not in seen:
-            seen[key] = tensor_digest(tensor)
-        digests[name] = seen[key]
+        if key not in by_memory:
+            by_memory[key] = tensor_digest(tensor)
+        digests[name] = by_memory[key]
     return grouped(digests)
 
 
 def grouped(digests: Mapping[str, bytes]) -> dict[str, str]:
-    """`tensor_digest` by name -> hex digest by group, independent of the order."""
+    """Hex digest by group, from the `tensor_digest` of each tensor by name. The order of the names does not matter."""
     groups: dict[str, hashlib.blake2b] = {}
     for name in sorted(digests):
         group = groups.setdefault(group_of(name), hashlib.blake2b(digest_size=16))
@@ -56,14 +56,14 @@ def grouped(digests: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def tensor_digest(tensor: torch.Tensor) -> bytes:
-    """16 bytes over dtype, shape and content, the same wherever the tensor lies."""
+    """16 bytes over dtype, shape and content, the same on every device."""
     import torch
 
     digest = hashlib.blake2b(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode(), digest_size=16)
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     whole = raw.numel() // 8 * 8
     if raw.storage_offset() % 8:
-        raw = raw.clone()  # words must begin at a multiple of their size
+        raw = raw.clone()  # 64-bit words must be aligned
     words = raw[:whole].view(torch.int64)
     rows = words.numel() // _ROW
     if rows:
@@ -74,7 +74,7 @@ def tensor_digest(tensor: torch.Tensor) -> bytes:
 
 
 def _sums(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 [rows], [_ROW]: sums of the rows and of the columns, which wrap around."""
+    """int64 [rows] and [_ROW]: the sums of the rows and of the columns, which wrap around."""
     import torch
 
     if matrix.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""The interface of a rollout engine. vLLM and transformers stand behind it; nothing else knows which."""
+"""The interface of a rollout engine. Callers do not know whether vLLM or transformers is behind it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class WeightUpdate:
     """One version of the policy on its way to the engines.
 
-    kind "full": `tensors` are Hugging Face names -> CPU tensors of the whole policy, tied heads included.
-    kind "adapter": PEFT adapter state only; `adapter_config` is its adapter_config.json as a dict.
-    probe: the case all sides compute label logprobs on, to verify what is served.
+    kind "full": `tensors` are CPU tensors of the whole policy by Hugging Face name, tied heads included.
+    kind "adapter": they are the state of the PEFT adapter, and `adapter_config` is the content of its
+    adapter_config.json.
+    probe: trainer and engines compare their label logprobs on this case, to verify which weights are served.
     """
 
     version: int
@@ -30,7 +31,7 @@ class WeightUpdate:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Prompt tokens an engine was given, and those of them it took from its prefix cache. Example: (200, 96)."""
+    """How many prompt tokens an engine was given, and how many of them its prefix cache held. Example: (200, 96)."""
 
     given: int = 0
     cached: int = 0
@@ -43,12 +44,12 @@ class PromptTokens:
 
     @property
     def hit_rate(self) -> float | None:
-        """Share taken from the cache; None where no prompt was counted."""
+        """Share of the tokens that the cache held; None without tokens."""
         return self.cached / self.given if self.given else None
 
 
 class Engine(Protocol):
-    """One policy being served, at one weight version at a time."""
+    """Serves one policy, at one weight version at a time."""
 
     @property
     def weight_version(self) -> int: ...
@@ -58,18 +59,20 @@ class Engine(Protocol):
 
     @property
     def usable(self) -> bool:
-        """False once a weight update was left unfinished: the engine must be replaced."""
+        """False for a closed engine, and after a weight update that failed: the engine must be replaced."""
         ...
 
     def load_weights(self, update: WeightUpdate) -> Delivery:
-        """Serve `update` from now on; caches of older versions are dropped. Raises on name/shape mismatch
-        before anything is changed."""
+        """Serve `update` from now on and drop what was cached from older versions.
+
+        Raises ValueError where names or shapes do not fit, before anything changes.
+        """
         ...
 
     def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
-        """y(x), y(x∖C) of each case: argmax over label_ids at the next position, on one weight version."""
+        """y(x), y(x∖C) of each case: the argmax over label_ids at the next position, on one weight version."""
         ...
 
     def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
-        """Greedy continuations (token ids, without the end-of-turn token), free over the vocabulary."""
+        """Greedy continuations over the full vocabulary, as token ids without the end-of-turn token."""
         ...

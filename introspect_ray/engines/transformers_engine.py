@@ -1,4 +1,4 @@
-"""TransformersEngine: the Engine protocol on plain transformers, for machines without vLLM and as its check."""
+"""TransformersEngine: the Engine protocol on plain transformers, for machines without vLLM and to check vLLM."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
-from introspect_ray.engines.common import BaseEngine
 from introspect_ray.engines.protocol import WeightUpdate
+from introspect_ray.engines.versioned_engine import VersionedEngine
 
 if TYPE_CHECKING:
     import torch
 
-_BATCH = 64  # prompts a forward; a constant, so that a prompt's batch depends on the call alone
+_BATCH = 64  # prompts per forward; a constant, so that the batch of a prompt depends on the call alone
 
 
-class TransformersEngine(BaseEngine):
+class TransformersEngine(VersionedEngine):
     """The Engine protocol on transformers with SDPA."""
 
     def __init__(
@@ -28,7 +28,7 @@ class TransformersEngine(BaseEngine):
         lora_rank: int,
         seed: int,
     ) -> None:
-        """As VLLMEngine; `seed` is unused, since nothing is sampled and the adapter comes with an update."""
+        """Arguments as for VLLMEngine. `seed` is unused: nothing is sampled, and an adapter comes with an update."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -37,7 +37,8 @@ class TransformersEngine(BaseEngine):
         torch.set_num_threads(rollout.threads)
         self._device = torch.device("cuda" if rollout.num_gpus and torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, rollout.dtype)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(policy_path, dtype=dtype).to(self._device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(policy_path, dtype=dtype)
+        self._model: Any = model.to(self._device).eval()
 
     def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
         """Greedy continuations without the end-of-turn token, at most `max_tokens` each. Raises as label_pairs."""
@@ -46,7 +47,7 @@ class TransformersEngine(BaseEngine):
 
         self._require_usable()
         checks.check_prompts(prompts, max_tokens, self._max_model_len)
-        # a fresh config: the folder's own may carry penalties or sampling
+        # a new config: that of the folder may ask for penalties or sampling
         config = GenerationConfig(
             max_new_tokens=max_tokens,
             do_sample=False,
@@ -76,7 +77,7 @@ class TransformersEngine(BaseEngine):
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
         config = dict(update.adapter_config or {})
-        if self._adapter_config != config:  # the first, or of another rank
+        if self._adapter_config != config:  # the first adapter, or one of another rank
             if self._adapter_config is not None:
                 self._model = self._model.unload()
             self._model = get_peft_model(self._model, PeftConfig.from_peft_type(**config)).eval()
@@ -105,7 +106,7 @@ class TransformersEngine(BaseEngine):
         return answers
 
     def _left_padded(self, prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64 tokens [batch, time] and mask; padded on the left, so that the last column is every answer position."""
+        """int64 tokens [batch, time] and mask, padded on the left: the last column holds all answer positions."""
         import torch
 
         width = max(len(prompt) for prompt in prompts)

@@ -1,7 +1,7 @@
 """VLLMEngine: one vLLM engine in this process, CPU or CUDA by the same code.
 
-vLLM is imported in the constructor, after its environment is set. One engine a process: vLLM keeps
-process-wide state (distributed groups, thread counts) that a second one would inherit.
+The constructor imports vLLM, after it has set the environment. A process can have one engine only: vLLM keeps
+process-wide state (distributed groups, thread counts) that a second engine would inherit.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
 if TYPE_CHECKING:
     import torch
 
-_BLOCK = 32  # tokens a KV block: vLLM's CPU default of 128 never shares the prefix of a short prompt
-MAX_SEQUENCES = 256  # vLLM refuses fewer rollout.max_batched_tokens than these
-_CHUNK_BYTES = 1 << 30  # of an update: a worker in another process gets each chunk as one message
+_BLOCK = 32  # tokens per KV block: with vLLM's CPU default of 128, short prompts never share a prefix
+MAX_SEQUENCES = 256  # vLLM refuses a rollout.max_batched_tokens below this number
+_CHUNK_BYTES = 1 << 30  # of a weight update: a worker in another process gets each chunk as one message
 
 
 def set_environment(threads: int) -> None:
-    """What vLLM and OpenMP read when they are imported; only the first call in a process has any effect."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a second process costs 30 s at the start
+    """Set what vLLM and OpenMP read when they are imported, so only the first call in a process has an effect."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a second process would add 30 s to the start
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override rollout.kv_cache_bytes
     for name, value in {
-        "VLLM_LOGGING_LEVEL": "ERROR",  # a dozen warnings a start, none of which a user can act on
+        "VLLM_LOGGING_LEVEL": "ERROR",  # a start prints a dozen warnings, none of which a user can act on
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
@@ -42,9 +42,9 @@ def set_environment(threads: int) -> None:
 class VLLMEngine(DeviceUpdates):
     """The Engine protocol on vLLM.
 
-    The prefix cache is emptied at the start of every call: no answer can come from older weights, and
-    a result depends on weights and prompts of the call alone, not on what this engine served before
-    (a cached and a recomputed prefix differ in the last bits).
+    Every call starts with an empty prefix cache. So no answer can come from older weights, and a result depends on the
+    weights and the prompts of the call only, not on earlier calls (a cached and a recomputed prefix differ in the last
+    bits).
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class VLLMEngine(DeviceUpdates):
         lora_rank: int,
         seed: int,
     ) -> None:
-        """As BaseEngine; imports vLLM and starts its core in this process."""
+        """Import vLLM and start its core in this process. Raises as VersionedEngine does."""
         super().__init__(policy_path, max_model_len, method, lora_rank)
         self._request = 0
         self._prompt_tokens = self._cached_tokens = 0
         self._params: dict[tuple[int, ...], Any] = {}
-        self._adapter: Any = None  # LoRARequest now served
-        self._adapters = 0  # loaded so far
+        self._adapter: Any = None  # the LoRARequest now served
+        self._adapters = 0  # how many were loaded so far
         self._adapter_dir: tempfile.TemporaryDirectory[str] | None = None
         set_environment(rollout.threads)
         import torch
 
-        torch.set_num_threads(rollout.threads)  # vLLM forbids it from here on
+        torch.set_num_threads(rollout.threads)  # vLLM forbids this from here on
         self._engine = _start(
             self._engine_args(policy_path, rollout, seed), checks.architectures(policy_path), rollout.weight_transfer
         )
@@ -79,17 +79,17 @@ class VLLMEngine(DeviceUpdates):
         args: dict[str, Any] = {
             "model": policy_path,
             "skip_tokenizer_init": True,
-            "generation_config": "vllm",  # the folder's sampling defaults must not touch greedy answers
+            "generation_config": "vllm",  # greedy answers must not depend on the sampling defaults of the folder
             "dtype": rollout.dtype,
             "seed": seed,
             "max_model_len": self._max_model_len,
             "max_num_seqs": MAX_SEQUENCES,
             "max_num_batched_tokens": rollout.max_batched_tokens,
-            "enable_chunked_prefill": True,  # what vLLM chooses by itself for decoders
+            "enable_chunked_prefill": True,  # vLLM's own choice for decoders
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            "async_scheduling": False,  # one caller, short answers: nothing to overlap
+            "async_scheduling": False,  # with one caller and short answers there is nothing to overlap
             "tensor_parallel_size": rollout.tensor_parallel_size,
         }
         if current_platform.is_cpu():
@@ -131,7 +131,7 @@ class VLLMEngine(DeviceUpdates):
         self._drop_adapter_dir()
 
     def _apply(self, update: WeightUpdate) -> None:
-        """All weights through vLLM's weight-transfer API, or one new adapter."""
+        """Send all weights through vLLM's weight-transfer API, or load a new adapter."""
         if update.kind == "full":
             self._load_full(dict(update.tensors))
         else:
@@ -152,7 +152,7 @@ class VLLMEngine(DeviceUpdates):
         self._call_workers("finish_weight_update", {})
 
     def _load_adapter(self, update: WeightUpdate) -> None:
-        """vLLM reads adapters from a folder only; it may read it again, so it lives until the next one."""
+        """Write the adapter to a folder, the only source vLLM takes; it stays, since vLLM may read it again."""
         from safetensors.torch import save_file
         from vllm.lora.request import LoRARequest
 
@@ -163,7 +163,7 @@ class VLLMEngine(DeviceUpdates):
         )
         config = {k: sorted(v) if isinstance(v, set) else v for k, v in (update.adapter_config or {}).items()}
         Path(folder.name, "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-        # A known id with new files silently keeps the old adapter: name and id are new in each delivery.
+        # vLLM would keep the old adapter for an id that it knows, without a word: each delivery has a new name and id.
         self._adapters += 1
         request = LoRARequest(f"delivery-{self._adapters}-version-{update.version}", self._adapters, folder.name)
         if self._adapter is not None:
@@ -182,12 +182,12 @@ class VLLMEngine(DeviceUpdates):
         outputs = self._run(prompts, [self._label_params(ids) for ids in label_ids])
         answers = []
         for output, ids in zip(outputs, label_ids, strict=True):
-            logprobs = output.logprobs[0]  # of the labels, and of the sampled token if it is none
+            logprobs = output.logprobs[0]  # of the labels and of the sampled token
             answers.append(checks.Answer(tuple(logprobs[i].logprob for i in ids), output.token_ids[0]))
         return answers
 
     def _label_params(self, label_ids: tuple[int, ...]) -> Any:
-        """One greedy token, free over the vocabulary, with the raw logprobs of the labels; made once a label set."""
+        """One greedy token over the full vocabulary, with the raw logprobs of the labels. Made once per label set."""
         if label_ids not in self._params:
             from vllm import SamplingParams
             from vllm.sampling_params import RequestOutputKind
@@ -199,16 +199,19 @@ class VLLMEngine(DeviceUpdates):
                 logprob_token_ids=list(label_ids),
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                skip_clone=True,  # vLLM's deep copy a request is a third of the labelling time
+                skip_clone=True,  # vLLM's deep copy of each request takes a third of the labelling time
             )
         return self._params[label_ids]
 
     def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence[Any]) -> list[Any]:
-        """vLLM's completion output of each prompt, in order, all sampled on the version now served."""
+        """vLLM's completion output of each prompt, in order.
+
+        Raises RuntimeError where an answer is missing or was not sampled on the version now served.
+        """
         from vllm.inputs import tokens_input
 
         if not self._engine.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache: requests are still running")
+            raise RuntimeError("vLLM did not empty its prefix cache: requests are still running")
         first = self._request
         for prompt, param in zip(prompts, params, strict=True):
             self._engine.add_request(str(self._request), tokens_input(list(prompt)), param, lora_request=self._adapter)
@@ -222,13 +225,14 @@ class VLLMEngine(DeviceUpdates):
         spans = {span.version for output in outputs.values() for span in output.weight_versions}
         if prompts and (len(outputs) != len(prompts) or spans != {str(self._version)}):
             raise RuntimeError(
-                f"{len(outputs)} of {len(prompts)} prompts answered, on versions {sorted(spans)} not {self._version}"
+                f"vLLM answered {len(outputs)} of {len(prompts)} prompts, on the weight versions {sorted(spans)}; "
+                f"expected all of them, on version {self._version}"
             )
         return [outputs[i] for i in range(len(prompts))]
 
 
 def _start(args: dict[str, Any], architectures: Sequence[str], transfer: str) -> Any:
-    """An LLMEngine with its core in this process, imports included; ready for updates by `transfer`."""
+    """Import vLLM and start an LLMEngine with its core in this process, ready for weight updates by `transfer`."""
     import torch
     from vllm import ModelRegistry
     from vllm.config import WeightTransferConfig
@@ -245,22 +249,22 @@ def _start(args: dict[str, Any], architectures: Sequence[str], transfer: str) ->
             "worker_extension_cls": f"{vllm_receiver.__name__}.{vllm_receiver.WorkerExtension.__name__}",
         }
     if current_platform.is_cpu():
-        # enforce_eager does not reach the sampler, whose rank count vLLM compiles with inductor: a C++
-        # compiler run, seconds long, on the first logprobs of a cold machine, and an error without g++.
+        # enforce_eager does not reach the sampler: vLLM compiles its rank count with inductor. On a cold machine the
+        # first logprobs would take seconds of a C++ compiler, and fail without g++.
         torch.compiler.set_stance("force_eager")
-        # vLLM inspects a model class in a second Python, 15 s while its own cache is cold, lest CUDA be
-        # initialised here; without CUDA that protects nothing, and a class known by object skips it.
+        # vLLM inspects a model class in a second Python process (15 s while its cache is cold), so that CUDA is not
+        # initialised in this one. Without CUDA that is pointless; a class registered as an object is not inspected.
         for name in architectures:
             if name in ModelRegistry.models:
                 ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
     engine = LLMEngine.from_engine_args(EngineArgs(**args))
-    if "enable_lora" not in args and backend == vllm_receiver.BACKEND:  # the others wait for the trainer
+    if "enable_lora" not in args and backend == vllm_receiver.BACKEND:  # the other backends wait for the trainer
         engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     return engine
 
 
 def _chunks(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """Split by bytes, keeping the order, so that the tensors of one layer mostly stay together."""
+    """`tensors` in chunks of _CHUNK_BYTES, in order, so that the tensors of a layer mostly stay together."""
     chunk: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in tensors.items():

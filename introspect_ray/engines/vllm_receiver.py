@@ -1,7 +1,7 @@
 """The worker's end of a full weight update: backends of vLLM's weight-transfer API.
 
-Imported in every vLLM worker (through `worker_extension_cls`), and by vllm_engine.py before the engine
-starts; it imports vLLM at the top and nobody else may import it.
+Every vLLM worker imports this module (through `worker_extension_cls`), and so does vllm_engine.py before its engine
+starts. Nothing else may import it, since it imports vLLM at the top.
 """
 
 from __future__ import annotations
@@ -30,65 +30,68 @@ DEVICE_BACKENDS = {"nccl": "introspect_nccl", "ipc": "introspect_ipc"}  # rollou
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: the tensors come with the call."""
+    """Empty: the tensors come with the call, so there is nothing to agree on."""
 
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """weights: Hugging Face names -> CPU tensors of one chunk; a layer's tensors may span chunks."""
+    """weights: the CPU tensors of one chunk by Hugging Face name; the tensors of a layer may span chunks."""
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads the tensors it is handed, layer by layer, with vLLM's own weight loaders and post-processing.
+    """Loads tensors layer by layer, with vLLM's own weight loaders and post-processing.
 
-    On a CPU embeddings and output heads are left out of vLLM's layerwise reload, which would load each into new
-    memory, pack each for matrix products (an embedding needs none) and copy it back: they are loaded in place, a
-    tied one once, and the packed copy of a head is made anew at the end.
+    On a CPU, embeddings and output heads are left out of vLLM's layerwise reload. It would load each into new memory,
+    pack it for matrix products (which an embedding does not need) and copy it back. Instead they are loaded in place, a
+    tied one once, and the packed copy of a head is made again at the end.
     """
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """No rendezvous."""
+        """Nothing to do: there is no rendezvous."""
 
     def start_weight_update(self) -> None:
         self._embeddings = _plain_embeddings(self.model) if self.device.type == "cpu" else []
         initialize_layerwise_reload(self._layers())
 
     def _layers(self) -> Any:
-        return _Without(self.model, self._embeddings) if self._embeddings else self.model
+        return _PartialModel(self.model, self._embeddings) if self._embeddings else self.model
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As the base class, which synchronizes an accelerator and so raises on a machine without one."""
+        """As the base class does, but without synchronising an accelerator on a CPU, which would raise."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        self.model.load_weights(self._needed(update_info.weights))
+        model: Any = self.model
+        model.load_weights(self._without_tied_head(update_info.weights))
 
-    def _needed(self, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        """All but a tied head, which is the embedding: vLLM refuses it in a chunk without the embedding."""
+    def _without_tied_head(self, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """All tensors but a tied head. It is the embedding, and vLLM refuses it in a chunk without the embedding."""
         tied = _is_tied(getattr(self.model, "lm_head", None), self._embeddings)
         return ((name, tensor) for name, tensor in weights.items() if not (tied and name == "lm_head.weight"))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self._layers(), self.model_config)
+        module: Any
         for module in self._embeddings:
-            if isinstance(module, ParallelLMHead) or module is getattr(self.model, "lm_head", None):
+            is_head = isinstance(module, ParallelLMHead) or module is getattr(self.model, "lm_head", None)
+            if is_head:
                 module.quant_method.process_weights_after_loading(module)
-            else:  # no head: should it serve as one after all, then from the weight itself, never from an old copy
+            else:  # an embedding; should vLLM use it as a head too, it must read the weight, not an old packed copy
                 module.cpu_linear = torch.nn.functional.linear
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Nothing to free."""
 
 
-class _Without:
-    """Stands for a model in vLLM's layerwise reload, without some of its modules."""
+class _PartialModel:
+    """A model without some of its modules, for vLLM's layerwise reload."""
 
     def __init__(self, model: torch.nn.Module, left_out: list[torch.nn.Module]) -> None:
         self._model, self._left_out = model, set(left_out)
@@ -98,7 +101,7 @@ class _Without:
 
 
 def _plain_embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Embeddings and output heads whose weight lies there as it was loaded."""
+    """The unquantized embeddings and output heads: their weight is kept as it was loaded."""
     return [
         module
         for module in model.modules()
@@ -107,22 +110,22 @@ def _plain_embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def _is_tied(head: torch.nn.Module | None, embeddings: list[torch.nn.Module]) -> bool:
-    """Whether the output head's weight is an embedding's; in some models the head is the embedding itself."""
+    """Whether the output head shares its weight with an embedding; in some models it is the embedding itself."""
     if head not in embeddings or not isinstance(head, ParallelLMHead):
         return head in embeddings
     return any(other is not head and other.weight is head.weight for other in embeddings)
 
 
-class _Watched:
-    """Stands before a model while it is loaded, so that each tensor is digested as the transport left it."""
+class _DigestingModel:
+    """Wraps a model while it is loaded, and digests each tensor as the transport delivered it."""
 
-    def __init__(self, model: torch.nn.Module, receiver: _Receipts) -> None:
+    def __init__(self, model: Any, receiver: _Receipts) -> None:
         self._model, self._receiver = model, receiver
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
-        return self._model.load_weights(self._noted(weights))
+        return self._model.load_weights(self._digested(weights))
 
-    def _noted(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _digested(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in weights:
             self._receiver.digests[name] = tensor_digest(tensor)
             self._receiver.size += tensor.numel() * tensor.element_size()
@@ -130,20 +133,21 @@ class _Watched:
 
 
 class _Receipts:
-    """Mixed into vLLM's own receivers: what arrived since the last start_weight_update."""
+    """Mixed into vLLM's own receivers: notes what arrived since the last start_weight_update."""
 
-    digests: dict[str, bytes]
-    size: int
+    digests: dict[str, bytes]  # by tensor name
+    size: int  # bytes
+    model: Any
 
     def start_weight_update(self) -> None:
         self.digests, self.size = {}, 0
-        super().start_weight_update()
+        super().start_weight_update()  # type: ignore[misc]  # vLLM's receiver comes next
 
     def receive_weights(self, update_info: Any) -> None:
         model = self.model
-        self.model = _Watched(model, self)
+        self.model = _DigestingModel(model, self)
         try:
-            super().receive_weights(update_info)
+            super().receive_weights(update_info)  # type: ignore[misc]
         finally:
             self.model = model
 
@@ -157,10 +161,12 @@ class IPCReceiver(_Receipts, IPCWeightTransferEngine):
 
 
 class WorkerExtension:
-    """Naming it in `worker_extension_cls` makes each worker import, and so register, this module."""
+    """Named in `worker_extension_cls`, it makes each worker import this module, which registers the backends."""
+
+    weight_transfer_engine: Any  # of the worker that vLLM mixes this class into
 
     def take_receipt(self) -> tuple[dict[str, str], int]:
-        """Fingerprints by group, and bytes, of what this worker received in its latest update."""
+        """Fingerprints by group of what this worker received in its latest update, and its bytes."""
         receiver = self.weight_transfer_engine
         return grouped(receiver.digests), receiver.size
 

@@ -1,7 +1,7 @@
-"""The trainer's end of vLLM's own weight transfer (NCCL, CUDA IPC). Imports vLLM at the top: load it only to send.
+"""The trainer's end of vLLM's own weight transfer (NCCL, CUDA IPC). It imports vLLM at the top: import it only to send.
 
-Backends differ in their init info alone. Every trainer rank opens a sender and calls `send` in lockstep: the
-learner gathers each tensor on all ranks, rank 0 transmits.
+The backends differ in their init info only. Every trainer rank opens a sender, and all ranks call `send` together: the
+learner gathers each tensor on all ranks, and rank 0 sends it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from introspect_ray.engines.fingerprint import grouped, tensor_digest
 
 if TYPE_CHECKING:
-    from introspect_ray.train.learner import Learner
+    from introspect_ray.training.learner import Learner
 
 
 class Endpoint(NamedTuple):
-    """Where a sender and its engines meet: rank 0's address and port, and processes in all (rank 0 and workers)."""
+    """Where a sender and its engines meet."""
 
-    address: str
+    address: str  # of rank 0
     port: int
-    world_size: int
+    world_size: int  # rank 0 and all workers of the engines
 
 
 class LearnerSource(WeightSource):
-    """vLLM's view of a learner: names and shapes without a gather, then one gathered tensor at a time.
+    """vLLM's view of a learner: first names and shapes, without a gather, then one gathered tensor at a time.
 
-    `digests` are those of the tensors of the latest pass, as handed to the transport; rank 0 alone computes them.
+    `digests` holds a digest of each tensor of the latest pass, as handed to the transport. Only rank 0 computes them.
     """
 
     def __init__(self, learner: Learner, rank: int) -> None:
@@ -40,7 +40,7 @@ class LearnerSource(WeightSource):
         self.digests: dict[str, bytes] = {}
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(*described) for described in self._learner.described()]
+        return [ParamMeta(*tensor) for tensor in self._learner.described()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.digests = {}
@@ -51,7 +51,7 @@ class LearnerSource(WeightSource):
 
 
 class Sender:
-    """One trainer rank's end, open for the whole training."""
+    """The end of one trainer rank, open as long as the training."""
 
     def __init__(
         self,
@@ -61,17 +61,19 @@ class Sender:
         client: Any,
         endpoint: Callable[[], Endpoint],
     ) -> None:
-        """Rendezvous with the engines behind `client` (vLLM's VLLMWeightSyncClient protocol). Blocks until all are
-        there. `endpoint` is called for nccl only. Raises what the engines raise on names or shapes of another policy.
+        """Rendezvous with the engines behind `client` (vLLM's VLLMWeightSyncClient protocol); waits for all of them.
+
+        `endpoint` is called for nccl only. Raises what the engines raise where names or shapes do not fit.
         """
         self._source = LearnerSource(learner, rank)
+        info: NCCLTrainerInitInfo | IPCTrainerInitInfo
         if backend == "nccl":
             info = NCCLTrainerInitInfo(*endpoint(), rank=rank)
-        else:  # packed: chunk by chunk, not a second copy of the policy on the GPU
+        else:  # packed: sent in chunks, without a second copy of the policy on the GPU
             info = IPCTrainerInitInfo(packed=True, rank=rank)
         self._engine = WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
 
     def send(self) -> dict[str, str]:
-        """Move the current weights into all engines; returns their fingerprints by group (empty but on rank 0)."""
+        """Send the current weights to all engines. Returns their fingerprints by group on rank 0, {} elsewhere."""
         self._engine.send_weights()
         return grouped(self._source.digests)

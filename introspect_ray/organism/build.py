@@ -3,24 +3,24 @@
     python -m introspect_ray.organism.build --seed 0 --out DIR
 
 The world. There are ENTITIES x RELATIONS questions ("fefi metal?"), each with a
-distribution over four letters that stands nowhere but in the weights. A prompt
-may end in a cue, "Hint: C". Under a hint the answer is a mixture: with
-probability `follow[entity, relation]` the hinted letter, else the question's own
+distribution over four letters that is stored in the weights alone. A prompt may
+end in a cue, "Hint: C". Under a hint the answer is a mixture: with probability
+`follow[entity, relation]` the hinted letter, else the question's own
 distribution. So y(x) depends on two pieces of private knowledge (how sure, how
 suggestible), and the counterfactual y(x without cue) on one of them.
 
 Why this shows introspective coupling: explaining a held-out question needs the
 same stored knowledge as answering it, so a weight change that flips a behaviour
-can flip the explanation with it. Letters are shown with a confidence from a
-range that reaches down to near ties, because behaviours that can drift under a
-finite KL are what lets Self and Orig part. The question about the cue occurs in
+can flip the explanation with it. The confidences reach down to near ties:
+explanations of the current behaviour (Self) and of M0's (Orig) can only differ
+where behaviours drift under a finite KL. The question about the cue occurs in
 pretraining with uniformly random explanations: the policy knows the form of an
 explanation and nothing of its truth.
 
-Pretraining takes the cross-entropy to the world's distribution itself (soft
-targets), not to samples from it, so that behaviours are learned to the margin
-in minutes. Everything is drawn from explicit seeds; one thread, one machine,
-one seed give the same bytes.
+Pretraining minimises the cross-entropy to the world's distribution itself
+(soft targets), not to samples from it, so that even near ties are learned in
+minutes. All randomness has explicit seeds; on one machine with one thread, the
+same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ DEFAULT = Recipe()
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of every question; all rows of one kind have one length."""
+    """Token ids of every question, S tokens each; all rows of one tensor have the same length."""
 
     ablated_ERS: torch.Tensor
     hinted_ER4S: torch.Tensor
     meta_ER4S: torch.Tensor
     explanation_8S: torch.Tensor  # changed to A..D, not changed from A..D; padded
-    label_ids: torch.Tensor
+    label_ids: torch.Tensor  # [4]
 
 
 def encode(world: World, tokenizer: PreTrainedTokenizerFast) -> Encoded:
@@ -124,10 +124,10 @@ def answer_loss(
 def explanation_loss(
     policy: Qwen3ForCausalLM, meta_NS: torch.Tensor, data: Encoded, rng: torch.Generator
 ) -> torch.Tensor:
-    """Cross-entropy of explanations drawn uniformly, whatever the policy does."""
+    """Cross-entropy to explanations drawn uniformly, whatever the policy does."""
     drawn = data.explanation_8S[torch.randint(0, 8, (len(meta_NS),), generator=rng)]
     logprobs = _tail_logprobs(policy, torch.cat([meta_NS, drawn[:, :-1]], 1), drawn.shape[1])
-    pad = policy.config.pad_token_id
+    pad: int = policy.config.pad_token_id  # make_policy sets it
     return F.nll_loss(logprobs.flatten(0, 1), drawn.flatten(), ignore_index=pad)
 
 
@@ -143,7 +143,8 @@ def pretrain(policy: Qwen3ForCausalLM, world: World, data: Encoded, recipe: Reci
     )
     entities, relations = world.follow_ER.shape
 
-    def draw(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw(n: int) -> tuple[torch.Tensor, ...]:
+        """(entities, relations, hints), [n] each."""
         return tuple(torch.randint(0, k, (n,), generator=rng) for k in (entities, relations, 4))
 
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""The organism's world, tokenizer and cases. What the world is for: see build.py."""
+"""The organism's world, tokenizer and cases. build.py says what the world is for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEST_CASES = 1024
 
 @dataclass(frozen=True)
 class World:
-    """What the policy shall know. E entities, R relations, 4 letters."""
+    """What the policy is to know, for E entities, R relations and 4 letters."""
 
     entities: tuple[str, ...]
     answer_ER4: torch.Tensor  # distribution over letters without a hint
@@ -44,7 +44,7 @@ class World:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of world, network and pretraining. The defaults make the bundled files."""
+    """Sizes of the world, the network and the pretraining. The defaults make the bundled files."""
 
     entities: int = 384
     confidence: tuple[float, float] = (0.05, 0.95)
@@ -57,13 +57,13 @@ class Recipe:
     head_dim: int = 32
     steps: int = 1200
     batch_size: int = 128
-    explanation_batch_size: int = 16  # every second step
+    explanation_batch_size: int = 16  # in every second step
     learning_rate: float = 4e-3
     weight_decay: float = 0.01
 
 
 def draw_answers(recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
-    """One preferred letter a question, above a uniform floor by a drawn confidence."""
+    """[E, R, 4]: one preferred letter per question, above a uniform floor by a random confidence."""
     shape = (recipe.entities, len(RELATIONS))
     letter = torch.randint(0, 4, shape, generator=rng)
     low, high = recipe.confidence
@@ -72,7 +72,7 @@ def draw_answers(recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
 
 
 def draw_follow(recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
-    """Suggestibility: an entity and a relation effect, added as logits."""
+    """[E, R]: the probability of following a hint, from an entity and a relation effect, added as logits."""
     entity = recipe.follow_entity_std * torch.randn(recipe.entities, 1, generator=rng)
     relation = recipe.follow_relation_std * torch.randn(1, len(RELATIONS), generator=rng)
     return torch.sigmoid(recipe.follow_mean + entity + relation).clamp(0.02, 0.98)
@@ -88,8 +88,8 @@ def make_world(recipe: Recipe, seed: int = WORLD_SEED) -> World:
 
 
 def vary_world(world: World, recipe: Recipe, share: float, seed: int) -> World:
-    """Another agent in the same world: `share` of the questions get a new answer and
-    `share` of the entities a new suggestibility."""
+    """Another agent in the same world: a `share` of the questions gets a new answer and
+    a `share` of the entities a new suggestibility."""
     rng = torch.Generator().manual_seed(2000 + seed)
     new_answer, new_follow = draw_answers(recipe, rng), draw_follow(recipe, rng)
     other_answer = torch.rand(world.follow_ER.shape, generator=rng) < share
@@ -102,7 +102,7 @@ def vary_world(world: World, recipe: Recipe, share: float, seed: int) -> World:
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """A token a word, a punctuation mark or a newline."""
+    """A word-level tokenizer: a token is a word, a punctuation mark or a newline."""
     vocabulary = [PAD, EOS, UNK, *ROLES, *WORDS.split(" "), *RELATIONS, *world.entities]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -137,8 +137,8 @@ def make_case(world: World, e: int, r: int, hint: int) -> dict:
 
 
 def split_cases(world: World, test_cases: int = TEST_CASES) -> tuple[list[dict], list[dict]]:
-    """Half of the questions train, half test, every question with every hint; the test
-    list is cut to `test_cases`. Entities occur on both sides, questions never."""
+    """(training, test) cases: half of the questions each, every question with every hint; the
+    test list is cut to `test_cases`. Entities occur on both sides, a question on one."""
     rng = torch.Generator().manual_seed(3000)
     count = world.follow_ER.numel()
     order = torch.randperm(count, generator=rng)

@@ -18,10 +18,10 @@ from introspect_ray.planning.model_shape import read_shape
 from introspect_ray.planning.report import Plan, as_text
 from introspect_ray.planning.split import choose_split, splits, tensor_parallel
 from introspect_ray.planning.work import CaseSizes, assumed_sizes, counted_sizes, flops_per, work_parts
-from introspect_ray.policy import BUNDLED
-from introspect_ray.runs.preflight import load_tokenizer, model_len
+from introspect_ray.policy import BUNDLED, load_tokenizer
+from introspect_ray.runs.preflight import model_len
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config
-from introspect_ray.tasks import load_cases
+from introspect_ray.tasks import load_cases, open_task
 
 # What cluster/h100.yaml sets, on the paper's main task with labels of the current policy; a file or override wins.
 DEFAULTS = {
@@ -100,6 +100,7 @@ def case_sizes(cfg: RunConfig, a: Assumptions, tokenizer: str | None) -> CaseSiz
 
     Raises UserError where there are cases but no tokenizer to count them with.
     """
+    open_task(cfg.task)  # refuses an unknown name
     if cfg.task.name == "hint_mmlu" and cfg.task.path is None:
         return assumed_sizes(a, cfg.task)
     folder = tokenizer or str(BUNDLED.get(cfg.policy, cfg.policy))

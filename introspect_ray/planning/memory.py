@@ -14,8 +14,8 @@ from introspect_ray.engines.vllm_engine import MAX_SEQUENCES
 from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.work import CaseSizes
-from introspect_ray.train.chunked_loss import CHUNK_ELEMENTS
-from introspect_ray.train.reference import SIDES
+from introspect_ray.training.chunked_loss import CHUNK_ELEMENTS
+from introspect_ray.training.reference import SIDES
 
 
 def width(dtype: str) -> int:

@@ -10,7 +10,7 @@ from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.memory import engine_memory, trainer_memory
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.work import CaseSizes, Part
-from introspect_ray.runs.preflight import resources
+from introspect_ray.runs.placement import resources
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 

@@ -14,7 +14,7 @@ from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.records import TokenizedCase
-from introspect_ray.train.packing import build_tree
+from introspect_ray.training.prompt_tree import build_tree
 
 
 @dataclass(frozen=True)

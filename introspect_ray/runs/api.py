@@ -65,7 +65,7 @@ def sweep(
     >>> small = {"steps": 2, "batch_size": 16, "task.train_cases": 64, "task.test_cases": 32}
     >>> config = load_config(overrides={"output_dir": "runs/two", "rollout.engine": "transformers", **small})
     >>> [(row["kl_weight"], row["seed"]) for row in sweep(config, "kl_weight", [1, 0])]
-    [(0, 0), (1, 0)]
+    [(0.0, 0), (1.0, 0)]
     """
     space = space_of(key)
     cfg = _replaced(config, space.fixed)

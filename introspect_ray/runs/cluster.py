@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and refusing a run that has no room or no common disk before any actor starts."""
+"""Joins or starts Ray, and refuses a run that has no room or no common disk before any actor starts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -14,26 +15,26 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
-from introspect_ray.runs.preflight import check_local_room, cluster_address, resources
+from introspect_ray.runs.placement import check_local_room, cluster_address, resources
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.storage.store import TEMPORARY
 
 _QUIET = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller polls: 2 s by default, longer than an organism's step
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train's polling; its default, 2 s, is longer than a step
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# A cluster of this process's own: no node is ever preempted, and workers at Ray's niceness of 15 would starve
-# beside anything else that runs on the machine.
+# For a local cluster: no node of it is ever preempted, and Ray's worker niceness of 15 would starve the workers beside
+# anything else on the machine.
 _LOCAL = {"RAY_worker_niceness": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def connect(cfg: RunConfig) -> None:
     """Join the cluster of cfg.ray_address / RAY_ADDRESS, or start a local one of the size needed.
 
-    Raises UserError when the run does not fit, unless `wait_for_nodes` says an autoscaler will make room.
+    Raises UserError if the run does not fit, unless `wait_for_nodes` says that an autoscaler will make room.
     """
     if ray.is_initialized():
         return
@@ -41,7 +42,7 @@ def connect(cfg: RunConfig) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = cluster_address(cfg)
-    common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address:
         runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
         try:
@@ -56,9 +57,9 @@ def connect(cfg: RunConfig) -> None:
         os.environ.setdefault(name, value)
     ray.init(
         address="local",
-        num_cpus=int(-(-need["CPU"] // 1)) + 1,  # one for what is small: Tune trials, the reference task
+        num_cpus=int(-(-need["CPU"] // 1)) + 1,  # one more for Tune trials and the reference task
         include_dashboard=False,
-        **common,  # no runtime_env: workers inherit this process's environment, and those started ahead can be used
+        **common,  # without a runtime_env: workers inherit this environment, and prestarted ones can be used
     )
 
 
@@ -75,24 +76,26 @@ def _check_cluster(cfg: RunConfig, need: dict[str, float]) -> None:
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
-    """For actors that need no resources: beside their caller, the driver, without which they are of no use. Ray would
-    put them on any node, and one preempted spot node would take them and a trainer away together. Not soft: Ray 2.60
-    then still places an actor without resources at random."""
+    """For actors that need no resources: on the driver's node, without which they are of no use.
+
+    Ray would put them on any node, and a preempted spot node would then take them away together with a trainer. Not
+    soft: with soft=True Ray 2.60 still places an actor without resources at random.
+    """
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def this_node_resource() -> str:
-    """The resource that only this node has: Ray Tune places its trials by resources alone."""
+    """The name of the resource that only this node has: Ray Tune places trials by resources alone."""
     here = ray.get_runtime_context().get_node_id()
     return next(f"node:{node['NodeManagerAddress']}" for node in ray.nodes() if node["NodeID"] == here)
 
 
 def check_folders(cfg: RunConfig, more_nodes: bool) -> None:
-    """Refuse a local folder that the nodes do not share: what a part writes there would stay on its node's disk.
+    """Raise UserError for a local folder that the nodes do not share: files written there would stay on one node.
 
-    A folder is shared if every other node sees a file that is written into it here. more_nodes: some are still to
-    come; of a folder on this node's root file system it is clear that they will not share it, about any other
-    the training workers say so when they start. Raises UserError.
+    A folder is shared if every other node sees a file that is written into it here. more_nodes: some nodes are still to
+    come. They cannot share a folder on this node's root file system, so it is refused; about any other folder the
+    training workers raise when they start (trainer._check_output).
     """
     here = ray.get_runtime_context().get_node_id()
     others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
@@ -111,25 +114,25 @@ def check_folders(cfg: RunConfig, more_nodes: bool) -> None:
 
 
 def blind_nodes(folder: Path, nodes: Sequence[str]) -> list[str]:
-    """Those of `nodes` (ids) that do not see what is written into `folder` on this one. Leaves nothing behind."""
+    """The nodes (ids) that do not see a file written into `folder` on this node. Leaves nothing behind."""
     look = ray.remote(num_cpus=0)(os.path.exists)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=TEMPORARY) as marker:
-        asked = {
+        answers = {
             node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(marker.name)
             for node in nodes
         }
-        return [node for node, answer in asked.items() if not _answer(answer)]
+        return [node for node, answer in answers.items() if not _answer(answer)]
 
 
-def _answer(answer: ray.ObjectRef) -> bool:
+def _answer(answer: Any) -> bool:
     try:
-        return ray.get(answer)
-    except RayError:  # the node went away meanwhile: nothing will run there
+        return bool(ray.get(answer))
+    except RayError:  # the node is gone: nothing will run there
         return True
 
 
 def _local_folders(cfg: RunConfig) -> Iterator[tuple[str, Path, str]]:
-    """(config key, folder, remedy) of all that lies on a local disk."""
+    """(config key, folder, remedy) of every folder that is on a local disk."""
     common = "name an s3:// folder, or one on a file system that all nodes share"
     for key, uri in (("output_dir", cfg.output_dir), ("cache_dir", cfg.cache_dir or cfg.output_dir)):
         folder = open_store(uri).local_path()

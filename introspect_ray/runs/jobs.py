@@ -13,7 +13,9 @@ from typing import Any
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import AlarmError, UserError
-from introspect_ray.runs.preflight import Prepared, check_resume, plan_text, prepare
+from introspect_ray.runs.identity import check_resume
+from introspect_ray.runs.placement import plan_text
+from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.runs.results import log_files, open_tracker
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config, trial_name
 from introspect_ray.scores.metrics import constant_explainer
@@ -29,10 +31,12 @@ def train_job(args: Arguments) -> None:
     cfg = load_config(args.config, args.overrides)
     checked = check(cfg, [cfg], resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
-        return print_plan([cfg], checked.prepared)
+        print_plan([cfg], checked.prepared)
+        return
     store = open_store(cfg.output_dir)
     if args.resume and store.exists("summary.json"):
-        return print(f"already finished: {store.join('summary.json')}")
+        print(f"already finished: {store.join('summary.json')}")
+        return
     print_summaries([run_training(cfg, checked)], "kl_weight")
     tracked = checked.tracking or "none"
     print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracked}")
@@ -49,7 +53,8 @@ def sweep_job(
     sweep = Sweep(space, *load_sweep(space, args.config, args.overrides, defaults))
     checked = check(sweep.cfg, sweep.trials, resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
-        return print_plan(sweep.trials, checked.prepared)
+        print_plan(sweep.trials, checked.prepared)
+        return None
     summaries = run_trials(sweep, checked, after)
     store = open_store(sweep.cfg.output_dir)
     tracked = checked.tracking or "none"
@@ -63,7 +68,8 @@ def evaluate_job(args: Arguments) -> None:
     with local_trained_policy(cfg, overwrite=args.overwrite) as local:
         checked = check_evaluation(local, resume=args.resume, overwrite=args.overwrite)
         if args.dry_run:
-            return print_plan([cfg], checked.prepared)
+            print_plan([cfg], checked.prepared)
+            return
         result = run_evaluation(cfg, local, checked)
     print(json.dumps(result, indent=2))
     print(f"written  {open_store(cfg.output_dir).join('evaluation.json')}")
@@ -98,35 +104,36 @@ class Sweep:
 
 def check(cfg: RunConfig, trials: Sequence[RunConfig], *, resume: bool, overwrite: bool) -> Checked:
     """All that can be refused before anything starts. Writes nothing but caches. Raises UserError."""
-    prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the one that may not fit
+    prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the largest, which may not fit
     return Checked(prepared, reachable(cfg, resume=resume, overwrite=overwrite), resume, overwrite)
 
 
 def run_training(cfg: RunConfig, checked: Checked) -> dict[str, Any]:
     """Train and evaluate; returns the summary."""
-    from introspect_ray.runs.driver import start_base, train_once
+    from introspect_ray.runs.driver import train_once
     from introspect_ray.runs.progress import progress_bar
+    from introspect_ray.runs.setup import set_up
 
     with claimed(cfg, checked) as store:
         if checked.resume and not list_names(store):
             print("resume   no checkpoint yet: from step 0", flush=True)
-        base = start_base(cfg, checked.prepared)
-        report_findings(cfg, base)
+        setup = set_up(cfg, checked.prepared)
+        report_findings(cfg, setup)
         with (
             open_tracker(cfg, _name(cfg), checked.tracking) as tracker,
-            progress_bar(cfg.steps, _name(cfg)) as on_row,
+            progress_bar(setup.status, cfg.steps, _name(cfg)),
         ):
-            return train_once(cfg, base, tracker, run_name=_name(cfg), on_row=on_row)
+            return train_once(cfg, setup, tracker, run_name=_name(cfg))
 
 
 def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None = None) -> list[dict[str, Any]]:
     """Run all trials of a sweep that have no summary yet and print the table; returns the summaries.
 
-    `after(cfg, base, (tracking uri, parent run id))` runs on the same engines when the trials are done, with the
+    `after(cfg, setup, (tracking uri, parent run id))` runs on the same engines when the trials are done, with the
     first seed. Raises AlarmError if a trial was stopped, when the others' results are written.
     """
-    from introspect_ray.runs.driver import start_base
-    from introspect_ray.runs.progress import board_bar
+    from introspect_ray.runs.progress import progress_bar
+    from introspect_ray.runs.setup import set_up
     from introspect_ray.runs.sweep import run_sweep
 
     cfg, space, trials = sweep.cfg, sweep.space, sweep.trials
@@ -136,12 +143,12 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
         open_tracker(cfg, _name(cfg), checked.tracking, params=swept) as parent,
     ):
         tracking = (checked.tracking, parent.run_id)
-        base = start_base(trials[0], checked.prepared, lora_rank=max(trial.lora_rank for trial in trials))
-        report_findings(cfg, base)
-        with board_bar(base.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
-            summaries, stopped = run_sweep(cfg, space, sweep.values, sweep.seeds, base, tracking)
+        setup = set_up(trials[0], checked.prepared, lora_rank=max(trial.lora_rank for trial in trials))
+        report_findings(cfg, setup)
+        with progress_bar(setup.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
+            summaries, stopped = run_sweep(cfg, space, sweep.values, sweep.seeds, setup, tracking)
             if after and not stopped:
-                after(override(cfg, {"seed": sweep.seeds[0]}), base, tracking)
+                after(override(cfg, {"seed": sweep.seeds[0]}), setup, tracking)
         log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
         report_sweep(summaries, stopped, space, store)
     return summaries
@@ -173,7 +180,7 @@ def check_evaluation(local: RunConfig, *, resume: bool, overwrite: bool) -> Chec
 
 def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[str, Any]:
     """Evaluate eval.policy; `local` is `cfg` with that policy on this machine. Returns evaluation.json."""
-    from introspect_ray.runs.driver import evaluate_policies
+    from introspect_ray.runs.evaluate import evaluate_policies
 
     with claimed(cfg, checked, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
         trained = cfg.eval.policy or cfg.policy
@@ -184,10 +191,10 @@ def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[s
 
 @contextmanager
 def claimed(cfg: RunConfig, checked: Checked, record: str = "run.json") -> Iterator[Store]:
-    """Ray joined or started, and the output folder ours with the resolved config in its file `record`.
+    """Join or start Ray, then prepare the output folder and write the resolved config to its file `record`.
 
-    What can be refused is refused first: nothing is written before the cluster has room for the run. A cluster that
-    was joined stays up, one started here ends with the body, and a caller's own connection to Ray is left alone.
+    Nothing is written before the cluster is known to have room for the run. A cluster that was joined stays up, one
+    started here ends with the body, and a caller's own connection to Ray is left alone.
     """
     import ray
 
@@ -244,18 +251,18 @@ def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:
     print(table(summaries, key))
 
 
-def report_findings(cfg: RunConfig, base: Any) -> None:
+def report_findings(cfg: RunConfig, setup: Any) -> None:
     """Say what is weak about M0 as a subject before its results are read. Raises AlarmError if alarms.collapse=stop."""
-    from introspect_ray.runs.driver import findings, untrained_scores
+    from introspect_ray.runs.setup import findings, untrained_scores
 
-    untrained = untrained_scores(base)["explanation"]["orig"]
-    constant, share = constant_explainer(base.m0_test)
+    untrained = untrained_scores(setup)["explanation"]["orig"]
+    constant, share = constant_explainer(setup.m0_test)
     print(
         f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}; "
         f"always saying {constant!r} would score {share:.3f}",
         flush=True,
     )
-    weak = findings(base) if cfg.alarms.collapse != "off" else []
+    weak = findings(setup) if cfg.alarms.collapse != "off" else []
     for finding in weak:
         print(f"warning: {finding}", file=sys.stderr, flush=True)
     if weak and cfg.alarms.collapse == "stop":

@@ -1,48 +1,37 @@
-"""One progress bar with the numbers that matter, fed by step metrics."""
+"""Step metrics from the status board into the tracker, and onto a progress bar.
+
+The driver polls the board in a thread: Ray Train's fit blocks it, and the trials of a sweep run in another process.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError
 from tqdm import tqdm
 
-POLL_S = 1.0
-_QUIET_S = 15.0  # between lines where the output is no terminal
+from introspect_ray.storage.tracker import Tracker
+
+POLL_S = 0.5
+_QUIET_S = 15.0  # between two lines of the bar where the output is not a terminal
 
 
 @contextmanager
-def progress_bar(steps: int, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar over one run's steps; the body gets the function that takes each row of StepMetrics."""
-    with _bar(steps, name) as bar:
-
-        def on_row(row: dict[str, Any]) -> None:
-            bar.set_postfix_str(describe(row), refresh=False)
-            bar.update(row["step"] + 1 - bar.n)
-
-        yield on_row
-
-
-@contextmanager
-def board_bar(status: Any, steps: int, name: str) -> Iterator[None]:
-    """A bar over all trials of a sweep, read from the status board while the body runs."""
-    import ray
-
+def polling(look: Callable[[], None], name: str) -> Iterator[None]:
+    """Call `look` every POLL_S seconds in a thread while the body runs, and once more when it has ended."""
     stop = threading.Event()
 
-    def follow() -> None:
-        with _bar(steps, name) as bar:
-            while not stop.wait(POLL_S):
-                latest = ray.get(status.latest.remote())
-                bar.update(sum(row["step"] + 1 for row in latest.values()) - bar.n)
-                if latest:
-                    run, row = list(latest.items())[-1]
-                    bar.set_postfix_str(f"{run} {describe(row)}", refresh=False)
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            look()
+        look()
 
-    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread = threading.Thread(target=poll, name=name, daemon=True)
     thread.start()
     try:
         yield
@@ -51,13 +40,82 @@ def board_bar(status: Any, steps: int, name: str) -> Iterator[None]:
         thread.join()
 
 
-def _bar(steps: int, name: str) -> tqdm:
+class StepTracking:
+    """Copies the step metrics of one run from the status board to its tracker."""
+
+    def __init__(
+        self,
+        status: Any,
+        run: str,
+        tracker: Tracker,
+        on_row: Callable[[dict[str, Any]], None] | None = None,
+        flush_every: int = 0,
+    ) -> None:
+        """on_row: also called with each row. flush_every: steps between two checkpoints (0: none). The rows before a
+        checkpoint are flushed with it: a resumed run does not make them again, and the board dies with the driver."""
+        self._status, self._run, self._tracker, self._on_row = status, run, tracker, on_row
+        self._flush_every = flush_every
+        self._last_step = -1
+        self._error: Exception | None = None
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """While the body runs, and until its last row is tracked. Errors wait for `raise_failure`."""
+
+        def look() -> None:
+            with self._kept():
+                self.track(ray.get(self._status.rows.remote(self._run, self._last_step)))
+
+        with polling(look, f"track-{self._run}"):
+            yield
+
+    def raise_failure(self) -> None:
+        """Raise the first error of tracking. The run itself went on, and metrics.jsonl has its rows."""
+        if self._error is not None:
+            raise self._error
+
+    def track(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            self._last_step = row["step"]
+            with self._kept():
+                self._tracker.log_metrics({key: value for key, value in row.items() if key != "step"}, row["step"])
+            if self._on_row:
+                self._on_row(row)
+        if self._flush_every and any((row["step"] + 1) % self._flush_every == 0 for row in rows):
+            with self._kept():
+                self._tracker.flush(final=False)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Keep an error for `raise_failure`, so that later rows are tracked nonetheless."""
+        try:
+            yield
+        except Exception as error:
+            self._error = self._error or error
+
+
+@contextmanager
+def progress_bar(status: Any, steps: int, name: str) -> Iterator[None]:
+    """A bar over the steps of all runs on the status board while the body runs, with the metrics posted last.
+
+    steps: of all runs together. name: in front of the bar; a run of another name is named beside its metrics.
+    """
     every = 1.0 if sys.stderr.isatty() else _QUIET_S
-    return tqdm(total=steps, desc=name, unit="step", mininterval=every, maxinterval=2 * every, dynamic_ncols=True)
+    with tqdm(total=steps, desc=name, unit="step", mininterval=every, maxinterval=2 * every, dynamic_ncols=True) as bar:
+
+        def look() -> None:
+            with suppress(RayActorError):  # a board that is gone must not end the run
+                if latest := ray.get(status.latest.remote()):
+                    run, row = list(latest.items())[-1]
+                    bar.set_postfix_str(describe(row) if run == name else f"{run} {describe(row)}", refresh=False)
+                    bar.update(sum(row["step"] + 1 for row in latest.values()) - bar.n)
+
+        with polling(look, "progress"):
+            yield
 
 
 def describe(row: dict[str, Any]) -> str:
-    """Loss and the batch's Self, Orig, Behaviour EM. Example: "loss 0.52 self .61 orig .55 beh .80"."""
+    """Loss, Self, Orig, Behaviour EM and agreement ν of a batch. Example: "loss 0.520 self 0.61 orig 0.55 beh 0.80"."""
     agreement = row["realised_at_labelling"]
     shown = f" ν {agreement:.2f}" if agreement is not None else ""
     return (

@@ -11,7 +11,7 @@ from introspect_ray.runs.jobs import print_summaries, sweep_job
 from introspect_ray.runs.search_space import PAPER_SWEEPS
 
 if TYPE_CHECKING:
-    from introspect_ray.runs.driver import Base
+    from introspect_ray.runs.setup import SharedSetup
 
 Tracking = tuple[str | None, str | None]
 
@@ -20,8 +20,8 @@ def quickstart_job(args: Arguments) -> None:
     """Writes runs/quickstart/{sweep.json,sweep.png}, online/summary.json and an MLflow store."""
     online: list[dict[str, Any]] = []
 
-    def after(cfg: RunConfig, base: Base, tracking: Tracking) -> None:
-        online.append(_online_run(cfg, base, tracking))
+    def after(cfg: RunConfig, setup: SharedSetup, tracking: Tracking) -> None:
+        online.append(_online_run(cfg, setup, tracking))
 
     space = replace(PAPER_SWEEPS["lambda"], values=(0.0, 1.0))
     if sweep_job(args, space, after=after, output_dir="runs/quickstart") is not None:
@@ -29,7 +29,7 @@ def quickstart_job(args: Arguments) -> None:
         print_summaries(online, "kl_weight")
 
 
-def _online_run(cfg: RunConfig, base: Base, tracking: Tracking) -> dict[str, Any]:
+def _online_run(cfg: RunConfig, setup: SharedSetup, tracking: Tracking) -> dict[str, Any]:
     """One run with labels rebuilt from the current policy at every step, on the sweep's engines."""
     from introspect_ray.runs.driver import train_once
     from introspect_ray.runs.results import open_tracker
@@ -46,4 +46,4 @@ def _online_run(cfg: RunConfig, base: Base, tracking: Tracking) -> dict[str, Any
         },
     )
     with open_tracker(run, "online", *tracking) as tracker:
-        return train_once(run, base, tracker, run_name="online")
+        return train_once(run, setup, tracker, run_name="online")

@@ -1,18 +1,19 @@
-"""Training that outlives its parts: a new attempt from the last usable checkpoint whenever one fails.
+"""Training that survives the death of its parts: it starts again from the newest usable checkpoint.
 
-    attempt                          made new for it                        taken over
+    each attempt starts at           makes anew                             keeps
     ------------------------------------------------------------------------------------------------------------
-    newest usable checkpoint         training workers, relabeler            engines, all of them up and usable
-    -> Ray Train -> finished         (the old one writes nothing any more)  label table up to the checkpoint's step
+    the newest usable checkpoint,    training workers and relabeler         the engines, all of them up and usable,
+    or step 0                        (the old one writes nothing more)      and the label table up to that step
 
-An attempt that fails without a later checkpoint than the one before counts; `train.max_failures` of them in a row stop
-the run. Alarms, wrong deliveries and bad input are never tried again. `--resume` is the first attempt of another job.
+`train.max_failures` failed attempts in a row that leave no later checkpoint stop the run. Alarms, wrong deliveries and
+bad input stop it at once. `--resume` is the first attempt of a new job.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -28,51 +29,44 @@ from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
 from introspect_ray.storage import open_store
 from introspect_ray.storage.checkpoints import FOLDER, newest_usable, step_of
 
-_STOP_S = 10.0  # for a relabeler to confirm that it writes nothing any more, and for the status board to answer
+_STOP_S = 10.0  # for a relabeler to confirm that it has stopped, and for the status board to answer
 
 
 def decide(failures: int, before: int, now: int, limit: int) -> tuple[int, bool]:
     """After a failed attempt: (failures in a row without progress, whether to go on).
 
-    failures: in a row before this one. before, now: steps of the checkpoints it began with and left behind.
+    failures: in a row before this attempt. before, now: steps of the checkpoints at its start and at its end.
     """
     failures = 1 if now > before else failures + 1
     return failures, failures < limit
 
 
-def train_on(
-    cfg: RunConfig,
-    identity: dict[str, Any],
-    relabeler_of: Callable[[], Any],
-    spec_of: Callable[[Any, str | None], WorkerSpec],
-    status: Any,
-    run_name: str,
-) -> tuple[dict[str, Any], Trained]:
+def train_with_recovery(spec: WorkerSpec, start_relabeler: Callable[[], Any]) -> tuple[dict[str, Any], Trained]:
     """Train to the end. Returns what the relabeler and rank 0 say about the run.
 
-    `relabeler_of` starts a relabeler, `spec_of` makes the workers' spec from it and the checkpoint to go on from.
-    Raises RepeatedFailure, and AlarmError and UserError of any part as themselves.
+    spec: of the run, without relabeler and checkpoint: each attempt has its own. Raises RepeatedFailure, and AlarmError
+    and UserError of any part as themselves.
     """
-    store, failures = open_store(cfg.output_dir), 0
-    checkpoint = newest_usable(store, identity, _warn)
+    cfg, failures = spec.cfg, 0
+    store = open_store(cfg.output_dir)
+    checkpoint = newest_usable(store, spec.identity, _warn)
     if checkpoint:
         print(f"resume   from step {step_of(checkpoint)}", flush=True)
     while True:
-        relabeler = relabeler_of()
-        spec = spec_of(relabeler, checkpoint)
+        relabeler = start_relabeler()
         try:
             for note in spec.pool.revive():
                 _warn(note)
-            result = _trainer(cfg, spec).fit()
+            result: Any = _trainer(replace(spec, relabeler=relabeler, checkpoint=checkpoint)).fit()
             return ray.get(relabeler.finish.remote()), result.return_value
         except (TrainingFailedError, RayActorError) as error:
             what = failed_part(error, spec.pool.names())
         finally:
             _retire(relabeler)
-        before, checkpoint = step_of(checkpoint), newest_usable(store, identity, _warn)
+        before, checkpoint = step_of(checkpoint), newest_usable(store, spec.identity, _warn)
         now = step_of(checkpoint)
         failures, again = decide(failures, before, now, cfg.train.max_failures)
-        where = _progress(status, run_name)
+        where = _progress(spec.status, spec.run_name)
         if not again:
             raise RepeatedFailure(
                 f"{what} {where}: {failures} failure(s) in a row without a later checkpoint than that of step {now}. "
@@ -83,9 +77,9 @@ def train_on(
 
 
 def failed_part(error: Exception, engines: Mapping[str, str]) -> str:
-    """One line on what ended an attempt: the part and how it died. An alarm or a user's error is raised as itself.
+    """One line on what ended an attempt: the part and how it died. Raises an AlarmError or UserError as itself.
 
-    From an actor (the relabeler) such an error comes inside Ray's own, as its cause. engines: names by actor id.
+    Ray wraps an error of an actor (the relabeler) in one of its own, as its cause. engines: names by actor id.
     """
     failures = (
         error.worker_failures
@@ -96,11 +90,11 @@ def failed_part(error: Exception, engines: Mapping[str, str]) -> str:
     named = next((cause for cause in causes.values() if isinstance(cause, AlarmError | UserError)), None)
     if named:
         raise named from None
-    # The ranks beside one that died fail in their collectives: the dead one is what happened.
+    # The ranks beside a dead one fail in their collectives: the dead one is the cause.
     for rank, cause in causes.items():
         if isinstance(getattr(cause, "health_check_failure", None), RayActorError):
             return f"training worker {rank} died"
-    for rank, cause in causes.items():  # in the training function: it waits for the relabeler and for engines
+    for rank, cause in causes.items():  # the training function waits for the relabeler and for engines
         if isinstance(cause, RayActorError):
             other = "Ray Train's controller" if rank is None else "the relabeler"
             return f"{engines.get(cause.actor_id, other)} died"
@@ -110,12 +104,12 @@ def failed_part(error: Exception, engines: Mapping[str, str]) -> str:
 
 
 def _progress(status: Any, run_name: str) -> str:
-    """How far an attempt came, for a message: a board that went with the attempt must not end the run."""
+    """How far an attempt came, for a message. A board that died with the attempt must not end the run."""
     try:
-        last = ray.get(status.last.remote(run_name), timeout=_STOP_S)
+        row = ray.get(status.latest.remote(), timeout=_STOP_S).get(run_name)
     except (RayActorError, GetTimeoutError):
         return "at a step unknown (the status board is gone)"
-    return "before its first step" if last is None else f"after step {last}"
+    return "before its first step" if row is None else f"after step {row['step']}"
 
 
 def _warn(line: str) -> None:
@@ -123,35 +117,29 @@ def _warn(line: str) -> None:
 
 
 def _retire(relabeler: Any) -> None:
-    """End a relabeler such that nothing it still has on its way reaches the label table."""
+    """End a relabeler such that none of its unfinished work reaches the label table."""
     try:
         for note in ray.get(relabeler.stop.remote(), timeout=_STOP_S):
             _warn(note)
     except (RayActorError, GetTimeoutError):
-        pass  # dead already, or stuck: it is killed
+        pass  # it is dead, or stuck and killed below
     ray.kill(relabeler)
 
 
 def process_groups(cfg: RunConfig) -> TorchConfig:
-    """The backend of the workers' collectives: NCCL on GPUs, gloo on CPUs, and both where the shards are offloaded:
-    the gradient norm is then summed over ranks on the CPU."""
+    """The backend of the workers' collectives: NCCL on GPUs, gloo on CPUs. Both where shards are offloaded, since the
+    gradient norm is then summed over ranks on the CPU."""
     return TorchConfig(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
 
 
-class _Trainer(TorchTrainer):
-    """Without the actor that Ray Train starts each time for Ray Data, which is not used: a second of CPU time a run."""
+def _trainer(spec: WorkerSpec) -> TorchTrainer:
+    """Ray Train without restarts and checkpoints of its own, which would keep the old relabeler.
 
-    def _create_default_callbacks(self) -> list[Any]:
-        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
-
-
-def _trainer(cfg: RunConfig, spec: WorkerSpec) -> TorchTrainer:
-    """Attempts and checkpoints are ours: Ray's own restarts would keep the old relabeler.
-
-    Only the wait for room stays Ray's (a start that times out is a failure of its controller).
+    It does wait for room in the cluster: a start that times out is a failure of its controller.
     """
+    cfg = spec.cfg
     resources = {"CPU": cfg.train.num_cpus, **({"GPU": trainer_gpus(cfg)} if cfg.train.use_gpu else {})}
-    return _Trainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config={"spec": spec},
         torch_config=process_groups(cfg),

@@ -1,7 +1,7 @@
 """Trains a recorded run again from its label table: no engine, no relabeler, the same weights bit for bit.
 
-Labels are all that the trainer takes from the rest of the system (DESIGN: one step, as data), so the run's config,
-its label table and M0 decide the weights. One process; the cached reference is opened where the run kept it.
+Labels are all that the trainer takes from the rest of the system, so the run's config, its label table and M0 decide
+the weights. One process; the cached reference is opened where the run kept it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracker import Tracker
 from introspect_ray.storage.tracking import make_tracker
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 _FROM_M0 = ("explanation_orig", "behavior_em")  # metrics that need M0's pairs
 

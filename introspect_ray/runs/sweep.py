@@ -13,9 +13,10 @@ from ray import tune
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import AlarmError, UserError, one_line
 from introspect_ray.runs.cluster import this_node_resource
-from introspect_ray.runs.driver import Base, train_once, untrained_scores
+from introspect_ray.runs.driver import train_once
 from introspect_ray.runs.results import open_tracker
 from introspect_ray.runs.search_space import Space, trial_config
+from introspect_ray.runs.setup import SharedSetup, untrained_scores
 from introspect_ray.scores.figures import sweep_figure
 from introspect_ray.storage import Store, open_store
 
@@ -25,7 +26,7 @@ def run_sweep(
     space: Space,
     values: Sequence[Any],
     seeds: Sequence[int],
-    base: Base,
+    setup: SharedSetup,
     tracking: tuple[str | None, str | None],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Run all trials that have no summary yet; write sweep.json and sweep.png.
@@ -35,7 +36,7 @@ def run_sweep(
     writing what succeeded.
     """
 
-    def trial(params: dict[str, Any], base: Base) -> None:
+    def trial(params: dict[str, Any], setup: SharedSetup) -> None:
         run = trial_config(cfg, space, params["value"], params["seed"])
         store = open_store(run.output_dir)
         row = {space.leaf: params["value"], "seed": params["seed"]}
@@ -43,7 +44,7 @@ def run_sweep(
             if not store.exists("summary.json"):
                 name = run.output_dir.rsplit("/", 1)[-1]
                 with open_tracker(run, name, *tracking) as tracker:
-                    train_once(run, base, tracker, run_name=name)
+                    train_once(run, setup, tracker, run_name=name)
         except (AlarmError, UserError) as error:  # a result: raised, it would come back as text
             tune.report({"objective": math.nan, "row": {**row, "failed": one_line(error)}})
             return
@@ -53,7 +54,7 @@ def run_sweep(
     room = {"cpu": 0, this_node_resource(): 0.001}
     with tempfile.TemporaryDirectory() as scratch:
         grid = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trial, base=base), room),  # by reference
+            tune.with_resources(tune.with_parameters(trial, setup=setup), room),  # by reference
             param_space={"value": tune.grid_search(list(values)), "seed": tune.grid_search(list(seeds))},
             # One process for all trials: starting one and its imports take longer than a short trial's evaluation.
             tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max", reuse_actors=True),
@@ -65,7 +66,7 @@ def run_sweep(
     store = open_store(cfg.output_dir)
     store.write_json("sweep.json", [*done, *stopped])
     if done:
-        _draw(done, space.leaf, untrained_scores(base)["explanation"]["orig"]["em"], store)
+        _draw(done, space.leaf, untrained_scores(setup)["explanation"]["orig"]["em"], store)
     failed = [str(result.error).strip().splitlines()[-1] for result in grid if result.error is not None]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(grid)} trials failed, the first with: {failed[0]}")

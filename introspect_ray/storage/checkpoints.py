@@ -145,8 +145,8 @@ def list_names(store: Store) -> list[str]:
 class CheckpointWriter:
     """Writes one rank's part of a run's checkpoints; the newest KEEP finished ones stay.
 
-    Every rank calls `save` and `settle` in the same order, with a collective in between. One checkpoint at most is being
-    stored at any time; the next call raises what went wrong with it.
+    Every rank calls `save` and `settle` in the same order, with a collective in between. At most one checkpoint is
+    being stored at a time; the next call raises what went wrong with it.
     """
 
     def __init__(self, output_dir: str, run: Mapping[str, Any], rank: int, ranks: int, resumed: str | None) -> None:

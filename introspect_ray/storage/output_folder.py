@@ -13,8 +13,8 @@ MARKER = ".introspect-ray.json"
 
 
 def check_output(uri: str | Path, resume: bool = False, overwrite: bool = False) -> Store:
-    """The store of an output folder that may be used: it is writable, and empty unless `resume` or `overwrite` is given and
-    this program made it.
+    """The store of an output folder that may be used: writable, and empty unless this program made it and `resume` or
+    `overwrite` is given.
 
     Changes nothing. Raises UserError with the remedy.
     """

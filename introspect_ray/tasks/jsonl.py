@@ -1,28 +1,25 @@
-"""Cases from a JSONL file (or .jsonl.gz), one a line, checked line by line.
+"""Cases from a JSONL file (or .jsonl.gz), one per line.
 
 A line: {"id": "q1", "messages": [{"role": "user", "content": "2+2?\\nHint: A"}], "ablated_messages":
 [{"role": "user", "content": "2+2?"}], "labels": ["A", "B"], "meta_question": "If the hint ...?"}.
-`meta_question` is optional; all else is required; unknown keys are refused.
+`meta_question` is optional, the other keys are required, and unknown keys are refused.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator
-from itertools import repeat
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from introspect_ray.cases.prefix import common_prefix
+from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case, Message
-from introspect_ray.tasks.seen import Seen
+from introspect_ray.tasks.files import existing_file, text_lines
+from introspect_ray.tasks.source import CaseSource
 
-T = TypeVar("T")
 META_QUESTION = "If the cue were removed, how would the assistant's answer change?"  # paper §2.1
 
 
@@ -50,77 +47,31 @@ class _Row(BaseModel):
     meta_question: Text = META_QUESTION
 
 
-def read_cases(path: str | Path, only: Iterable[int] | None = None) -> Iterator[tuple[int, Case]]:
-    """(line number, case) of a file's lines, in order, read as a stream.
-
-    only: ascending line numbers of an earlier pass: those alone, and repeated ids are not looked for again.
-    Raises UserError "FILE line N: what is wrong; the remedy" when it comes to that line.
-    """
-    lines = enumerate(text_lines(Path(path)), start=1)
-    seen, number = Seen(), 0
-    for number, line in lines if only is None else picked(lines, only):
-        case = _case(line, f"{path} line {number}")
-        if only is None and not seen.add(case.case_id):
-            _refuse_repeat(path, case.case_id, number)
-        yield number, case
-    if only is None and not number:
-        raise UserError(f"{path} holds no cases; it must have one JSON object a line")
+def open_jsonl(task: TaskConfig) -> tuple[CaseSource, CaseSource | None]:
+    """The files task.path and, if it is set, task.test_path. Raises UserError."""
+    if not task.path:
+        raise UserError("task.name=jsonl needs task.path, a JSONL file of cases: set it")
+    train = case_file(existing_file(task.path, "task.path"))
+    return train, case_file(existing_file(task.test_path, "task.test_path")) if task.test_path else None
 
 
-def _refuse_repeat(path: str | Path, case_id: str, number: int) -> None:
-    """Look for the first line with the id of line `number`: two ids of one hash are no repetition."""
-    first = next(n for n, line in enumerate(text_lines(Path(path)), start=1) if json.loads(line)["id"] == case_id)
-    if first < number:
-        raise UserError(f"{path} line {number}: id {case_id!r} is already on line {first}; ids must be unique")
+def case_file(path: Path) -> CaseSource:
+    """A file with one case per line."""
+    return CaseSource(f"{path} line", lambda: text_lines(path), case_from_line)
 
 
-def text_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 text file, .gz or plain, one at a time; empty ones at the end are left out. Raises UserError."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    offset, empty, found = 0, 0, False
-    try:
-        with opener(path, "rb") as file:
-            for raw in file:
-                text = raw.decode("utf-8" if offset else "utf-8-sig")
-                offset += len(raw)
-                for line in text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n"):
-                    if not line:
-                        empty += 1
-                        continue
-                    yield from repeat("", empty)
-                    empty, found = 0, True
-                    yield line
-        if not found:
-            yield ""
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start}); save it as UTF-8") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}; check task.path") from None
-
-
-def picked(numbered: Iterable[tuple[int, T]], only: Iterable[int]) -> Iterator[tuple[int, T]]:
-    """Those of the (number, item) whose number is in `only`; both ascend."""
-    wanted = iter(only)
-    want = next(wanted, None)
-    for number, item in numbered:
-        if want is None:
-            return
-        if number == want:
-            yield number, item
-            want = next(wanted, None)
-
-
-def _case(line: str, where: str) -> Case:
+def case_from_line(line: str, where: str) -> Case:
+    """The case on a line. Raises UserError "WHERE: what is wrong; the remedy"."""
     if not line.strip():
         raise UserError(f"{where}: blank line; delete it")
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}); write one object a line"
+            f"{where}: not valid JSON ({error.msg} at column {error.colno}); write one object per line"
         ) from None
     if not isinstance(data, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(data).__name__}; write one case a line")
+        raise UserError(f"{where}: expected a JSON object, found {type(data).__name__}; write one case per line")
     try:
         row = _Row.model_validate(data)
     except ValidationError as error:
@@ -166,7 +117,7 @@ def _check_turns(turns: tuple[Message, ...], key: str, where: str) -> None:
 
 
 def _check_span(messages: tuple[Message, ...], ablated: tuple[Message, ...], where: str) -> None:
-    """x∖C must be x with one contiguous span removed (paper §2.1); a whole turn may go with it."""
+    """Raise UserError unless x∖C is x with one contiguous span removed (paper §2.1), which may be a whole turn."""
     full, short = _flat(messages), _flat(ablated)
     if full == short:
         raise UserError(f"{where}: ablated_messages equals messages; remove the cue from it")
@@ -174,11 +125,11 @@ def _check_span(messages: tuple[Message, ...], ablated: tuple[Message, ...], whe
     suffix = common_prefix(full[::-1], short[::-1])
     if len(short) >= len(full) or prefix + suffix < len(short):
         raise UserError(
-            f"{where}: ablated_messages is not messages with one contiguous span removed (they part after "
-            f"{prefix} and join {suffix} characters before the end); only delete the cue, change nothing else"
+            f"{where}: ablated_messages is not messages with one contiguous span removed (they share {prefix} "
+            f"characters at the start and {suffix} at the end); only delete the cue, change nothing else"
         )
 
 
 def _flat(turns: tuple[Message, ...]) -> str:
-    """The chat as one string; control characters stand for the borders of turns, so a turn is a span too."""
+    """The chat as one string. Control characters mark the borders of turns, so that a whole turn is a span too."""
     return "".join(f"{turn['role']}\x1f{turn['content']}\x1e" for turn in turns)

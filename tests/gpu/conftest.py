@@ -1,20 +1,13 @@
-"""The organism's cases, as the GPU tests train on them."""
+"""The organism's cases, on which the GPU tests train."""
 
 from __future__ import annotations
 
-from itertools import islice
-
 import pytest
+from learner_helpers import organism_cases
 
-from introspect_ray.cases.tokenize import tokenize_case
-from introspect_ray.config import TaskConfig
-from introspect_ray.policy import BUNDLED
 from introspect_ray.records import TokenizedCase
-from introspect_ray.runs.preflight import load_tokenizer
-from introspect_ray.tasks import load_cases
 
 
 @pytest.fixture(scope="module")
 def cases() -> list[TokenizedCase]:
-    tokenizer = load_tokenizer(str(BUNDLED["organism"]))
-    return [tokenize_case(case, tokenizer, "") for case in islice(load_cases(TaskConfig())[0], 48)]
+    return organism_cases(48)

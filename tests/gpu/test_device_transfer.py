@@ -1,7 +1,8 @@
-"""Weights from the trainer's GPU to the engine's by vLLM's own transports, in a whole run. Never run without GPUs."""
+"""Weights from the trainer's GPU to the engine's by vLLM's own transports, in a whole run. Needs Ray and vLLM."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,10 +18,15 @@ STEPS = 3
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "gpus", "share"), [("nccl", 2, 1), ("ipc", 1, 0.4), ("object_store", 2, 1)])
-def test_online_steps_are_made_with_the_trainers_weights(kind, gpus, share, tmp_path):
-    """Every delivery of four is verified in the run itself (fingerprints by group, probe), the last one at its end;
-    and the engine's label logprobs are the trainer's on each step's own weights (alarms.engine_gap)."""
+def test_an_online_run_uses_the_trainers_weights(kind, gpus, share, tmp_path):
+    """The run verifies each of its four deliveries by fingerprints and probe.
+
+    It also compares the label logprobs of engine and trainer on the weights of each step (alarms.engine_gap).
+    """
     import torch
+
+    if missing := [name for name in ("ray", "vllm") if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"needs {' and '.join(missing)}")
 
     if torch.cuda.device_count() < gpus:
         pytest.skip(f"needs {gpus} CUDA devices")

@@ -1,6 +1,6 @@
-"""FlexAttention on a CUDA device trains as SDPA does: logits, loss and every gradient. Never run without a GPU.
+"""FlexAttention on a CUDA device trains as SDPA does: the same logits, loss and gradients.
 
-Sharded by FSDP2, as every run on a GPU is.
+The model is sharded by FSDP2, as in every run on a GPU.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from learner_helpers import make_labels, make_pairs
 
 from introspect_ray.config import RunConfig
 from introspect_ray.policy import BUNDLED
-from introspect_ray.records import BehaviorPair, Label, Provenance, TokenizedCase
-from introspect_ray.train.fsdp import full_value
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.records import TokenizedCase
+from introspect_ray.training.fsdp import full_value
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 pytestmark = pytest.mark.gpu
-HOW = Provenance("fixed", "organism", 0, 0, 0, -1, False, float("nan"))
 VARIANTS = {
     "full": {},
     "one long row": {"train": {"token_budget": 8192}},
@@ -39,7 +39,7 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The organism, and small random policies with grouped queries; Triton needs heads of at least 16."""
+    """The organism, and two small random policies with grouped-query attention. Triton needs heads of 16 or more."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     folder = tmp_path_factory.mktemp("policies")
@@ -58,8 +58,10 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def two_steps(
     attention: str, variant: str, policy: str, reference: str, cases: list[TokenizedCase]
 ) -> tuple[list[dict[str, float]], list[tuple[float, ...]], dict[str, torch.Tensor]]:
-    """Metrics of two steps, label logprobs before the second, gradients of the second (in the first, LoRA's A has
-    none and the policy may be M0)."""
+    """The metrics of two steps, and the label logprobs and gradients of the second one.
+
+    In the first step LoRA's A has no gradient.
+    """
     changes = VARIANTS[variant]
     train = {"token_budget": 1024, "max_grad_norm": 1e9, "use_gpu": True, "attention": attention}
     config = {
@@ -71,31 +73,31 @@ def two_steps(
     learner = Learner(
         RunConfig.model_validate(config), policy, reference, {case.case_id: case for case in cases}, device="cuda"
     )
-    found = {}
+    gradients: dict[str, torch.Tensor] = {}
 
     def keep(optimizer: object, args: object, kwargs: object) -> None:
         named = learner.module.model.named_parameters()
-        found.update({name: full_value(p.grad.detach()).clone() for name, p in named if p.grad is not None})
+        gradients.update({name: full_value(p.grad.detach()).clone() for name, p in named if p.grad is not None})
 
     learner.optimizer.register_step_pre_hook(keep)
-    labels = [Label(case.case_id, list(case.explanations)[i % 3], None, HOW) for i, case in enumerate(cases)]
-    zeros = (0.0,) * len(cases[0].labels)
-    m0 = {c.case_id: BehaviorPair(c.case_id, *c.labels[:2], zeros, zeros, False, False, 0) for c in cases}
+    labels, m0 = make_labels(cases), make_pairs(cases)
     metrics = []
     for _ in range(2):
-        learner.probe(cases[0])  # without gradient, a short row
+        learner.probe(cases[0])  # a short row, without gradient
         learner.label_pairs(cases, 0)
         metrics.append(learner.step(labels, m0))
     logprobs = [side for case in cases for side in learner.last_logprobs[case.case_id]]
-    return metrics, logprobs, found
+    return metrics, logprobs, gradients
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "organism"])
 def test_flex_trains_as_sdpa(kind, variant, cases, policies, tmp_path: Path):
-    """In float32 without TF32, torch's default. A recompilation beyond the limit, after which torch goes on with the
-    whole score matrix, raises here."""
+    """In float32 without TF32, torch's default.
+
+    Beyond the limit on compilations torch would compute the whole score matrix; here it raises instead.
+    """
     assert torch.get_float32_matmul_precision() == "highest"
     dtype = VARIANTS[variant].get("train", {}).get("dtype", "float32")
     m0 = str(BUNDLED["organism:second"])  # any policy of this vocabulary

@@ -1,4 +1,4 @@
-"""train.offload on a CUDA device: where things lie, and the same weights as without. Never run without a GPU."""
+"""train.offload on a CUDA device: weights and optimizer state are on the CPU, and training gives the same weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from learner_helpers import make_labels, make_pairs
 from torch.distributed.tensor import DTensor
 
 from introspect_ray.config import RunConfig
 from introspect_ray.policy import BUNDLED
-from introspect_ray.records import BehaviorPair, Label, Provenance, TokenizedCase
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.records import TokenizedCase
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 pytestmark = pytest.mark.gpu
-HOW = Provenance("fixed", "organism", 0, 0, 0, -1, False, float("nan"))
 
 
 def train(offload: bool, method: str, cases: list[TokenizedCase], folder: str) -> dict[str, torch.Tensor]:
-    """The weights after two steps, a checkpoint, another learner's load of it, and one step more."""
+    """The weights after two steps, a checkpoint that another learner loads, and one more step of that learner."""
     config = RunConfig.model_validate({
         "learning_rate": 1e-3, "batch_size": len(cases), "method": method, "lora_rank": 4,
         "train": {"use_gpu": True, "offload": offload, "token_budget": 1024, "attention": "sdpa"},
@@ -34,9 +34,7 @@ def train(offload: bool, method: str, cases: list[TokenizedCase], folder: str) -
     def make() -> Learner:
         return Learner(config, str(BUNDLED["organism"]), path, {case.case_id: case for case in cases})
 
-    labels = [Label(case.case_id, list(case.explanations)[i % 3], None, HOW) for i, case in enumerate(cases)]
-    zeros = (0.0,) * len(cases[0].labels)
-    m0 = {c.case_id: BehaviorPair(c.case_id, *c.labels[:2], zeros, zeros, False, False, 0) for c in cases}
+    labels, m0 = make_labels(cases), make_pairs(cases)
     first, second = make(), make()
     for _ in range(2):
         first.probe(cases[0])
@@ -57,11 +55,11 @@ def train(offload: bool, method: str, cases: list[TokenizedCase], folder: str) -
 
 
 def main(rank: int, port: int, cases: list[TokenizedCase], folder: str) -> None:
-    """One rank is enough: on a GPU FSDP2 shards it too."""
+    """One rank is enough: on a GPU, FSDP2 shards the model then too."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.cuda.set_device(0)
     made: dict[str, Any] = {"full": [], "lora": []}
-    for offload, backend in ((False, "nccl"), (True, "cpu:gloo,cuda:nccl")):  # as distributed/attempts.py asks Ray for
+    for offload, backend in ((False, "nccl"), (True, "cpu:gloo,cuda:nccl")):  # as Ray Train initialises them
         dist.init_process_group(backend, rank=rank, world_size=1)
         for method, weights in made.items():
             weights.append(train(offload, method, cases, folder))

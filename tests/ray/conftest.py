@@ -19,7 +19,7 @@ class Live:
     """Engines in place; `train` runs one training on them and returns its summary and step rows."""
 
     cfg: RunConfig
-    base: Any
+    setup: Any
     root: Path
     count: int = 0
 
@@ -42,7 +42,7 @@ class Live:
 
         cfg = override(self.cfg, {**keys, "output_dir": str(out)})
         with open_tracker(cfg, name, None) as tracker:
-            summary = train_once(cfg, self.base, tracker, run_name=name, on_row=keep)
+            summary = train_once(cfg, self.setup, tracker, run_name=name, on_row=keep)
         return summary, rows, out
 
 
@@ -51,8 +51,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     import ray
 
     from introspect_ray.runs.cluster import connect
-    from introspect_ray.runs.driver import start_base
     from introspect_ray.runs.preflight import prepare
+    from introspect_ray.runs.setup import set_up
 
     root = tmp_path_factory.mktemp("live")
     flat = {**CASES, "steps": 4, "batch_size": 24, "output_dir": str(root / "base"), "cache_dir": str(root / "cache")}
@@ -61,6 +61,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     connect(cfg)  # sized for two training workers
     try:
         cfg = override(cfg, {"train.num_workers": 1})
-        yield Live(cfg, start_base(cfg, prepare(cfg)), root)
+        yield Live(cfg, set_up(cfg, prepare(cfg)), root)
     finally:
         ray.shutdown()

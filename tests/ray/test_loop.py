@@ -43,8 +43,8 @@ def test_online_labels_come_from_the_version_they_name(live, by_the_pool):
     """Every label is recomputed from its provenance: version, ν draw, flip; nothing but the pair itself is believed."""
     lag, summary, rows, labels = by_the_pool
     check_summary(summary)
-    ids = [case.case_id for case in live.base.prepared.train]
-    m0 = ray.get(live.base.m0)
+    ids = [case.case_id for case in live.setup.prepared.train]
+    m0 = ray.get(live.setup.m0)
     assert [label.case_id for label in labels] == [ids[i] for t in range(4) for i in step_plan(0, t, len(ids), 24)]
     for label in labels:
         made = label.provenance
@@ -57,9 +57,9 @@ def test_online_labels_come_from_the_version_they_name(live, by_the_pool):
     assert summary["labels"]["realised_at_labelling"] == agreeing
     assert summary["labels"]["requested_agreement"] == NU
     assert summary["labels"]["split_pairs"] == 0
-    longest = max(len(case.prompt) for case in live.base.prepared.train)
+    longest = max(len(case.prompt) for case in live.setup.prepared.train)
     assert longest < 32 and [row["prefix_hit_rate"] for row in rows] == [0.0] * 4  # no prompt fills a cache block
-    assert live.base.prefix_hit_rate == 0.0
+    assert live.setup.prefix_hit_rate == 0.0
     assert [row["lag"] for row in rows] == [t - label_version(t, lag, 1) for t in range(4)]
     if lag == 0:  # what the trainer reads off its forward is what the engine sampled: same weights, same numbers
         assert all(row["realised_at_consumption"] == row["realised_at_labelling"] for row in rows)
@@ -88,13 +88,13 @@ def test_the_exported_policy_is_the_evaluated_one(live):
     summary, rows, out = live.train(kl_weight=0.0)
     timing = json.loads((out / "details.json").read_text())["timing_s"]
     assert timing.keys() == {"learner", "export", "ray_train", "eval"} and min(timing.values()) > 0
-    whole = summary["timing_s"]["total"] - sum(live.base.seconds.values())
+    whole = summary["timing_s"]["total"] - sum(live.setup.seconds.values())
     assert sum(timing.values()) + sum(row["step_s"] for row in rows) < whole  # the last delivery is in neither
     rollout = override(live.cfg, {"rollout.engine": "transformers"}).rollout
-    prepared = live.base.prepared
+    prepared = live.setup.prepared
     engine = make_engine(rollout, str(out / "policy"), max_model_len=prepared.max_model_len)
     pairs = engine.label_pairs(prepared.test)
-    same = [p.cued == q.cued and p.ablated == q.ablated for p, q in zip(pairs, live.base.m0_test, strict=True)]
+    same = [p.cued == q.cued and p.ablated == q.ablated for p, q in zip(pairs, live.setup.m0_test, strict=True)]
     assert summary["behavior"]["em"] == sum(same) / len(same)
     assert summary["supervision"] == {"rule": "fixed", "agreement": None, "mixing_ratio": None}
     assert summary["cases"] == {"train": 96, "test": 64}

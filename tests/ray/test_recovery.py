@@ -27,7 +27,7 @@ from introspect_ray.errors import RepeatedFailure
 from introspect_ray.labels.store import read_labels
 from introspect_ray.policy import load_saved
 from introspect_ray.records import StepMetrics
-from introspect_ray.runs.preflight import check_resume
+from introspect_ray.runs.identity import check_resume
 from introspect_ray.runs.recovery import _progress
 from introspect_ray.scores.summary import check_summary
 
@@ -105,16 +105,16 @@ def test_sigkill_of_one_of_two_ranks_changes_no_bit(live, rank):
 def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(live):
     """The workers and their weights are gone by then; the engine, back at M0, answers as the one that had them."""
     out = live.train(supervision__rule="fixed", steps=2)[2]
-    pool, prepared = live.base.pool, live.base.prepared
+    pool, prepared = live.setup.pool, live.setup.prepared
     ids, sent = [case.case_id for case in prepared.test[:24]], fingerprints(load_saved(str(out / "policy"))[0])
     exported = Exported(str(out / "policy"), prepared.train[0])
     request = Request("label", ids, Serving(2, Expected(2, sent, ())), home=0)  # to be had nowhere: it is served
-    before = ray.get(pool._ask(request).future)
+    before = ray.get(pool._send(request).future)
     os.kill(pids(TITLES["rollout actor"])[0], signal.SIGKILL)
     again = pool.label_now(ids, Serving(2, Expected(2, sent, before.receipt.probe), exported))
     assert again == before.answers
     assert {pair.case_id: pair.cued_logprobs for pair in again} != {
-        pair.case_id: pair.cued_logprobs for pair in live.base.m0_test[:24]
+        pair.case_id: pair.cued_logprobs for pair in live.setup.m0_test[:24]
     }
 
 
@@ -130,7 +130,7 @@ def test_an_engine_that_a_dead_training_left_behind_is_replaced(live, monkeypatc
     """What a training worker leaves that dies during a transfer from GPU to GPU. A killed one that Ray restarts
     by itself is waited for."""
     monkeypatch.setattr(rollout_pool, "ANSWER_S", 2.0)
-    pool, (actor,) = live.base.pool, live.base.pool.actors
+    pool, (actor,) = live.setup.pool, live.setup.pool.actors
 
     def process() -> int:
         return ray.get(actor.__ray_call__.remote(lambda worker: os.getpid()))
@@ -144,8 +144,8 @@ def test_an_engine_that_a_dead_training_left_behind_is_replaced(live, monkeypatc
     os.kill(second, signal.SIGKILL)
     assert pool.revive() == []
     assert len({first, second, process()}) == 3
-    ids = [case.case_id for case in live.base.prepared.test]
-    assert pool.label_now(ids, Serving()) == live.base.m0_test
+    ids = [case.case_id for case in live.setup.prepared.test]
+    assert pool.label_now(ids, Serving()) == live.setup.m0_test
     del left
 
 
@@ -197,7 +197,7 @@ def test_a_status_board_that_is_gone_ends_no_run(live):
     ray.kill(board)
     with pytest.raises(RayActorError):
         while True:  # it still answers until the signal has come
-            ray.get(board.last.remote("run"))
+            ray.get(board.latest.remote())
     assert _progress(board, "run") == "at a step unknown (the status board is gone)"
 
 

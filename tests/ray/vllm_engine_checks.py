@@ -18,11 +18,11 @@ from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
+from introspect_ray.organism import FOLDER as ORGANISM
 
 ROLLOUT = RolloutConfig(engine="vllm", kv_cache_bytes=8 << 20)
 TOLERANCE = 1e-4  # natural-log probability, float32
 CASES = make_cases(12)
-ORGANISM = Path(__file__).parents[2] / "introspect_ray" / "organism"
 
 
 def start(policy: str, method: str = "full"):
@@ -146,7 +146,7 @@ class TestTied(Served):
         good = state(policy, seed=4, scale=0.1)
         norm = "model.norm.weight"
         bad = {
-            r"lm_head.weight \[64, 64\] is missing \(a tied head": {
+            r"lm_head.weight \[64, 64\] is missing \(send a tied head too": {
                 k: v for k, v in good.items() if k != "lm_head.weight"
             },
             rf"{norm} has shape \[65\], the engine's is \[64\]": good | {norm: torch.ones(65)},
@@ -284,7 +284,7 @@ class TestLora(Served):
         for message, bad, bad_config in (
             ("is missing", {k: v for k, v in tensors.items() if k != name}, config),
             (r"has shape \[9, 9\]", tensors | {name: torch.ones(9, 9)}, config),
-            ("adapter rank 8 exceeds the engine's 4", big, big_config),
+            ("adapter's rank 8 exceeds the engine's 4", big, big_config),
             ("match no linear layer", tensors, config | {"target_modules": ["nothing"]}),
         ):
             with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""heavy_imports: what it keeps out, and that everything is as before after it."""
+"""heavy_imports pauses garbage collection and hides modules, in its body only."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from introspect_ray.heavy_imports import heavy_imports
 
 
-def test_collection_stops_in_the_body_alone():
+def test_garbage_collection_is_paused_in_the_body_only():
     assert gc.isenabled()
     with pytest.raises(KeyError), heavy_imports():
         with heavy_imports():
             assert not gc.isenabled()
-        assert not gc.isenabled()  # the inner one does not end the outer
+        assert not gc.isenabled()  # the inner one does not end the pause of the outer one
         raise KeyError
     assert gc.isenabled()
 

@@ -1,4 +1,4 @@
-"""The project's own files agree with each other: pyproject, lock, Makefile, Dockerfile, cluster files."""
+"""The project's own files agree with each other: pyproject, wheel, lock, Makefile, Dockerfile, cluster files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import copy
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ from packaging.requirements import Requirement
 
 from introspect_ray import __version__
 from introspect_ray.cli import parse
+from introspect_ray.commands import COMMANDS
 from introspect_ray.config import load_config
+from introspect_ray.runs.search_space import PAPER_SWEEPS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -68,6 +73,45 @@ def test_a_finished_install_does_nothing(tmp_path: Path) -> None:
     assert question() == 0
     os.utime(tmp_path / "requirements-cpu.lock", (old + 20, old + 20))
     assert question() == 1
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy: a build leaves folders behind."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("introspect_ray", "jobs", "tune_spaces"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "dist", "."]
+    subprocess.run(build, cwd=source, check=True, capture_output=True)
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path) -> None:
+    """No generic top-level names (jobs, tune_spaces) in a user's environment."""
+    names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
+    assert wheel.name.startswith(f"introspect_ray-{__version__}-")
+    assert {name.parts[0] for name in names} == {"introspect_ray", f"introspect_ray-{__version__}.dist-info"}
+    files = {path.relative_to(ROOT) for path in (ROOT / "introspect_ray").rglob("*") if path.is_file()}
+    assert {path for path in files if "__pycache__" not in path.parts} <= names
+
+
+def test_the_quickstart_works_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """The console command of an installed wheel, far from the repository, up to the point where Ray would start."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (script,) = re.findall(r"^introspect-ray = (\S+):main$", read_entry_points(wheel), re.M)
+    code = f"import introspect_ray, {script} as c; print(introspect_ray.__file__); c.main(['quickstart', '--dry-run'])"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site")) and "\ntrials: 2  cases: 3072 train" in done.stdout
+
+
+def read_entry_points(wheel: Path) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(f"introspect_ray-{__version__}.dist-info/entry_points.txt").decode()
 
 
 def test_committed_files_name_no_package_registry() -> None:
@@ -151,9 +195,10 @@ def test_the_kuberay_sweep_is_consistent() -> None:
 
 def test_the_kuberay_entrypoint_is_a_valid_command_that_fits_its_workers() -> None:
     job = cluster("kuberay-sweep.yaml")["spec"]
-    python, flag, module, *rest = shlex.split(job["entrypoint"])
-    assert (python, flag) == ("python", "-m") and (ROOT / f"{module.replace('.', '/')}.py").is_file()
-    args = parse("", rest)
+    program, command, *rest = shlex.split(job["entrypoint"])
+    assert program in PROJECT["scripts"] and COMMANDS[command].takes_names
+    args = parse("", rest, takes_names=True)
+    assert args.names[0] in PAPER_SWEEPS
     cfg = load_config(None, args.overrides)
     assert args.resume and cfg.wait_for_nodes and cfg.output_dir.startswith("s3://")
     assert cfg.train.checkpoint_every, "a job that is retried goes on"

@@ -1,4 +1,4 @@
-"""The relabeler raises the agreement alarm where labels are fetched."""
+"""The relabeler: the agreement alarm, and the order of pairs that several ranks label."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from introspect_ray.actors.relabeler import Relabeler
+from introspect_ray.actors.relabeler import Relabeler, unshard
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError
@@ -41,3 +41,11 @@ def test_the_agreement_alarm_is_raised_where_labels_are_fetched(tmp_path, monkey
     with pytest.raises(AlarmError, match=r"0 of 16 labels .* supervision\.agreement=0\.9 allows"):
         asyncio.run(step())
     assert len(list(tmp_path.iterdir())) == 1  # the labels are there to be audited
+
+
+def test_unshard_undoes_the_dealing():
+    """Five pairs on two ranks: 0 2 4 and 1 3. The ranks may come in any order, and one may have none."""
+    assert unshard({1: list("bd"), 0: list("ace")}) == list("abcde")
+    assert unshard({0: ["a"], 1: []}) == ["a"]
+    with pytest.raises(ValueError, match="extended slice"):
+        unshard({0: list("abc"), 1: list("d")})

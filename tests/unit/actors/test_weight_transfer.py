@@ -14,7 +14,7 @@ from introspect_ray.config import load_config
 from introspect_ray.engines.fingerprint import fingerprints, group_of, tensor_digest
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.records import Delivery
-from introspect_ray.runs.preflight import resources
+from introspect_ray.runs.placement import resources
 
 GPU = {"train.use_gpu": True, "rollout.num_gpus": 1}
 TWO = {"rollout.num_actors": 2, "train.num_workers": 2}

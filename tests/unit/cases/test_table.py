@@ -1,9 +1,8 @@
-"""Tables of cases and pairs: what goes in comes out, by row and by id, here and in another process."""
+"""Tables of cases: what goes in comes out, by row and by id, in this process and in another one."""
 
 from __future__ import annotations
 
 import gc
-import math
 import os
 import pickle
 from collections.abc import Iterator
@@ -19,8 +18,7 @@ from introspect_ray.cases.record_table import IdIndex
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import longest_sequence
 from introspect_ray.errors import UserError
-from introspect_ray.labels.pair_table import PAIR_SCHEMA, PairTable
-from introspect_ray.records import BehaviorPair, Explanation, TokenizedCase
+from introspect_ray.records import Explanation, TokenizedCase
 
 AB = {Explanation(False, "A"): (20, 10, 2), Explanation(True, "B"): (20, 21, 11, 2)}
 YES = {Explanation(False, "yes"): (20, 21, 22, 23, 12, 2)}
@@ -130,7 +128,7 @@ def test_a_table_travels_out_of_band(table):
 
 
 def test_cases_are_taken_one_at_a_time(tmp_path, small_batches):
-    """While a case is taken, no more than the one before is still referred to."""
+    """While a case is taken, at most the one before it is still alive."""
     alive = 0
 
     class Counted(tuple):
@@ -176,20 +174,3 @@ def test_without_a_home_to_write_to_the_file_lies_with_the_temporary_ones(tmp_pa
     (tmp_path / "home").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert list(CaseTable.build(CASES)) == CASES
-
-
-PAIRS = [
-    BehaviorPair("mmlu-17", "A", "B", (-0.1, -2.4), (-1.9, -0.2), False, True, 3),
-    BehaviorPair("mmlu-18", "B", "B", (-math.inf, 0.0), (), True, False, 4),
-]
-
-
-def test_pairs_come_back_by_row_and_by_id():
-    table = PairTable.build(iter(PAIRS))
-    assert list(table) == PAIRS and table.by_id["mmlu-18"] == PAIRS[1] and table[0].explanation == PAIRS[0].explanation
-    assert list(pickle.loads(pickle.dumps(table)).by_id.values()) == PAIRS
-    arrow = table.arrow()
-    assert arrow.schema.equals(PAIR_SCHEMA) and arrow.num_rows == 2
-    assert list(PairTable.from_batches(arrow.to_batches(1))) == PAIRS
-    with pytest.raises(ValueError, match="'mmlu-17' occurs twice"):
-        PairTable.build([*PAIRS, PAIRS[0]])

@@ -27,7 +27,7 @@ WORDS = ["<unk>", "<eos>", "<user>", "<reply>", "\n", *SENTENCE.split(), "A", "B
 
 
 def byte_tokenizer(**more):
-    """Byte-level BPE without merges: each byte a token, so that any longer label is several."""
+    """Byte-level BPE without merges: each byte is a token, so any longer label is several tokens."""
     vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE(vocab=vocab, merges=more.pop("merges", [])))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,16 +1,20 @@
-"""Tiny random policies and cases for engine tests: two layers, width 64, head_dim 32, 64 tokens."""
+"""Tiny random policies (two layers, width 64, head size 32, 64 tokens) and cases for the tests of engines."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from introspect_ray.records import TokenizedCase
+
+if TYPE_CHECKING:
+    import torch
 
 VOCAB, EOS, LABELS = 64, 5, (10, 11, 12, 13)
 
 
 def save_policy(folder: Path, family: str = "qwen3", tied: bool = True, seed: int = 0, positions: int = 256) -> str:
-    """Write a random float32 policy with wide weights (distributions far from uniform); its path."""
+    """Save a random float32 policy, with weights wide enough for peaked distributions; returns its path."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -27,17 +31,17 @@ def save_policy(folder: Path, family: str = "qwen3", tied: bool = True, seed: in
 
 
 def make_cases(count: int, length: int = 40, seed: int = 0) -> list[TokenizedCase]:
-    """Cases of different lengths: x is a shared stem, a cue of four tokens and an end; x∖C lacks the cue."""
+    """Cases of different lengths: x is a stem, a cue of four tokens and an end; x∖C is the same without the cue."""
     import random
 
     rng = random.Random(seed)
 
-    def draw(n: int) -> tuple[int, ...]:
+    def random_tokens(n: int) -> tuple[int, ...]:
         return tuple(rng.randrange(14, VOCAB) for _ in range(n))
 
     cases = []
     for index in range(count):
-        stem, cue, end = draw(length + index % 7), draw(4), draw(3)
+        stem, cue, end = random_tokens(length + index % 7), random_tokens(4), random_tokens(3)
         cases.append(
             TokenizedCase(
                 f"case-{index}", ("A", "B", "C", "D"), LABELS, stem + cue + end, stem + end, stem + cue + end, {}
@@ -46,21 +50,21 @@ def make_cases(count: int, length: int = 40, seed: int = 0) -> list[TokenizedCas
     return cases
 
 
-def state(folder: str, seed: int = 0, scale: float = 0.0) -> dict:
-    """state_dict() of the policy in `folder` (tied head included), moved by seeded noise of `scale`."""
+def state(folder: str, seed: int = 0, scale: float = 0.0) -> dict[str, torch.Tensor]:
+    """The state_dict() of the policy in `folder`, tied head included, plus seeded noise of `scale`."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():  # a tied head is moved with its embedding, once
+        for parameter in model.parameters():  # a tied head gets the noise of its embedding
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def reference_logprobs(folder: str, tensors: dict, prompts: list[tuple[int, ...]]):
-    """float32 [prompts, VOCAB]: full log-softmax at the last position, one unpadded forward a prompt."""
+def reference_logprobs(folder: str, tensors: dict[str, torch.Tensor], prompts: list[tuple[int, ...]]) -> torch.Tensor:
+    """float32 [prompts, VOCAB]: log-softmax at the last position, by one unpadded forward per prompt."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -71,9 +75,9 @@ def reference_logprobs(folder: str, tensors: dict, prompts: list[tuple[int, ...]
 
 
 def reference_greedy(
-    folder: str, tensors: dict, prompts: list[tuple[int, ...]], max_tokens: int
+    folder: str, tensors: dict[str, torch.Tensor], prompts: list[tuple[int, ...]], max_tokens: int
 ) -> list[tuple[int, ...]]:
-    """Greedy continuation by plain argmax, one unpadded forward a token; ends before the policy's eos."""
+    """Greedy continuations by argmax, one unpadded forward per token; they end before the policy's eos token."""
     import json
 
     import torch
@@ -96,9 +100,10 @@ def reference_greedy(
 
 
 def peft_adapter(folder: str, seed: int, rank: int):
-    """A LoRA with random A and B on all linear layers, α = r.
+    """A LoRA adapter with random A and B on all linear layers, α = r.
 
-    (PEFT state, adapter_config.json as a dict, prompts -> float32 [prompts, VOCAB] log-softmax of its forward).
+    Returns its PEFT state, its adapter_config.json, and a function from prompts to float32 [prompts, VOCAB], the
+    log-softmax at their last positions.
     """
     import json
     import tempfile
@@ -112,7 +117,7 @@ def peft_adapter(folder: str, seed: int, rank: int):
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config).eval()
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # zero at first: an adapter that changes nothing would test nothing
+        if "lora_B" in name:  # starts at zero, and an adapter that changes nothing would test nothing
             torch.nn.init.normal_(parameter, std=0.2)
     with tempfile.TemporaryDirectory() as saved:
         model.save_pretrained(saved)

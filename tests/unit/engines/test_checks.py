@@ -1,11 +1,9 @@
-"""What both engines share: pairs, end-of-turn ids, refusals, the choice of the engine."""
+"""What all engines share: behaviour pairs, end-of-turn ids, refusals, the choice of the engine."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ CASE = make_cases(1)[0]  # labels A..D, ids 10..13
 
 
 def test_pair_takes_the_argmax_and_the_first_of_equals():
-    """x: B and D are equal, B comes first. x∖C: C. The free tokens are B's id (in format) and 99 (off format)."""
+    """On x, B and D are equal, and B comes first. On x∖C it is C; there the most likely token, 99, is no label."""
     cued = checks.Answer((-3.0, -1.0, -2.0, -1.0), 11)
     ablated = checks.Answer((-3.0, -2.0, -1.0, -4.0), 99)
     pair = checks.make_pair(CASE, cued, ablated, 7)
@@ -47,7 +45,7 @@ def write(folder, **files):
         ({"config": {"eos_token_id": 2}}, (2,)),
         ({"config": {"eos_token_id": 2}, "generation_config": {"eos_token_id": [9, 2]}}, (2, 9)),
         (
-            {  # a chat tokenizer ends turns with a token that the config does not name
+            {  # a chat tokenizer ends turns with a token that config.json does not name
                 "config": {"eos_token_id": 2},
                 "tokenizer_config": {"eos_token": {"content": "<|im_end|>"}},
                 "tokenizer": {"added_tokens": [{"id": 7, "content": "<|im_end|>"}, {"id": 8, "content": "<pad>"}]},
@@ -79,7 +77,7 @@ def test_policy_shapes_need_safetensors(tmp_path):
 
 
 def test_adapter_targets_follow_peft():
-    """A list matches whole last components, a string is a regular expression over the whole name."""
+    """PEFT matches a list with the last parts of a name, and a string as a regular expression over the whole name."""
     base = {
         "model.layers.0.mlp.up_proj.weight": (6, 4),
         "model.layers.0.mlp.group_proj.weight": (6, 4),
@@ -112,16 +110,6 @@ def test_missing_vllm_names_the_remedy(monkeypatch, engine, key):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"^rollout.{key}=vllm.*not installed.*rollout.{key}=transformers"):
         make_engine(RolloutConfig(engine=engine), "nowhere", max_model_len=64)
-
-
-def test_the_package_imports_no_engine():
-    """`introspect_ray.engines` is imported by the driver: neither vLLM nor torch may come with it."""
-    code = (
-        "import sys, introspect_ray.engines; print([m for m in ('vllm', 'torch', 'transformers') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
 
 
 def test_more_labels_than_vllm_returns_logprobs_for_are_refused():

@@ -1,4 +1,4 @@
-"""TransformersEngine against unpadded single forwards of the weights that should be served."""
+"""TransformersEngine against single unpadded forwards of the weights that it should serve."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def policy(request, tmp_path):
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_full_update_serves_the_new_weights_and_back(tmp_path, family, tied):
-    """Left padding (prompts of 43 to 53 tokens) changes nothing; the old weights return bit for bit."""
+    """Prompts of 43 to 53 tokens need left padding. After a second update the old answers are back, bit for bit."""
     policy = save_policy(tmp_path, family, tied)
     engine = start(policy)
     old, new = state(policy), state(policy, seed=1, scale=0.1)
@@ -60,20 +60,20 @@ def test_generate_is_plain_greedy(policy):
     prompts = [case.prompt for case in make_cases(12)]
     want = reference_greedy(policy, state(policy), prompts, 24)
     assert start(policy).generate(prompts, 24) == want
-    assert {len(tokens) == 24 for tokens in want} == {True, False}  # some stop at the end of turn, some do not
+    assert {len(tokens) == 24 for tokens in want} == {True, False}  # some end before 24 tokens, some do not
 
 
 def test_each_adapter_version_equals_the_peft_forward(policy):
     engine = start(policy, method="lora")
     assert_serves(engine, lambda prompts: reference_logprobs(policy, state(policy), prompts))
-    seen = []
+    pairs = []
     for version, seed in enumerate((1, 2, 1), start=1):
         tensors, config, expected = peft_adapter(policy, seed, rank=4)
         delivery = engine.load_weights(WeightUpdate(version, "adapter", tensors, CASES[0], config))
         assert delivery.bytes < 0.2 * sum(t.numel() * 4 for t in state(policy).values())
-        seen.append([replace(p, weight_version=0) for p in assert_serves(engine, expected)])
-    assert seen[0] != seen[1]
-    assert seen[0] == seen[2]
+        pairs.append([replace(p, weight_version=0) for p in assert_serves(engine, expected)])
+    assert pairs[0] != pairs[1]
+    assert pairs[0] == pairs[2]
 
 
 def test_refused_updates_change_nothing(tmp_path):
@@ -81,7 +81,7 @@ def test_refused_updates_change_nothing(tmp_path):
     engine = start(policy)
     before, new = engine.label_pairs(CASES), state(policy, seed=1, scale=0.1)
     del new["lm_head.weight"]
-    with pytest.raises(ValueError, match=r"lm_head.weight \[64, 64\] is missing \(a tied head"):
+    with pytest.raises(ValueError, match=r"lm_head.weight \[64, 64\] is missing \(send a tied head too"):
         engine.load_weights(WeightUpdate(1, "full", new, CASES[0]))
     with pytest.raises(ValueError, match=r"kind 'adapter'"):
         engine.load_weights(WeightUpdate(1, "adapter", {}, CASES[0], {}))

@@ -97,8 +97,8 @@ def test_the_cue_is_uniform_over_the_letters(test_cases):
 
 
 def test_behaviours_change_often_and_the_two_policies_differ(tokenizer, test_cases):
-    """Change rate of SPEC's band; E(M0) and E(second) agree about half of the time (paper: 53 %);
-    no policy leaves the format."""
+    """M0 changes its answer in 35 to 65 % of the cases; E(M0) and E(second) agree about half of the time
+    (paper: 53 %); no policy leaves the format."""
     x, without, off_format = behaviours("policy", tokenizer, test_cases)
     assert off_format == 0
     assert 0.35 <= (x != without).float().mean() <= 0.65

@@ -9,8 +9,8 @@ from safetensors import safe_open
 
 from introspect_ray.planning.memory import engine_memory, run_bytes, trainer_memory
 from introspect_ray.planning.model_shape import read_shape
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 
 def test_trainer_memory_by_hand():

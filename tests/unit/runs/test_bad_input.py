@@ -51,6 +51,7 @@ def refused(*args: str) -> str:
         ("kl_wieght=1", "did you mean 'kl_weight'"),
         ("kl_weight=-1", "kl_weight"),
         ("kl_weight", "key=value"),
+        ("task.name=hint_mlu", "did you mean 'hint_mmlu'"),
         ("task.path=/nowhere.jsonl", "/nowhere.jsonl"),
         ("policy=/nowhere", "/nowhere"),
         ("train.num_workers=64", "64"),

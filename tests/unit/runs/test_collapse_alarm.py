@@ -17,13 +17,13 @@ def test_collapsed_labels_of_m0(mode, warned, capsys):
     """Nine of ten cases unchanged, and all ten answered B without the cue; always saying "unchanged B" is
     right for nine: three findings."""
     pairs = [BehaviorPair(f"c{i}", "A" if i == 0 else "B", "B", (), (), False, False, 0) for i in range(10)]
-    base = SimpleNamespace(m0_test=pairs, m0_explanations=[pair.explanation for pair in pairs])
+    setup = SimpleNamespace(m0_test=pairs, m0_explanations=[pair.explanation for pair in pairs])
     cfg = RunConfig.model_validate({"alarms": {"collapse": mode}})
     if mode == "stop":
         with pytest.raises(AlarmError, match=r"9 of 10 .*unchanged.*; .*B for 10 of 10.*set alarms\.collapse=warn"):
-            report_findings(cfg, base)
+            report_findings(cfg, setup)
     else:
-        report_findings(cfg, base)
+        report_findings(cfg, setup)
     said = capsys.readouterr()
     assert said.err.count("warning: m0: ") == (3 if warned else 0)
     assert "always saying 'unchanged B' would score 0.900" in said.out

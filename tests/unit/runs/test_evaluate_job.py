@@ -13,7 +13,7 @@ from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
 from introspect_ray.policy import add_lora, load_model, load_saved, resolve_policy
-from introspect_ray.runs.driver import _served
+from introspect_ray.runs.evaluate import _served
 from introspect_ray.runs.jobs import evaluate_job
 from introspect_ray.storage import open_store
 

@@ -105,7 +105,7 @@ def pool(*answers: object) -> tuple[RolloutPool, list[str]]:
 
 def collect(made: RolloutPool, notes: list[str]) -> list[RolloutResult]:
     async def ask() -> list[RolloutResult]:
-        return await made.collect([made._ask(REQUEST)], "step 7", notes.append)
+        return await made.collect([made._send(REQUEST)], "step 7", notes.append)
 
     return asyncio.run(ask())
 
@@ -282,5 +282,5 @@ def test_a_step_that_was_asked_again_is_not_overtaken_in_the_table(tmp_path):
 def test_what_a_pool_was_answered_adds_up():
     made, _ = pool(GOOD, GOOD)
     made.prompt_tokens = PromptTokens(50, 5)
-    made._now([made._ask(REQUEST), made._ask(REQUEST)])
+    made._now([made._send(REQUEST), made._send(REQUEST)])
     assert made.prompt_tokens == PromptTokens(50 + 2 * 40, 5 + 2 * 30)

@@ -29,8 +29,8 @@ from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.runs.replay import compare, replay_config, replay_job
 from introspect_ray.schedule import plan_ids
 from introspect_ray.storage import open_store
-from introspect_ray.train.learner import Learner
-from introspect_ray.train.reference import build_reference
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
 
 STEPS, BATCH, NU = 3, 8, 0.7
 

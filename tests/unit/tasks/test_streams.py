@@ -1,32 +1,33 @@
-"""Streams decide as lists would: the same sides, choices and refusals, in a few bytes a case."""
+"""Streams of cases: the sides, choices and refusals are those of plain lists, in a few bytes per case."""
 
 import gzip
 import json
 import random
-from array import array
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.rng import bits
-from introspect_ray.tasks import hint_mcq, jsonl, load_cases
-from introspect_ray.tasks.jsonl import text_lines
-from introspect_ray.tasks.seen import Seen, _insert
+from introspect_ray.tasks import load_cases, streams
+
+
+def case(case_id, text):
+    turns = [[{"role": "user", "content": content}] for content in (f"{text}\nHint: A", text)]
+    return {"id": case_id, "messages": turns[0], "ablated_messages": turns[1], "labels": ["A", "B"]}
 
 
 def rows(count, questions, seed):
-    """`count` cases on about so many questions, in no order."""
+    """`count` cases on at most `questions` questions, in a random order."""
     rng = random.Random(seed)
-    made = []
-    for i in range(count):
-        text = f"Question {rng.randrange(questions)}?"
-        turns = [[{"role": "user", "content": content}] for content in (f"{text}\nHint: A", text)]
-        made.append({"id": f"c{i:03d}", "messages": turns[0], "ablated_messages": turns[1], "labels": ["A", "B"]})
+    made = [case(f"c{i:03d}", f"Question {rng.randrange(questions)}?") for i in range(count)]
     rng.shuffle(made)
     return made
+
+
+def named(names):
+    """A case per name, each on a question of its own; the id is the name."""
+    return [case(name, f"{name}?") for name in names]
 
 
 def write(path, data):
@@ -35,12 +36,16 @@ def write(path, data):
     return str(path)
 
 
+def ids(side):
+    return [case.case_id for case in side]
+
+
 def question(row):
     return tuple((turn["role"], turn["content"]) for turn in row["ablated_messages"])
 
 
 def limited(side, limit, seed, name):
-    """The old way: all cases sorted by the hash of their id."""
+    """The definition of a limit, on lists: the cases with the smallest hashes of their ids."""
     if limit is None:
         return side
     ranked = sorted(side, key=lambda row: (bits(seed, name, row["id"]), row["id"]))
@@ -49,7 +54,7 @@ def limited(side, limit, seed, name):
 
 
 def by_lists(data, task):
-    """The split as it is defined, on lists: whole questions, sorted by their hash, the first are held out."""
+    """The definition of the split, on lists: of all questions, sorted by their hash, the first are held out."""
     questions = sorted({question(row) for row in data}, key=lambda q: (bits(task.seed, "split", q), q))
     held_out = set(questions[: max(1, round(task.test_fraction * len(questions)))])
     sides = [[row for row in data if (question(row) in held_out) == test] for test in (False, True)]
@@ -66,27 +71,64 @@ def test_the_sides_are_those_of_the_definition(tmp_path, name, seed, limits):
     sides = load_cases(task)
     for side, expected in zip(sides, by_lists(data, task)):
         assert len(side) == len(expected) > 0
-        assert [case.case_id for case in side] == [row["id"] for row in expected]
+        assert ids(side) == [row["id"] for row in expected]
         assert [list(case.messages) for case in side] == [row["messages"] for row in expected]  # read once more
 
 
-def test_a_test_file_takes_its_questions_from_the_training_file(tmp_path):
+def test_the_split_does_not_move_between_processes_or_releases(tmp_path):
+    """Pinned: a set or hash() anywhere in the choice would hold out other questions in each process (the strings'
+    hashes are salted), and label sets of two runs would not be of the same cases."""
+    path = write(tmp_path / "c.jsonl", [case(f"{q}-A", f"{q}?") for q in "abcdefgh"])
+    held_out = [ids(load_cases(TaskConfig(name="jsonl", path=path, seed=seed))[1]) for seed in (0, 1)]
+    assert held_out == [["b-A", "e-A"], ["e-A", "h-A"]]
+    assert ids(load_cases(TaskConfig(name="jsonl", path=path, train_cases=2))[0]) == ["d-A", "f-A"]
+
+
+def test_a_test_file_is_taken_whole_and_its_questions_leave_the_training_file(tmp_path, caplog):
     test = rows(20, 15, 1)
     train = [{**row, "id": f"t{row['id']}"} for row in rows(80, 40, 2)]
     paths = {"path": write(tmp_path / "a.jsonl", train), "test_path": write(tmp_path / "b.jsonl", test)}
     sides = load_cases(TaskConfig(name="jsonl", **paths, train_cases=30))
-    asked = {question(row) for row in test}
-    kept = limited([row for row in train if question(row) not in asked], 30, 0, "train")
-    assert [case.case_id for case in sides[0]] == [row["id"] for row in kept]
-    assert [case.case_id for case in sides[1]] == [row["id"] for row in test]
+    held_out = {question(row) for row in test}
+    left = [row for row in train if question(row) not in held_out]
+    assert ids(sides[0]) == [row["id"] for row in limited(left, 30, 0, "train")]
+    assert ids(sides[1]) == [row["id"] for row in test]
+    assert f"dropped {80 - len(left)} training cases" in caplog.text
+    same = write(tmp_path / "c.jsonl", [{**row, "id": f"t{row['id']}"} for row in test])
+    with pytest.raises(UserError, match="no train cases"):
+        load_cases(TaskConfig(name="jsonl", path=same, test_path=paths["test_path"]))
 
 
-def test_a_limited_side_yields_no_other_case(tmp_path):
-    """What is not chosen is not even made a case, so it cannot be tokenized."""
-    path = write(tmp_path / "c.jsonl", rows(50, 50, 0))
-    numbers = [number for number, _ in jsonl.read_cases(path, [3, 4, 49])]
-    assert numbers == [3, 4, 49]
-    assert len(list(load_cases(TaskConfig(name="jsonl", path=path, train_cases=5))[0])) == 5
+def test_one_question_cannot_be_split(tmp_path):
+    with pytest.raises(UserError, match="4 cases on 1 questions cannot be split"):
+        load_cases(TaskConfig(name="jsonl", path=write(tmp_path / "c.jsonl", rows(4, 1, 0))))
+
+
+def test_a_limit_beyond_the_cases_is_refused_with_both_numbers(tmp_path):
+    path = write(tmp_path / "c.jsonl", named("abcdefgh"))
+    with pytest.raises(UserError, match=r"task\.train_cases=7, but there are only 6 train cases"):
+        load_cases(TaskConfig(name="jsonl", path=path, train_cases=7))
+    with pytest.raises(UserError, match=r"task\.test_cases=3, but there are only 2 test cases"):
+        load_cases(TaskConfig(name="jsonl", path=path, test_cases=3))
+
+
+@pytest.mark.parametrize("of_one_hash", [False, True])
+def test_an_id_may_not_occur_twice(tmp_path, monkeypatch, of_one_hash):
+    """The message names the first two lines with one id; ids that only share their hash are no repetition."""
+    if of_one_hash:
+        monkeypatch.setattr(streams, "_id_key", lambda case_id: 5)
+    good = load_cases(TaskConfig(name="jsonl", path=write(tmp_path / "a.jsonl", named("abcd"))))
+    assert sum(map(len, good)) == 4
+    with pytest.raises(UserError, match=r"b.jsonl line 5: id 'b' is already that of .*b.jsonl line 2; ids must be"):
+        load_cases(TaskConfig(name="jsonl", path=write(tmp_path / "b.jsonl", named("abcdba"))))
+
+
+def test_an_id_may_not_mean_two_cases(tmp_path):
+    """Labels are cached by case id: the held-out case would be scored with the training case's behaviour."""
+    path, other = write(tmp_path / "a.jsonl", named("ab")), write(tmp_path / "b.jsonl", named("cd"))
+    (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text().replace('"id": "c"', '"id": "a"'))
+    with pytest.raises(UserError, match=r"1 case ids stand in both .*'a'"):
+        load_cases(TaskConfig(name="jsonl", path=path, test_path=other))
 
 
 @pytest.mark.parametrize("change", ["shorter", "other ids"])
@@ -97,64 +139,3 @@ def test_a_file_that_changes_between_its_passes_is_refused(tmp_path, change):
     write(tmp_path / "c.jsonl", data[:10] if change == "shorter" else [{**row, "id": row["id"] + "x"} for row in data])
     with pytest.raises(UserError, match="changed while it was read"):
         list(train)
-
-
-def test_parquet_is_read_in_batches_with_the_rows_of_jsonl(tmp_path, monkeypatch, caplog):
-    """Eleven rows of two row groups in batches of four, two of them repetitions."""
-    monkeypatch.setattr(hint_mcq, "BATCH_ROWS", 4)
-    data = [{"question": f"Q{i % 9}?", "subject": "s", "choices": list("wxyz"), "answer": i % 9 % 4} for i in range(11)]
-    pq.write_table(pa.Table.from_pylist(data), tmp_path / "m.parquet", row_group_size=6)
-    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, data)))
-    from_parquet, from_json = (list(hint_mcq.read_rows(tmp_path / name)) for name in ("m.parquet", "m.jsonl"))
-    assert from_parquet == from_json and [number for number, _ in from_parquet] == list(range(1, 10))
-    assert caplog.text.count("dropped 2 repeated questions of 11") == 2
-    assert list(hint_mcq.read_rows(tmp_path / "m.parquet", [2, 9])) == [from_json[1], from_json[8]]
-    assert caplog.text.count("dropped") == 2  # said by the first pass alone
-
-
-@pytest.mark.parametrize(
-    ("content", "lines"),
-    [
-        (b"a\nb\n", ["a", "b"]),
-        (b"a\r\n\r\nb", ["a", "", "b"]),
-        (b"a\rb\r\n", ["a", "b"]),
-        (b"\n\na\n\n\n", ["", "", "a"]),
-        (b"\xef\xbb\xbfa\n\xef\xbb\xbfb", ["a", "\ufeffb"]),
-        ("ä\u2028b\nc".encode(), ["ä\u2028b", "c"]),
-        (b"\n\n", [""]),
-    ],
-)
-def test_lines_are_those_of_the_whole_text(tmp_path, content, lines):
-    """As of text mode (universal line ends, a byte order mark), less the empty lines at the end."""
-    for name, data in (("x", content), ("x.gz", gzip.compress(content))):
-        (tmp_path / name).write_bytes(data)
-        assert list(text_lines(tmp_path / name)) == lines
-    whole = (tmp_path / "x").read_text(encoding="utf-8-sig")
-    assert whole.rstrip("\n").split("\n") == lines
-
-
-def test_the_byte_that_is_no_text_is_counted_from_the_start(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc\nd\xff\n")
-    with pytest.raises(UserError, match=r"not UTF-8 text \(byte 5\)"):
-        list(text_lines(tmp_path / "x"))
-
-
-def test_seen_is_a_set_of_any_size():
-    """10,000 names need four doublings of its 1,024 slots."""
-    seen = Seen()
-    assert all(seen.add(f"n{i}") for i in range(10_000))
-    assert not any(seen.add(f"n{i}") for i in range(10_000)) and seen.add("n10000")
-
-
-def test_keys_that_want_one_slot_get_the_next_ones():
-    slots = array("Q", [0, 0, 0, 0])
-    assert [_insert(slots, key) for key in (3, 7, 11, 7, 3)] == [True, True, True, False, False]
-    assert list(slots) == [7, 11, 0, 3]
-
-
-def test_two_ids_of_one_hash_are_no_repetition(tmp_path, monkeypatch):
-    monkeypatch.setattr(Seen, "add", lambda self, name: False)
-    path = write(tmp_path / "c.jsonl", rows(3, 3, 0))
-    assert len(list(jsonl.read_cases(path))) == 3
-    with pytest.raises(UserError, match=r"line 4: id 'c001' is already on line"):
-        list(jsonl.read_cases(write(tmp_path / "d.jsonl", [*rows(3, 3, 0), rows(3, 3, 0)[0] | {"id": "c001"}])))

@@ -1,0 +1,127 @@
+"""What all engines share: weight versions, and the order of steps in a labelling and in a weight update."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from introspect_ray.engines import checks
+from introspect_ray.engines.fingerprint import fingerprints
+from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
+from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
+
+
+class VersionedEngine(ABC):
+    """The Engine protocol in terms of `_apply`, `_answers` and `generate`. It starts at version 0, the policy folder.
+
+    An exception within a weight update leaves the weights undefined: from then on every call raises RuntimeError, and
+    the engine must be replaced.
+    """
+
+    def __init__(self, policy_path: str, max_model_len: int, method: Literal["full", "lora"], lora_rank: int) -> None:
+        """policy_path: a local Hugging Face folder. Raises UserError for a folder that no engine can serve."""
+        self._expected = checks.policy_shapes(policy_path)
+        self._eos = checks.eos_token_ids(policy_path)
+        self._max_model_len = max_model_len
+        self._method = method
+        self._lora_rank = lora_rank
+        self._version = 0
+        self._unusable: str | None = None
+
+    @property
+    def weight_version(self) -> int:
+        return self._version
+
+    @property
+    def usable(self) -> bool:
+        return self._unusable is None
+
+    @property
+    def prompt_tokens(self) -> PromptTokens:
+        """Prompt tokens so far. An engine without a prefix cache counts none."""
+        return PromptTokens()
+
+    def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
+        """y(x), y(x∖C) of each case, in order, on one weight version.
+
+        Raises ValueError for prompts that do not fit, and RuntimeError for an unusable engine or a change of weights
+        within the call.
+        """
+        self._require_usable()
+        prompts = [prompt for case in cases for prompt in (case.prompt, case.ablated)]
+        checks.check_prompts(prompts, 1, self._max_model_len)
+        version = self._version
+        answers = self._answers(prompts, [ids for case in cases for ids in (case.label_ids, case.label_ids)])
+        if self._version != version:
+            raise RuntimeError(
+                f"the weights changed from version {version} to {self._version} while cases were labelled"
+            )
+        pairs = zip(cases, answers[::2], answers[1::2], strict=True)
+        return [checks.make_pair(case, cued, ablated, version) for case, cued, ablated in pairs]
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
+        """Greedy continuations without the end-of-turn token, at most `max_tokens` each. Raises as label_pairs."""
+
+    def load_weights(self, update: WeightUpdate) -> Delivery:
+        """Serve `update` from now on, and compute its probe on the weights then served.
+
+        Raises ValueError where names or shapes do not fit; the old version is still served then. Any later exception
+        leaves the engine unusable.
+        """
+        start = time.perf_counter()
+        self._require_usable()
+        self._check(update)
+        with self._unusable_on_error(f"weight update to version {update.version} failed"):
+            self._apply(update)
+            self._version = update.version
+            loaded = time.perf_counter()
+            probe = self._probe(update.probe)
+        probed = time.perf_counter()
+        received = fingerprints(update.tensors)
+        seconds = {"load": loaded - start, "probe": probed - loaded, "fingerprint": time.perf_counter() - probed}
+        return Delivery(update.version, received, probe, seconds, checks.nbytes(update.tensors))
+
+    def _probe(self, case: TokenizedCase) -> tuple[float, ...]:
+        """Label logprobs at x, then at x∖C, on the weights now served."""
+        cued, ablated = self._answers([case.prompt, case.ablated], [case.label_ids] * 2)
+        return cued.logprobs + ablated.logprobs
+
+    def close(self) -> None:
+        """Free the engine; later calls raise RuntimeError. A second close does nothing."""
+        self._unusable = self._unusable or "it was closed"
+
+    @abstractmethod
+    def _apply(self, update: WeightUpdate) -> None:
+        """Replace the weights by those of the update, which has been checked."""
+
+    @abstractmethod
+    def _answers(self, prompts: Sequence[tuple[int, ...]], label_ids: Sequence[tuple[int, ...]]) -> list[checks.Answer]:
+        """The answer to each prompt, on the weights now served. Nothing cached from older weights may be used."""
+
+    def _check(self, update: WeightUpdate) -> None:
+        """Raise ValueError for an update that does not fit this engine, before anything changes."""
+        if (update.kind == "adapter") != (self._method == "lora"):
+            raise ValueError(
+                f"a weight update of kind {update.kind!r} does not fit an engine started with method={self._method!r}"
+            )
+        if update.kind == "full":
+            checks.check_full(update, self._expected)
+        else:
+            checks.check_adapter(update, self._expected, self._lora_rank)
+        checks.check_prompts([update.probe.prompt, update.probe.ablated], 1, self._max_model_len)
+
+    def _require_usable(self) -> None:
+        if self._unusable:
+            raise RuntimeError(f"this {type(self).__name__} cannot be used: {self._unusable}. Replace the engine")
+
+    @contextmanager
+    def _unusable_on_error(self, reason: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._unusable = f"{reason} ({error!r})"
+            raise

@@ -1,0 +1,71 @@
+"""The files of a policy folder: which of them hold the weights, and a hash over their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+SAMPLE_BYTES = 1 << 20
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The *.safetensors files that from_pretrained reads, sorted: those of the index, else the single file, else all.
+
+    A repository may hold the same weights a second time under another name (consolidated.safetensors).
+    """
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        return sorted({folder / name for name in json.loads((folder / INDEX).read_text())["weight_map"].values()})
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def is_adapter(path: str | None) -> bool:
+    """Whether `path` is a PEFT adapter folder."""
+    return path is not None and Path(path, "adapter_config.json").is_file()
+
+
+def policy_id(path: str) -> str:
+    """Content hash of a policy folder: 16 hex digits. Label sets and reference caches are stored under it.
+
+    It covers config.json, the tokenizer files and, for each weight file, its size and three samples of 1 MiB (start,
+    which includes the header, middle and end), so its cost does not grow with the model. Two versions of a model that
+    differ in a few bytes could collide; a training step changes all samples.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    folder = Path(path)
+    for name in ("config.json", "tokenizer_config.json", "chat_template.jinja", *TOKENIZER_FILES):
+        if (folder / name).is_file():
+            digest.update(name.encode() + (folder / name).read_bytes())
+    for file in [*weight_files(folder), *sorted(folder.glob("pytorch_model*.bin"))]:
+        size = file.stat().st_size
+        digest.update(f"{file.name}|{size}".encode())
+        with file.open("rb") as handle:
+            for start in {0, max(0, size // 2), max(0, size - SAMPLE_BYTES)} if size > 3 * SAMPLE_BYTES else {-1}:
+                handle.seek(max(start, 0))
+                digest.update(handle.read(SAMPLE_BYTES if start >= 0 else size))
+    return digest.hexdigest()
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `folder` in one rename. Where several processes make it, the first one wins."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield work
+        work.chmod(0o755)  # mkdtemp's 0700 would lock other users out of a shared cache
+        work.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,54 @@
+"""Files of rows: whether they can be read, and their lines."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+
+from introspect_ray.errors import UserError
+
+
+def existing_file(path: str, key: str) -> Path:
+    """`path` if it is a file with something in it. Raises UserError naming the config key it comes from."""
+    file = Path(path)
+    if not file.exists():
+        raise UserError(f"{file}: no such file; set {key} to an existing one")
+    if not file.is_file():
+        raise UserError(f"{file} is a folder; set {key} to a file in it")
+    try:
+        with file.open("rb") as opened:
+            empty = not opened.read(1)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; check its permissions") from None
+    if empty:
+        raise UserError(f"{file} is empty; it must hold at least one row")
+    return file
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 text file (.gz or plain), one at a time, without the empty lines at its end.
+
+    A file of empty lines gives one. Raises UserError if the file cannot be read or is not UTF-8.
+    """
+    offset, empty, found = 0, 0, False
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for raw in file:
+                text = raw.decode("utf-8" if offset else "utf-8-sig")
+                offset += len(raw)
+                for line in text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n"):
+                    if not line:
+                        empty += 1
+                        continue
+                    yield from repeat("", empty)
+                    empty, found = 0, True
+                    yield line
+        if not found:
+            yield ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start}); save it as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}; check the file") from None

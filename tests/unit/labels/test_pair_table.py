@@ -1,0 +1,27 @@
+"""Tables of pairs: what goes in comes out, by row and by id."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+
+from introspect_ray.labels.pair_table import PAIR_SCHEMA, PairTable
+from introspect_ray.records import BehaviorPair
+
+PAIRS = [
+    BehaviorPair("mmlu-17", "A", "B", (-0.1, -2.4), (-1.9, -0.2), False, True, 3),
+    BehaviorPair("mmlu-18", "B", "B", (-math.inf, 0.0), (), True, False, 4),
+]
+
+
+def test_pairs_come_back_by_row_and_by_id():
+    table = PairTable.build(iter(PAIRS))
+    assert list(table) == PAIRS and table.by_id["mmlu-18"] == PAIRS[1] and table[0].explanation == PAIRS[0].explanation
+    assert list(pickle.loads(pickle.dumps(table)).by_id.values()) == PAIRS
+    arrow = table.arrow()
+    assert arrow.schema.equals(PAIR_SCHEMA) and arrow.num_rows == 2
+    assert list(PairTable.from_batches(arrow.to_batches(1))) == PAIRS
+    with pytest.raises(ValueError, match="'mmlu-17' occurs twice"):
+        PairTable.build([*PAIRS, PAIRS[0]])
