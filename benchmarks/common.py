@@ -63,7 +63,7 @@ class Goal:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with --small, the smoke on the bundled organism; its ratio is no result."""
+    """A parser with --small: a smoke test on the bundled organism, whose ratio is not a result."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--small", action="store_true", help="a smoke test of seconds on the bundled organism")
     return made
@@ -93,7 +93,7 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 def policy_folder(small: bool) -> str:
-    """The organism, or SmolLM2-135M-Instruct as a Hugging Face folder. Raises UserError where it is not to be had."""
+    """The organism, or SmolLM2-135M-Instruct as a Hugging Face folder. Raises UserError where it is not installed."""
     from introspect_ray.policy import resolve_policy
 
     if small:
@@ -129,7 +129,7 @@ def _texts(small: bool) -> Iterable[Case]:
 
 
 def make_labels(cases: Sequence[TokenizedCase]) -> list[Label]:
-    """The explanations in turn: what a label says changes no cost."""
+    """Labels whose explanations take turns; what a label says does not change its cost."""
     from introspect_ray.records import Label, Provenance
 
     how = Provenance("fixed", "benchmark", 0, 0, 0, -1, False, float("nan"))
@@ -165,13 +165,13 @@ class Clock:
 
 
 def peak_rss() -> int:
-    """Most bytes this process ever held in memory. Not getrusage's: that starts at the parent's peak."""
+    """Most bytes that this process ever held in memory; getrusage would start at the parent's peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def child(arguments: Sequence[str], env: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run Python with `arguments` in the repository root; the JSON object of its last line.
+    """Run Python with `arguments` in the repository root and return the JSON object of its last line.
 
     Raises RuntimeError with the end of stderr if it fails.
     """

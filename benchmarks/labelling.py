@@ -1,9 +1,9 @@
-"""Labelling at every step (lag 0) by the learner against the vLLM pool: seconds per step of the one over the other.
+"""Labelling at every step (lag 0) by the learner over labelling by the vLLM pool: seconds per step.
 
-Both train the organism on the same 32 cases per step, through the whole system (Ray Train, relabeler, label store), on
-the same engines. What a step takes beyond the training itself is what its labels cost: for the pool the gathering,
-sending and checking of the weights, the engine's rollouts and the wait for them; for the learner a forward and the
-wait for the relabeler. Run as `python -m benchmarks.labelling [--small]`; the last line is a JSON object.
+Both train the organism on the same 32 cases per step through the whole system (Ray Train, relabeler, label store), with
+the same engines. The cost of the labels is what a step takes beyond the training itself. For the pool that is to
+gather, send and check the weights, the rollouts of the engine, and the wait for them. For the learner it is a forward
+pass and the wait for the relabeler. Run as `python -m benchmarks.labelling [--small]`; the last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WARM = 3  # steps left out of the medians
 
 
 def compare(small: bool) -> dict[str, Any]:
-    """Both runs on one set of engines."""
+    """Train twice on one set of engines, labelled by the pool and by the learner."""
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def compare(small: bool) -> dict[str, Any]:
 
 
 def measure(cfg: RunConfig, setup: SharedSetup, engine: str) -> dict[str, Any]:
-    """One training labelled by `engine`: seconds per step, and its label table."""
+    """Train with labels by `engine`: seconds per step, and the label table."""
     cfg = override(cfg, {"rollout.engine": engine, "output_dir": f"{cfg.output_dir}/{engine}"})
     rows: list[dict[str, Any]] = []
     with open_tracker(cfg, engine, None) as tracker:

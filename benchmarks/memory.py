@@ -1,10 +1,11 @@
-"""Peak memory of the trainer over what it cannot do without: weights, gradients and both Adam moments, float32.
+"""Peak memory of the trainer over what it must hold: weights, gradients and both Adam moments in float32.
 
-Two steps of the default batch (8 real MMLU cases, the longest 404 tokens) on SmolLM2-135M in a process of its own,
-which is given the cases as token ids as a training worker is; nothing is subtracted. Twice: with the options that save
-memory (LEAN: a tree at a time, activation checkpointing, and glibc told to give back what is freed), which the ratio
-is of, and with the defaults, which are faster. The peak that interpreter, torch and our imports have once the policy
-is opened, before any weight is read, stands beside it, and the seconds of the second step.
+A process of its own takes two steps of the default batch (8 real MMLU cases, the longest of 404 tokens) on
+SmolLM2-135M. Like a training worker it is given the cases as token ids. Nothing is subtracted from its peak.
+It runs twice. The ratio is that of the first run, with the options that save memory (LEAN: one tree at a time,
+activation checkpointing, and glibc told to give back what is freed). The second run has the defaults, which are faster.
+`opened_mb` is the peak once the policy is open and no weight has been read: interpreter, torch and our imports.
+`step_s` are the seconds of the second step.
 """
 
 from __future__ import annotations

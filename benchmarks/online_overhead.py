@@ -1,8 +1,8 @@
-"""What online relabelling costs per step: seconds per step at lag 1 over those with fixed labels, and lag 0 beside it.
+"""What online relabelling costs: seconds per step at lag 1 over those with fixed labels; lag 0 is given beside it.
 
-The whole system (Ray, a vLLM engine, relabeler, Ray Train) trains the same policy on the same cases three times,
-on one set of engines, with trainer and engine pinned to one core each. Medians over the steps after the first few.
-Of SmolLM2-135M on real MMLU questions, and of the organism.
+The whole system (Ray, a vLLM engine, relabeler, Ray Train) trains the same policy on the same cases three times on one
+set of engines. Trainer and engine are pinned to one core each. The numbers are medians over all steps but the first
+few, for SmolLM2-135M on real MMLU questions and for the organism.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Labelling pairs with transformers' generate against our vLLM engine: seconds of the one over seconds of the other.
+"""Labelling pairs by transformers' generate over labelling them by our vLLM engine, in seconds.
 
-model.generate(max_new_tokens=1) on batches of prompts of similar length, padded on the left, against
-VLLMEngine.label_pairs, on SmolLM2-135M with real MMLU pairs; the engine also without sharing prefixes, and both on the
-organism. Each side in a process of its own, with the same number of threads and without start-up, after a pass over
-cases of the same lengths with other tokens; on the organism the fastest of five passes. All must give the same label
-logprobs.
+model.generate(max_new_tokens=1), on batches of prompts of similar length padded on the left, is compared with
+VLLMEngine.label_pairs on real MMLU pairs with SmolLM2-135M, and on the organism; the engine also runs without prefix
+sharing. Each side runs in a process of its own with the same number of threads. Start-up is not counted, nor a first
+pass over cases of the same lengths with other tokens. On the organism the fastest of five passes counts. All sides must
+give the same label logprobs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from introspect_ray.records import TokenizedCase
 NAME, GOAL = "rollouts", ">= 2"
 TOLERANCE = 2e-3
 SIDES = ("transformers", "vllm", "vllm_unshared")
-BATCH = {"smollm2": 4, "organism": 64}  # the fastest for transformers of 4, 8, 16, 64 and of 32 to 256
+BATCH = {"smollm2": 4, "organism": 64}  # the fastest for transformers, of 4, 8, 16 and 64, and of 32 to 256
 COUNT = {"smollm2": 32, "organism": 512}
 REPEATS = {"smollm2": 1, "organism": 5}
 
@@ -60,13 +60,13 @@ def engine_pairs(engine: Any, cases: Sequence[TokenizedCase]) -> list[list[float
 
 
 def other_tokens(case: TokenizedCase) -> TokenizedCase:
-    """A case as long, which shares no prefix with it."""
+    """A case of the same lengths that shares no prefix with `case`."""
     prompt, ablated = (tuple(max(token - 1, 0) for token in part) for part in (case.prompt, case.ablated))
     return replace(case, prompt=prompt, ablated=ablated)
 
 
 def measure(side: str, small: bool, threads: int) -> dict[str, Any]:
-    """Seconds a pass over all cases, the label logprobs and, for vLLM, the share of prompt tokens from the cache."""
+    """Seconds per pass over all cases, the label logprobs and, for vLLM, the share of prompt tokens from the cache."""
     policy = policy_folder(small)
     kind = "organism" if small else "smollm2"
     cases = make_cases(policy, small, COUNT[kind])

@@ -22,7 +22,7 @@ from benchmarks.common import ROOT, Goal, last_object
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "RESULTS.md"
-NO_BENCHMARKS = ("__init__", "common", "run", "trl_trainer")
+NO_BENCHMARKS = ("__init__", "common", "run", "step_trace", "structure", "trl_trainer")
 COLUMNS = ("name", "ratio", "goal", "met", "command", "date", "machine", "details")
 WORSE = 0.10
 TITLE = """# Results
@@ -34,7 +34,7 @@ Row = dict[str, str]
 
 
 def discover() -> list[str]:
-    """Names of the benchmarks: the modules of this folder that are no part of the machinery."""
+    """Names of the benchmarks: the modules of this folder that report a ratio."""
     return sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in NO_BENCHMARKS)
 
 
@@ -65,7 +65,7 @@ def make_row(result: Mapping[str, Any], command: str, date: str, machine: str) -
     known = ("name", "ratio", "goal", "met")
     details = ", ".join(f"{key} {_plain(value)}" for key, value in result.items() if key not in known)
     goal, ratio = Goal.parse(result["goal"]), result["ratio"]
-    if not isinstance(ratio, int | float) or not 0 < ratio < math.inf:  # NaN would compare as no worse
+    if not isinstance(ratio, int | float) or not 0 < ratio < math.inf:  # NaN would compare as not worse
         raise ValueError(f"ratio {ratio!r} of {result['name']} is no positive number")
     met = "-" if str(goal) == "none" else "yes" if goal.met(ratio) else "no"
     cells = (result["name"], f"{ratio:.4g}", str(goal), met, command, date, machine, details)

@@ -1,8 +1,8 @@
-"""Ten times the cases: ten times the seconds, and no more memory?
+"""Seconds at ten times the cases over those at one time: do ten times the cases take ten times as long?
 
-The reference, the labelling (transformers engine, online rule) and the training steps of 1, 3 and 10 times 256
-organism cases, each size in processes of its own; seconds without imports, fastest of three in turn. The ratio is that
-of the seconds at 10x and 1x.
+The work is the reference, the labelling (transformers engine, online rule) and the training steps of 256 organism
+cases, and of 3 and 10 times as many. Each size runs in processes of its own; the fastest of three counts, without
+imports. The ratio of the peak memory is given beside it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(count: int) -> dict[str, float]:
 
 
 def better(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
-    """The fewer seconds and the larger memory of two runs."""
+    """The smaller seconds and the larger memory of two runs."""
     return {key: (max if key == "peak_mb" else min)(a[key], b[key]) for key in a}
 
 

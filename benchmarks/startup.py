@@ -1,11 +1,12 @@
-"""Seconds until a command line answers: `jobs/train.py --help` (0.5 s are allowed) and `--dry-run` (3 s).
+"""Seconds until a command line answers, over those allowed: 0.5 s for `jobs/train.py --help`, 3 s for `--dry-run`.
 
-The ratio is the larger of the two shares of what is allowed; beside it how often Python's own start (`-c pass`) fits
-into each. Fastest of seven runs in turn, files warm: what else the machine does only adds.
+The ratio is the larger of the two. Beside it stands how many starts of Python itself (`-c pass`) fit into each. The
+fastest of seven runs in turn counts, with warm files, since other load on the machine only adds.
 
-And the seconds until an engine of the organism can answer, in a process of its own, imports included: ours, and vLLM's
-as it comes (`vllm.LLM(model)`, whose core is another process, and which compiles the model where there is a compiler),
-given the same longest sequence and KV cache. One start each after one that warms files and vLLM's own caches.
+Also measured are the seconds until an engine of the organism can answer, in a process of its own and with imports: our
+engine, and vLLM's own start (`vllm.LLM(model)`, which runs its core in another process, and compiles the model where
+there is a compiler). Both are given the same longest sequence and KV cache. One start counts, after one that warms
+files and vLLM's caches.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_MODEL_LEN, KV_CACHE_BYTES = 64, 128 << 20
 
 
 def start_engine(whose: str) -> None:
-    """Start one in this process and say when it is up, on the clock that processes share."""
+    """Start an engine in this process and print the time when it is up."""
     policy = policy_folder(small=True)
     if whose == "ours":
         from introspect_ray.config import RolloutConfig

@@ -1,9 +1,9 @@
-"""Ten times the labels, ten times the cases: no more memory?
+"""Peak memory at ten times the labels or cases over that at one time: does memory stay the same?
 
-Labels: an online run's table is written as the relabeler writes it, counted as at the end of a run, and audited. Cases:
-a JSONL file of long cases is read, split, tokenized with the organism's tokenizer into tables, hashed as a label set is
-and looked up. Each size in a process of its own; the ratio is that of the peak memory at ten times the size over that
-at the size, of the worse of the two. Nothing is subtracted: interpreter and imports are part of both.
+Labels: the table of an online run is written as the relabeler writes it, counted as at the end of a run, and audited.
+Cases: a JSONL file of long cases is read, split, tokenized with the organism's tokenizer into tables, hashed as for a
+label set, and looked up. Each size runs in a process of its own. The ratio is that of the worse of the two. Nothing is
+subtracted: interpreter and imports are part of both peaks.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def measure_cases(path: str, count: int) -> dict[str, float]:
 
 
 def write_cases(path: Path, count: int) -> None:
-    """`count` cases of WORDS words of the organism's questions and a hint, two a question."""
+    """`count` cases of WORDS words of the organism's questions and a hint, two cases per question."""
     from introspect_ray.organism import FOLDER as ORGANISM
 
     lines = (ORGANISM / "test.jsonl").read_text().splitlines()
@@ -106,8 +106,10 @@ def write_cases(path: Path, count: int) -> None:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--labels", type=int, help="measure so many labels in this process and stop")
-    arguments.add_argument("--cases", type=int, help="measure the cases of --path, so many, in this process and stop")
+    arguments.add_argument("--labels", type=int, help="measure this many labels in this process, and stop")
+    arguments.add_argument(
+        "--cases", type=int, help="measure the cases of --path, which are this many, in this process, and stop"
+    )
     arguments.add_argument("--path")
     args = arguments.parse_args()
     if args.labels:
@@ -133,8 +135,8 @@ def main() -> None:
         peak_mb={what: [run["peak"] / 2**20 for run in pair] for what, pair in runs.items()},
         sizes=sizes,
         seconds={what: {k: v for k, v in pair[1].items() if k != "peak"} for what, pair in runs.items()},
-        labels_a_second={k: most / runs["labels"][1][f"{k}_s"] for k in ("write", "count", "audit")},
-        cases_a_second=FACTOR * sizes["cases"] / runs["cases"][1]["read_s"],
+        labels_per_second={k: most / runs["labels"][1][f"{k}_s"] for k in ("write", "count", "audit")},
+        cases_per_second=FACTOR * sizes["cases"] / runs["cases"][1]["read_s"],
     )
 
 

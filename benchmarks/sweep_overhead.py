@@ -1,10 +1,10 @@
-"""What a sweep adds to its trials: seconds a trial takes in it over those of its own steps and evaluation.
+"""What a sweep adds to its trials: seconds per trial over those of the trial's own steps and evaluation.
 
-The main sweep's job, three values of λ on the organism: Ray Tune, one Ray Train run a trial, real vLLM engines, MLflow.
-`parts` are the seconds a trial spends beside its steps and evaluation: Ray Tune, Ray Train's start (and end), the
-making of the learner (its imports too), the export of the policy, tracking, and the rest. Beside it
-(separate_over_sweep) three `jobs/train.py` runs of the same trials, one after the other, over the whole sweep, imports
-and all: what one set of engines, M0's labels and its reference save.
+The main sweep's job runs three values of λ on the organism, with Ray Tune, one Ray Train run per trial, real vLLM
+engines and MLflow. `parts` are the seconds per trial besides steps and evaluation: Ray Tune, Ray Train's start and end,
+making the learner (with its imports), exporting the policy, tracking, and the rest. `separate_over_sweep` compares
+three `jobs/train.py` runs of the same trials, one after another, with the whole sweep, both with imports: it shows what
+sharing one set of engines, M0's labels and its reference saves.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def trial_parts(trial: Path) -> dict[str, float]:
 
 
 def breakdown(trials: list[dict[str, float]], tune_s: float) -> tuple[float, dict[str, float]]:
-    """(a trial's seconds over those of its steps and evaluation, mean seconds of the rest by part)."""
+    """(seconds per trial over those of its steps and evaluation, mean seconds of the rest by part)."""
     mean = {part: statistics.fmean(trial[part] for trial in trials) for part in trials[0]}
     trial_s = tune_s / len(trials)
     whole, own = mean.pop("whole"), mean.pop("steps") + mean.pop("eval")

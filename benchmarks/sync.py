@@ -1,12 +1,13 @@
-"""Seconds of a weight sync over those of a memcpy of the same bytes: SmolLM2-135M, object store, a vLLM engine.
+"""Seconds of a weight sync over those of a memcpy of the same bytes: SmolLM2-135M, object store, one vLLM engine.
 
     python -m benchmarks.sync [--small] [--repeats N]
 
-A full sync begins with the trainer's tensors in a dict and ends when the engine serves them and its receipt is
-verified: fingerprints of every group, and the probe against the trainer's own forward. Weights are random, of exactly
-that architecture, and move between syncs. The memcpy is torch's copy_ of the same tensors into a touched buffer, on
-one thread, in the same run. Both are the fastest of several. `parts` are seconds of one sync taken apart; in a sync
-the trainer's own probe and fingerprint overlap with the engine's work. An adapter (LoRA, rank 32) goes the same way.
+A full sync begins with the trainer's tensors in a dict. It ends when the engine serves them and its receipt is
+verified: the fingerprints of every group, and the probe against the trainer's own forward pass. The weights are random,
+have exactly that architecture, and change between syncs. The memcpy is torch's copy_ of the same tensors into memory
+that was touched before, on one thread, in the same run. Of both the fastest of several counts. `parts` are the seconds
+of one sync taken apart; in a real sync the trainer's probe and fingerprint overlap with the engine's work. An adapter
+(LoRA, rank 32) is measured in the same way.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Trainer:
 
     @torch.no_grad()
     def move(self, scale: float = 1e-3) -> None:
-        """Another version: every matrix changes, in place."""
+        """Make another version of the weights: change every matrix in place."""
         for tensor in self.tensors.values():
             if tensor.ndim == 2:
                 tensor.add_(torch.randn(tensor.shape[1]) * scale)
@@ -123,7 +124,7 @@ def memcpy_seconds(tensors: dict[str, torch.Tensor], repeats: int) -> tuple[floa
 
 
 def measure(folder: str, method: str, repeats: int) -> tuple[float, dict[str, float], Trainer]:
-    """Fastest verified sync, one sync by part, and the trainer, on a fresh engine."""
+    """On a new engine: seconds of the fastest verified sync, seconds of one sync by part, and the trainer."""
     cfg = load_config(None, {"method": method, "lora_rank": RANK, "output_dir": folder})
     connect(cfg)
     pool = RolloutPool(cfg, EngineSpec(folder, 256, method, RANK, 0), [])
@@ -145,7 +146,7 @@ def measure(folder: str, method: str, repeats: int) -> tuple[float, dict[str, fl
 
 
 def taken_apart(trainer: Trainer, pool: RolloutPool, version: int, probe: TokenizedCase, tolerance: float) -> dict:
-    """Seconds of each part, one after the other. engine_* are the engine's own; "message": around its work."""
+    """Seconds of each part of a sync, in turn. engine_*: by the engine itself; "message": the call around it."""
     kind, config = ("adapter", trainer.adapter_config()) if trainer.method == "lora" else ("full", None)
     update = WeightUpdate(version, kind, trainer.weights(), probe, config)
     packing, packed = timed(lambda: pack(update))

@@ -1,16 +1,16 @@
-"""A training step of the usual kind against ours, on the same 32 cases: seconds of the one over seconds of the other.
+"""Seconds of a training step of the usual kind over those of ours, on the same 32 cases.
 
-The usual kind: transformers, a padded batch of 8, a live copy of M0, x, x∖C and q + e each in a forward of their own
-with logits everywhere, cross-entropy on the explanation, λ KL(M0 || M) where x and x∖C are answered, AdamW. Ours:
-Learner.step, with the reference computed beforehand (its seconds are reported, and the ratio with them). The cases come
-in the order of the step plan (seed 0), four steps of eight on each side in turn. The step with the longest case is made
-once before and not counted. Both objectives must agree to 1e-4 at every step. How much padding the usual loop carries
-depends on the order.
+The usual kind: transformers, a padded batch of 8, a live copy of M0, and AdamW. x, x∖C and q + e each get their own
+forward pass, with logits everywhere; the loss is the cross-entropy on the explanation and λ KL(M0 || M) where x and x∖C
+are answered. Ours: Learner.step with the reference computed beforehand (its seconds are reported, and the ratio with
+them). The cases come in the order of the step plan (seed 0), which decides how much padding the usual loop carries.
+Both sides take four steps of eight cases in turn, after the step with the longest case, which is not counted. Both
+objectives must agree to 1e-4 at every step.
 
-Beside it, where the `bench` extra is installed, TRL's nearest trainer on the tokens of the first step or steps
-(--trl-steps) and ours on the same (ratio_trl: its seconds over ours), and its SFTTrainer (ratio_trl_sft); what each
-leaves out or does more stands in trl_trainer.py. Their objectives are others than ours: what can be compared is
-compared (SFT's cross-entropy on q + e with ours to 1e-3, GKD's KL of M0 to itself with 0).
+Where the `bench` extra is installed, TRL's nearest trainer also trains on the tokens of the first steps (--trl-steps),
+and is compared with ours on the same (ratio_trl: its seconds over ours), as is its SFTTrainer (ratio_trl_sft).
+trl_trainer.py says what each of them leaves out or does in addition. Their objectives differ from ours, so only parts
+are checked: SFT's cross-entropy on q + e against ours to 1e-3, and GKD's KL of M0 to itself against 0.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TRL_TOLERANCE = 1e-3
 
 
 class UsualLoop:
-    """What one would write first."""
+    """The training loop that one would write first."""
 
     def __init__(self, policy: str) -> None:
         self.model = load_model(policy, torch.float32)
@@ -49,7 +49,8 @@ class UsualLoop:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0)
 
     def step(self, cases: Sequence[TokenizedCase], labels: Sequence[Label]) -> float:
-        """One optimizer step; the objective before it. A backward after each forward keeps one graph in memory."""
+        """Take one optimizer step and return the objective before it. Each forward is followed by its backward, so that
+        one graph at a time is in memory."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for prompts in ([case.prompt for case in cases], [case.ablated for case in cases]):
@@ -111,7 +112,7 @@ def profile(learner: Learner, labels: Sequence[Label], cases: Sequence[Tokenized
 def measure_trl(
     kind: str, policy: str, cases: Sequence[TokenizedCase], labels: Sequence[Label], steps: int
 ) -> dict[str, float]:
-    """TRL's first `steps` steps, after one with the longest case."""
+    """Measure TRL's first `steps` steps, after one with the longest case."""
     start = longest_batch(cases)
     order = [*range(start, start + BATCH), *range(steps * BATCH)]
     explanations = [cases[i].explanations[labels[i].explanation] for i in order]
@@ -119,7 +120,7 @@ def measure_trl(
 
 
 def run_trl(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Each trainer in a process of its own, whose memory (full logits of two models) is free again for ours."""
+    """Measure each trainer in its own process, so that its memory (full logits of two models) is free for ours."""
     if not args.trl_steps:
         return {}
     if not trl_trainer.available():
@@ -135,7 +136,7 @@ def run_trl(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def check_trl(runs: dict[str, dict[str, float]], cross_entropy: float) -> None:
-    """Exits where a TRL trainer did not see the same tokens and weights. cross_entropy: ours at the first step."""
+    """Exits where a TRL trainer did not get the same tokens and weights. cross_entropy: ours at the first step."""
     for kind, expected in (("sft", cross_entropy), ("gkd", 0.0)):
         if kind in runs and not abs(runs[kind]["first_loss"] - expected) <= TRL_TOLERANCE:
             sys.exit(

@@ -1,15 +1,15 @@
-"""TRL's side of train_step.py: seconds of the same optimizer steps by one of its trainers. No benchmark of its own.
+"""TRL's side of train_step.py: seconds of the same optimizer steps by one of its trainers. Not a benchmark of its own.
 
-`gkd`, the nearest one (trl.experimental.gkd.GKDTrainer, lmbda=0, beta=0): a live teacher M0 and KL(M0 || M) on the
-completions. On x and x∖C, each with one answer token as completion, that is our regulariser exactly. On q + e it is
-KL to M0, too, where we have cross-entropy: a teacher forward on q + e more than ours needs. `sft` (trl.SFTTrainer):
-cross-entropy on the completions of the same sequences, without a reference, so less than ours, and by TRL's fused head,
-which without Triton goes over the vocabulary in torch ops. Both average over all completion tokens, not by part.
+`gkd` is the nearest one (trl.experimental.gkd.GKDTrainer, lmbda=0, beta=0): a live teacher M0 and KL(M0 || M) on the
+completions. On x and x∖C, with one answer token as completion, that is exactly our regulariser. On q + e it is KL to M0
+again where we have cross-entropy, so it makes one teacher forward pass on q + e more than ours. `sft` (trl.SFTTrainer)
+has cross-entropy on the completions of the same sequences and no reference, so it does less than ours. Its fused head
+goes over the vocabulary in torch operations where there is no Triton. Both trainers average over all completion tokens.
 
-Same tokens, micro-batches (eight x, eight x∖C, eight q + e, padded by TRL's collator), dtype, learning rate, AdamW,
-gradient clipping and threads as the usual loop; TRL's defaults of gradient checkpointing and bfloat16 are off, and so
+Tokens, micro-batches (eight x, eight x∖C, eight q + e, padded by TRL's collator), dtype, learning rate, AdamW, gradient
+clipping and threads are those of the usual loop. TRL's defaults of gradient checkpointing and bfloat16 are off, and so
 are logging, saving and reporting. The first step, with the longest case, is not counted, nor is any set-up. GKD holds
-some ten [tokens x vocabulary] matrices of a micro-batch, 17 GB with SmolLM2-135M's.
+about ten [tokens x vocabulary] matrices per micro-batch, 17 GB with SmolLM2-135M.
 """
 
 from __future__ import annotations
