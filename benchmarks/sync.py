@@ -129,11 +129,12 @@ def measure(folder: str, method: str, repeats: int) -> tuple[float, dict[str, fl
     connect(cfg)
     pool = RolloutPool(cfg, EngineSpec(folder, 256, method, RANK, 0), [])
     trainer, probe = Trainer(folder, method), probe_case(CASE)
-    transfer, tolerance = ObjectStoreTransfer(method, pool, rank=0), probe_tolerance(cfg)
+    tolerance = probe_tolerance(cfg)
+    transfer = ObjectStoreTransfer(method, pool, 0, tolerance)
 
     def sync(version: int) -> None:
         sent = transfer.send(trainer, version, probe)
-        verify(sent.expected, ray.get(sent.receipts), tolerance)
+        verify(sent.expected, ray.get(sent.receipts))
 
     seconds = []
     for version in range(1, repeats + 1):
@@ -154,7 +155,7 @@ def taken_apart(trainer: Trainer, pool: RolloutPool, version: int, probe: Tokeni
     loading, (receipt,) = timed(lambda: ray.get(pool.load_weights(stored)))
     marking, _ = timed(lambda: fingerprints(update.tensors))
     probing, expected = timed(lambda: trainer.probe(probe))
-    verify(expect(update, expected), [receipt], tolerance)
+    verify(expect(update, expected, tolerance), [receipt])
     engine = {f"engine_{part}": value for part, value in receipt.seconds.items()}
     own = {"pack": packing, "put": putting, "trainer_fingerprint": marking, "trainer_probe": probing}
     return {**own, **engine, "message": loading - sum(receipt.seconds.values())}

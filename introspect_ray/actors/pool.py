@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, RolloutWorker, Serving, Task
-from introspect_ray.actors.weight_sync import probe_tolerance, verify
+from introspect_ray.actors.weight_sync import verify
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
@@ -48,8 +48,7 @@ class RolloutPool:
 
     def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
         """cases: refs of CaseTables, which Ray keeps once per node."""
-        self._size, self._tolerance = cfg.rollout.group_size, probe_tolerance(cfg)
-        self._limit = cfg.train.max_failures
+        self._size, self._limit = cfg.rollout.group_size, cfg.train.max_failures
         self.prompt_tokens = PromptTokens()  # of all label_now and explain_now so far
         self._cases = list(cases)  # refs in a list, which Ray passes unresolved: each engine resolves them once
         rollout = cfg.rollout
@@ -121,7 +120,7 @@ class RolloutPool:
             try:
                 result: RolloutResult = await pending.future
                 if request.serving.expected is not None:
-                    verify(request.serving.expected, [result.receipt], self._tolerance)
+                    verify(request.serving.expected, [result.receipt])
                 return result
             except (RayActorError, RayTaskError) as error:
                 failed = reason(error)

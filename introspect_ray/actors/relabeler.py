@@ -15,7 +15,7 @@ import ray
 
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
-from introspect_ray.actors.weight_sync import probe_tolerance, verify
+from introspect_ray.actors.weight_sync import verify
 from introspect_ray.cases.lookup import ids_of
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
@@ -72,7 +72,7 @@ class Relabeler:
         try:
             results: Sequence[Any] = []
             if serving and serving.expected:
-                verify(serving.expected, await receipts(deliveries), probe_tolerance(self._cfg))
+                verify(serving.expected, await receipts(deliveries))
             if groups and self._pool:
                 results = await self._pool.collect(groups, f"step {step}", self.notes.append)
             pairs = [pair for result in results for pair in result.pairs]

@@ -13,7 +13,7 @@ import ray
 
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
-from introspect_ray.actors.weight_sync import Expected, probe_case, probe_tolerance, verify
+from introspect_ray.actors.weight_sync import Expected, probe_case, verify
 from introspect_ray.actors.weight_transfer import make_transfer
 from introspect_ray.config import RunConfig
 from introspect_ray.labels.store import labels_to_table
@@ -85,7 +85,7 @@ class RaySupply:
         must say. None off rank 0."""
         expected = self._latest.expected if self._latest else None
         if expected:
-            verify(expected, asyncio.run(receipts(self._receipts)), probe_tolerance(self._cfg))
+            verify(expected, asyncio.run(receipts(self._receipts)))
         return expected
 
     def request(self, step: int, version: int) -> None:

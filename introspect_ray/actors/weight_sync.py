@@ -40,11 +40,15 @@ class WeightSyncError(AlarmError):
 
 @dataclass(frozen=True)
 class Expected:
-    """What every engine's receipt must say: version, fingerprints by group of tensors, the trainer's probe logprobs."""
+    """What every engine's receipt must say: version, fingerprints by group of tensors, the trainer's probe logprobs.
+
+    tolerance: how far the engine's probe logprobs may be off, in nats (see `probe_tolerance`).
+    """
 
     version: int
     fingerprints: Mapping[str, str]
     probe: tuple[float, ...]
+    tolerance: float
 
 
 def probe_tolerance(cfg: RunConfig) -> float:
@@ -79,11 +83,11 @@ def unpack(update: WeightUpdate) -> WeightUpdate:
     return replace(update, tensors={name: made[id(packed[1])] for name, packed in update.tensors.items()})
 
 
-def expect(update: WeightUpdate, probe: tuple[float, ...]) -> Expected:
-    return Expected(update.version, fingerprints(update.tensors), probe)
+def expect(update: WeightUpdate, probe: tuple[float, ...], tolerance: float) -> Expected:
+    return Expected(update.version, fingerprints(update.tensors), probe, tolerance)
 
 
-def verify(expected: Expected, deliveries: Sequence[Delivery | None], tolerance: float) -> None:
+def verify(expected: Expected, deliveries: Sequence[Delivery | None]) -> None:
     """Raises WeightSyncError unless every receipt names the version, the same bytes and the same probe logprobs.
 
     The fingerprints prove what arrived; the probe (label logprobs of one case, compared in nats) what is served.
@@ -102,10 +106,10 @@ def verify(expected: Expected, deliveries: Sequence[Delivery | None], tolerance:
                 f"{got.fingerprints.get(group, 'none')}, sent {expected.fingerprints.get(group, 'none')}"
             )
         gap = worst_gap(got.probe, expected.probe)
-        if not gap <= tolerance:
+        if not gap <= expected.tolerance:
             raise WeightSyncError(
                 f"engine {engine} does not serve weight version {expected.version}: its logprobs on the probe case "
-                f"are off by {gap:.2g} nats, allowed are {tolerance:g}: if both sides are right and differ by rounding "
+                f"are off by {gap:.2g} nats, allowed are {expected.tolerance:g}: if both sides are right and differ by rounding "
                 "alone, go on with --resume and a larger rollout.probe_tolerance"
             )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import ray
 
-from introspect_ray.actors.weight_sync import Expected, expect, pack
+from introspect_ray.actors.weight_sync import Expected, expect, pack, probe_tolerance
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import weight_transfer
 from introspect_ray.engines.protocol import WeightUpdate
@@ -50,17 +50,18 @@ class WeightTransfer(Protocol):
 
 def make_transfer(cfg: RunConfig, pool: RolloutPool, rank: int) -> WeightTransfer:
     """The transfer of a run, for which the engines of the pool were started."""
-    kind = weight_transfer(cfg)
+    kind, tolerance = weight_transfer(cfg), probe_tolerance(cfg)
     if kind == "object_store":
-        return ObjectStoreTransfer(cfg.method, pool, rank)
-    return DeviceTransfer(kind, pool, rank, cfg.rollout.tensor_parallel_size)
+        return ObjectStoreTransfer(cfg.method, pool, rank, tolerance)
+    return DeviceTransfer(kind, pool, rank, tolerance, cfg.rollout.tensor_parallel_size)
 
 
 class ObjectStoreTransfer:
     """Rank 0 gathers the tensors on the CPU and stores them once; every engine maps and loads them."""
 
-    def __init__(self, method: Literal["full", "lora"], pool: RolloutPool, rank: int) -> None:
-        self._method, self._pool, self._rank = method, pool, rank
+    def __init__(self, method: Literal["full", "lora"], pool: RolloutPool, rank: int, tolerance: float) -> None:
+        """tolerance: see Expected."""
+        self._method, self._pool, self._rank, self._tolerance = method, pool, rank, tolerance
 
     def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
         """Does not wait for the engines: they load while the trainer computes its logprobs on the probe case."""
@@ -74,15 +75,18 @@ class ObjectStoreTransfer:
             update = WeightUpdate(version, "full", tensors, probe)
         stored = ray.put(pack(update))
         receipts = self._pool.load_weights(stored)
-        return PublishedWeights(expect(update, learner.probe(probe)), receipts, stored)
+        return PublishedWeights(expect(update, learner.probe(probe), self._tolerance), receipts, stored)
 
 
 class DeviceTransfer:
     """From GPU to GPU by vLLM's trainer-side weight transfer. `send` waits until every engine has the weights."""
 
-    def __init__(self, backend: Literal["nccl", "ipc"], pool: RolloutPool, rank: int, engine_workers: int) -> None:
-        """engine_workers: processes per engine, its tensor_parallel_size."""
+    def __init__(
+        self, backend: Literal["nccl", "ipc"], pool: RolloutPool, rank: int, tolerance: float, engine_workers: int
+    ) -> None:
+        """tolerance: see Expected. engine_workers: processes per engine, its tensor_parallel_size."""
         self._backend, self._pool, self._rank, self._workers = backend, pool, rank, engine_workers
+        self._tolerance = tolerance
         self._sender: Sender | None = None
 
     def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
@@ -93,7 +97,7 @@ class DeviceTransfer:
         if self._rank:
             return PublishedWeights(None, [])
         receipts = [actor.engine.remote("confirm", version, probe) for actor in self._pool.actors]
-        return PublishedWeights(Expected(version, fingerprints, expected), receipts)
+        return PublishedWeights(Expected(version, fingerprints, expected, self._tolerance), receipts)
 
     def _open(self, learner: Learner) -> Sender:
         from introspect_ray.engines.vllm_sender import Sender

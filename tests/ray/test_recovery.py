@@ -108,10 +108,10 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
     pool, prepared = live.setup.pool, live.setup.prepared
     ids, sent = [case.case_id for case in prepared.test[:24]], fingerprints(load_saved(str(out / "policy"))[0])
     exported = Exported(str(out / "policy"), prepared.train[0])
-    request = Request("label", ids, Serving(2, Expected(2, sent, ())), home=0)  # to be had nowhere: it is served
+    request = Request("label", ids, Serving(2, Expected(2, sent, (), 2e-3)), home=0)  # to be had nowhere: it is served
     before = ray.get(pool._send(request).future)
     os.kill(pids(TITLES["rollout actor"])[0], signal.SIGKILL)
-    again = pool.label_now(ids, Serving(2, Expected(2, sent, before.receipt.probe), exported))
+    again = pool.label_now(ids, Serving(2, Expected(2, sent, before.receipt.probe, 2e-3), exported))
     assert again == before.answers
     assert {pair.case_id: pair.cued_logprobs for pair in again} != {
         pair.case_id: pair.cued_logprobs for pair in live.setup.m0_test[:24]

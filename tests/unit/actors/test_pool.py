@@ -24,7 +24,7 @@ def task_error(cause: Exception) -> RayTaskError:
 
 
 GOOD = Delivery(3, {"model.layers.0": "abc"}, (-0.1, -2.0), {}, 30)
-SERVING = Serving(3, Expected(3, GOOD.fingerprints, (-0.1, -2.0)), [None])
+SERVING = Serving(3, Expected(3, GOOD.fingerprints, (-0.1, -2.0), 2e-3), [None])
 REQUEST = Request("label", ["c1", "c2"], SERVING, home=1)
 
 

@@ -40,9 +40,9 @@ def test_a_tied_tensor_travels_once():
 
 def test_verify_names_what_is_wrong():
     """A receipt of another version, other bytes, or other behaviour than the trainer's stops the run."""
-    sent = expect(update(), (-0.1, -2.0))
+    sent = expect(update(), (-0.1, -2.0), 0.002)
     good = Delivery(7, fingerprints(update().tensors), (-0.1, -2.001), {}, 30)
-    verify(sent, [good, good], tolerance=0.002)
+    verify(sent, [good, good])
     for bad, says in (
         (replace(good, version=6), "version 6"),
         (replace(good, fingerprints={**good.fingerprints, "l.0": "00"}), r"in l\.0 \(1 of 2 groups differ\).*00, sent"),
@@ -52,9 +52,9 @@ def test_verify_names_what_is_wrong():
         (replace(good, probe=(-0.1, float("nan"))), "nan"),
     ):
         with pytest.raises(WeightSyncError, match=says):
-            verify(sent, [good, bad], tolerance=0.002)
+            verify(sent, [good, bad])
     with pytest.raises(WeightSyncError, match="engine 0 has no receipt of weight version 7"):
-        verify(sent, [None], tolerance=0.002)
+        verify(sent, [None])
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_a_step_of_bfloat16_logits_passes_the_probe_and_a_stale_head_does_not():
     up_down = torch.tensor([1.0, -1.0])
     assert torch.equal((one.float() + 0.12 * up_down).bfloat16(), one)
     assert torch.equal((one.float() + 0.13 * up_down).bfloat16(), other)
-    sent = expect(update(), tuple(one.float().log_softmax(-1).tolist()))
-    got = Delivery(7, sent.fingerprints, tuple(other.float().log_softmax(-1).tolist()), {}, 30)
     tolerance = probe_tolerance(load_config(None, {"rollout.dtype": "bfloat16"}))
-    verify(sent, [got], tolerance)
+    sent = expect(update(), tuple(one.float().log_softmax(-1).tolist()), tolerance)
+    got = Delivery(7, sent.fingerprints, tuple(other.float().log_softmax(-1).tolist()), {}, 30)
+    verify(sent, [got])
     with pytest.raises(WeightSyncError, match=r"off by 0\.49 nats, allowed are 0\.1: .*--resume and a larger"):
-        verify(sent, [got], 0.1)
+        verify(replace(sent, tolerance=0.1), [got])
     with pytest.raises(WeightSyncError, match=r"off by 3 nats"):
-        verify(sent, [replace(got, probe=(got.probe[0] - 3.5, got.probe[1]))], tolerance)
+        verify(sent, [replace(got, probe=(got.probe[0] - 3.5, got.probe[1]))])
 
 
 def test_each_choice_has_its_transfer():
