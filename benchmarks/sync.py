@@ -39,7 +39,7 @@ from introspect_ray.runs.cluster import connect
 NAME, GOAL, RANK = "sync", "<= 3", 32
 ORGANISM = BUNDLED["organism"]
 LONG = tuple(range(200, 350))  # token ids of a prompt as long as a Hint-MMLU case; the probe takes its end
-CASE = TokenizedCase("probe", ("A", "B"), (330, 331), LONG, (*LONG[:-4], 7, 8, 9, 10), (5, 6), {})
+CASE = TokenizedCase("probe", ("A", "B"), ((330,), (331,)), LONG, (*LONG[:-4], 7, 8, 9, 10), (5, 6), {})
 
 
 class Trainer:

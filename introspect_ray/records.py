@@ -7,11 +7,40 @@ policy version answers to x and to x∖C, and a *label* is the explanation made 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """How the answer of a case is read (paper §2.1).
+
+    labels: the greedy one of the case's labels, each of any number of tokens. free: a greedy text of at most
+    `max_tokens` tokens, which a judge puts into one of the labels.
+    """
+
+    kind: Literal["labels", "free"] = "labels"
+    judge: Literal["keyword", "llm"] | None = None  # free: the kind of judge that the case asks for; None: the run's
+    max_tokens: int = 0  # free: at least 1; labels: 0
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """The wording of explanations: sentences with one {label}, and how labels are written in it.
+
+    Example: Templates("It would say {label}.", "It would still say {label}.", (("YTA", "you are in the wrong"),)).
+    """
+
+    changed: str = "The response would change to {label}."
+    unchanged: str = "The response would not change from {label}."
+    names: tuple[tuple[str, str], ...] = ()  # (label, display text), for labels that are not written as they are
+
+
+OWN_WORDING = Templates()
+PAPER_WORDING = Templates(unchanged="The response would not change to {label}.")  # paper §2.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +56,10 @@ class Case:
     ablated_messages: tuple[Message, ...]  # x without the cue
     meta_question: str
     labels: tuple[str, ...]  # the allowed answers, at least two
+    response: Response = Response()
+    templates: Templates = OWN_WORDING
+    group: str = ""  # the kind of cue; metrics are also reported by group
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON values that ride along into the evaluation
 
 
 class Explanation(NamedTuple):
@@ -40,24 +73,46 @@ class Explanation(NamedTuple):
 class TokenizedCase:
     """A case as token ids; `explanations` holds the tokens of every valid explanation, with its end of turn.
 
-    Example: prompt (1, 7, 9), ablated (1, 7), question (1, 7, 9, 4), label_ids (10, 11),
+    Example: prompt (1, 7, 9), ablated (1, 7), question (1, 7, 9, 4), label_tokens ((10,), (11, 12)),
     explanations {Explanation(False, "A"): (20, 10, 2), ...} with 2 * len(labels) entries.
     """
 
     case_id: str
     labels: tuple[str, ...]
-    label_ids: tuple[int, ...]  # one token id per label, in their order
+    label_tokens: tuple[tuple[int, ...], ...]  # the tokens of each label, in their order; () for free text
     prompt: tuple[int, ...]  # x, up to and including the answer prefix
     ablated: tuple[int, ...]  # x∖C, likewise
     question: tuple[int, ...]  # q
     explanations: dict[Explanation, tuple[int, ...]]
+    max_response: int = 0  # free text: most tokens of a response; 0: one of the labels
+    templates: Templates = OWN_WORDING
+    group: str = ""
+    metadata: str = ""  # a JSON object; "" for none
+
+    @property
+    def label_ids(self) -> tuple[int, ...]:
+        return tuple(token for (token,) in self.label_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class AuxiliaryText:
+    """A sequence of auxiliary, behaviour-only data as tokens. Example: ("chat-3", (1, 7, 9, 2), (False, False, True, True)).
+
+    `targets` marks the tokens that are trained on; the first token never is, since nothing predicts it.
+    """
+
+    text_id: str
+    tokens: tuple[int, ...]
+    targets: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class BehaviorPair:
     """y(x) and y(x∖C), answered together by one weight version: a pair never mixes two versions.
 
-    Logprobs are natural logs of the full-vocabulary softmax at the answer position, one per label.
+    Logprobs are natural logs of the full-vocabulary softmax, one per label: the sum over the label's tokens. Free text
+    has none, but the tokens of both responses, without an end of turn; a response shorter than the case's max_response
+    ended by itself.
     Example: BehaviorPair("mmlu-17", "A", "B", (-0.1, -2.4), (-1.9, -0.2), False, False, 3).
     """
 
@@ -66,9 +121,11 @@ class BehaviorPair:
     ablated: str
     cued_logprobs: tuple[float, ...]
     ablated_logprobs: tuple[float, ...]
-    cued_off_format: bool  # the full-vocabulary argmax is not an allowed label
+    cued_off_format: bool  # free decoding would leave the labels; free text: the judge gave no verdict
     ablated_off_format: bool
     weight_version: int
+    cued_response: tuple[int, ...] = ()
+    ablated_response: tuple[int, ...] = ()
 
     @property
     def explanation(self) -> Explanation:
@@ -91,6 +148,8 @@ class Provenance:
     step: int  # the training step that uses the label; -1 for labels made outside training
     flipped: bool  # online: E(M_t) was replaced by a wrong label
     draw: float
+    judge: str = ""  # free text: identity of the judge that gave the parents' labels
+    calibration: str = ""  # hash of the offsets by which the parents were read; "" without calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +189,14 @@ class StepMetrics:
     step: int
     loss: float
     cross_entropy: float  # nats per target token
-    kl: float  # nats per behaviour position, KL(M0 || M)
+    kl: float  # nats per position of M0's responses, KL(M0 || M)
     grad_norm: float
-    explanation_self: float  # share of cases whose greedy valid explanation is E(M_t)
+    explanation_self: float | None  # share of cases whose greedy valid explanation is E(M_t); None for free text
     explanation_orig: float  # the same against E(M0)
-    behavior_em: float  # y(x) and y(x∖C) both as M0
+    behavior_em: float | None  # y(x) and y(x∖C) both as M0; None for free text
     requested_agreement: float | None
     realised_at_labelling: float | None
-    realised_at_consumption: float  # share of labels equal to E(M_t), read off the training forward
+    realised_at_consumption: float | None  # share of labels equal to E(M_t), read off the training forward; as above
     engine_gap: float | None  # max |trainer - engine| label logprob, same case and version (lag 0)
     off_format: float | None  # share of the answers (two per pair) whose likeliest token is no allowed label
     prefix_hit_rate: float | None  # share of the rollouts' prompt tokens that came from vLLM's prefix cache
@@ -146,6 +205,7 @@ class StepMetrics:
     rollout_idle_s: float
     relabeler_idle_s: float
     step_s: float
+    auxiliary: float | None = None  # nats per target token of the auxiliary data; None without it
 
 
 @dataclass(frozen=True)

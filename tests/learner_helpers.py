@@ -49,7 +49,15 @@ def make_cases(count: int, seed: int = 0, stem: tuple[int, int] = (5, 14)) -> li
         cue = (3, rng.choice(LETTER_IDS))
         question = (*body, *cue, 5, 6, 7, 4)
         cases.append(
-            TokenizedCase(f"case-{i}", LETTERS, LETTER_IDS, (*body, *cue, 4), (*body, 4), question, explanations())
+            TokenizedCase(
+                f"case-{i}",
+                LETTERS,
+                tuple((i,) for i in LETTER_IDS),
+                (*body, *cue, 4),
+                (*body, 4),
+                question,
+                explanations(),
+            )
         )
     return cases
 

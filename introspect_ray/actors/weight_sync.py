@@ -109,8 +109,8 @@ def verify(expected: Expected, deliveries: Sequence[Delivery | None]) -> None:
         if not gap <= expected.tolerance:
             raise WeightSyncError(
                 f"engine {engine} does not serve weight version {expected.version}: its logprobs on the probe case "
-                f"are off by {gap:.2g} nats, allowed are {expected.tolerance:g}: if both sides are right and differ by rounding "
-                "alone, go on with --resume and a larger rollout.probe_tolerance"
+                f"are off by {gap:.2g} nats, allowed are {expected.tolerance:g}: if both sides are right and differ by "
+                "rounding alone, go on with --resume and a larger rollout.probe_tolerance"
             )
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from introspect_ray.records import TokenizedCase
+
 Tokens = tuple[int, ...]
 
 
@@ -92,6 +94,18 @@ def read_label(
         scores = logprobs[where]
         where = nodes[where].leads_to[max(range(len(scores)), key=scores.__getitem__)]
     return Reading(~where, tuple(totals[i] for i in range(len(totals))), off_format, tuple(path))
+
+
+def response_path(case: TokenizedCase, label: str, response: Tokens) -> Tokens:
+    """The tokens of M0's response after which something of it is still to be predicted.
+
+    The KL is taken at the end of the prompt and after each of these tokens. label: y(x) or y(x∖C); response: the tokens
+    of a free text, whose end of turn is predicted as well unless it was cut at the case's max_response. For labels of
+    one token the path is empty: the KL is taken at the end of the prompt alone.
+    """
+    if case.max_response:
+        return response if len(response) < case.max_response else response[:-1]
+    return case.label_tokens[case.labels.index(label)][:-1]
 
 
 def has_nan(logprobs: Sequence[float]) -> bool:

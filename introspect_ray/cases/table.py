@@ -43,7 +43,7 @@ class AnswerSet(NamedTuple):
     """
 
     labels: tuple[str, ...]
-    label_ids: tuple[int, ...]
+    label_tokens: tuple[tuple[int, ...], ...]
     explanations: dict[Explanation, tuple[int, ...]]
 
 
@@ -162,7 +162,7 @@ class CaseTable(RecordTable[TokenizedCase]):
             for offsets, values in (columns.prompt, columns.ablated, columns.question)
         )
         case_id = columns.ids[row].as_py()
-        return TokenizedCase(case_id, used.labels, used.label_ids, prompt, ablated, question, used.explanations)
+        return TokenizedCase(case_id, used.labels, used.label_tokens, prompt, ablated, question, used.explanations)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_mapped": None}
@@ -211,10 +211,10 @@ class _Answers:
 
     def number(self, case: TokenizedCase) -> int:
         """The number of the case's answer set, which is added if it is new."""
-        key = (case.labels, case.label_ids, tuple(case.explanations.items()))
+        key = (case.labels, case.label_tokens, tuple(case.explanations.items()))
         at = self._at.setdefault(key, len(self.sets))
         if at == len(self.sets):
-            self.sets.append(AnswerSet(case.labels, case.label_ids, case.explanations))
+            self.sets.append(AnswerSet(case.labels, case.label_tokens, case.explanations))
         return at
 
 

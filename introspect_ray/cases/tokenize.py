@@ -31,7 +31,7 @@ def tokenize_case(case: Case, tokenizer: Any, answer_prefix: str = "") -> Tokeni
     return TokenizedCase(
         case_id=case.case_id,
         labels=case.labels,
-        label_ids=_label_ids(tokenizer, template, case.labels, answer_prefix),
+        label_tokens=tuple((token,) for token in _label_ids(tokenizer, template, case.labels, answer_prefix)),
         prompt=_chat(tokenizer, case.messages, case.case_id) + prefix,
         ablated=_chat(tokenizer, case.ablated_messages, case.case_id) + prefix,
         question=_chat(tokenizer, with_meta_question(case), case.case_id),

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from introspect_ray.config import compatibility
+from introspect_ray.config.judges import JudgeConfig
 
 
 class _Section(BaseModel):
@@ -39,6 +40,23 @@ class TaskConfig(_Section):
     """Seed of the task: the hinted letter (hint_mmlu), the split, and the choice of `train_cases` and `test_cases`."""
     answer_prefix: str = ""
     """Text that starts the assistant's turn before the label, e.g. "(". It helps policies that answer off-format."""
+    explanation: Literal["own", "paper"] = "own"
+    """Wording of explanations. own: "The response would change to A." and "... would not change from A."; paper: "...
+    would not change to A." (§2.1)."""
+    changed: str | None = None
+    """Sentence of an explanation where the answer changes, with one {label}, in any language; null: what the case file
+    says, or by `explanation`."""
+    unchanged: str | None = None
+    """Likewise where it does not change."""
+    meta_question: str | None = None
+    """The question after a prompt that asks for the explanation; null: the task's own, or what the case file says."""
+    label_names: dict[str, str] = {}
+    """How labels are written in explanations, where not as they are: {YTA: "you are in the wrong"}."""
+    calibration: Literal["none", "contextual"] = "none"
+    """contextual: the answer is the argmax of a label's logprob minus M0's mean logprob of that label over the training
+    cases, for x and x∖C apart. Small policies answer one letter nearly always without it."""
+    shots: int = Field(0, ge=0)
+    """evaluate: explained training cases before each meta-question, to prompt an untrained policy (paper fig. 11)."""
 
 
 class SupervisionConfig(_Section):
@@ -142,6 +160,24 @@ class TrainConfig(_Section):
     failure."""
 
 
+class AuxiliaryConfig(_Section):
+    """Behaviour-only data that is trained on beside the explanations (paper eq. 5)."""
+
+    path: str | None = None
+    """JSONL of chats ({messages}, WildChat's {conversation}, ShareGPT's {conversations}) or of {text}, or a .txt file;
+    null: none, or `hub_id`."""
+    hub_id: str | None = None
+    """Data set of the same columns on the Hugging Face Hub."""
+    tokens: Literal["assistant", "all"] = "assistant"
+    """Which tokens of a chat are trained on; of plain text all are."""
+    weight: float = Field(1.0, ge=0)
+    """Weight of their mean cross-entropy per token in the loss."""
+    batch_size: int = Field(8, ge=1)
+    """Sequences per step, over all workers; which ones follows from `seed` and the step."""
+    max_tokens: int = Field(512, ge=2)
+    """Longest sequence in tokens: chats are cut there, plain text is cut into pieces of it."""
+
+
 class EvalConfig(_Section):
     """The evaluation on held-out cases."""
 
@@ -185,9 +221,16 @@ class RunConfig(_Section):
     """Folder or s3:// address of the results."""
     policy: str = "organism"
     """M0, the policy to train: "organism" (bundled), a Hugging Face folder or Hub id, or a .gguf file."""
+    reference_policy: str | None = None
+    """The policy that the KL keeps to, that fixed labels explain and that Orig is scored against, if it is not the one
+    that training starts from: M[B(M_reg), E(M_reg)] of paper fig. 10b. null: `policy`."""
     task: TaskConfig = TaskConfig()
     kl_weight: float = Field(1.0, ge=0)
     """λ of paper eq. 2, the weight of KL(M0 ‖ M) on the behaviour."""
+    loss_normalisation: Literal["token", "sequence"] = "token"
+    """token: mean cross-entropy per explanation token, mean KL per response token. sequence: eq. 2 read literally, the
+    mean over cases of the summed -log p(e | q), and over prompts of the summed KL; with explanations of n tokens the
+    same λ weighs n times less."""
     learning_rate: float = Field(1e-5, gt=0)
     """AdamW's learning rate; it is constant."""
     steps: int = Field(100, ge=0)
@@ -203,6 +246,8 @@ class RunConfig(_Section):
     lora_rank: int = Field(32, ge=1)
     """lora: the rank r; its α equals r (paper §D.1)."""
     supervision: SupervisionConfig = SupervisionConfig()
+    judge: JudgeConfig = JudgeConfig()
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

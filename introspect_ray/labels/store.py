@@ -40,6 +40,8 @@ LABEL_SCHEMA = pa.schema(
         pa.field("step", pa.int64(), nullable=False),  # the training step that uses it; -1: made outside training
         pa.field("flipped", pa.bool_(), nullable=False),
         pa.field("draw", pa.float64(), nullable=False),  # NaN for fixed labels
+        pa.field("judge", pa.string(), nullable=False),  # "" for closed labels; tables of version 0.1 lack it
+        pa.field("calibration", pa.string(), nullable=False),  # "" without calibration; likewise
     ],
     metadata={"format": "introspect-ray labels 1"},
 )
@@ -72,7 +74,7 @@ def labels_from_table(table: pa.Table) -> list[Label]:
             current=None
             if row["current_content"] is None
             else Explanation(row["current_changed"], row["current_content"]),
-            provenance=Provenance(**{name: row[name] for name in _PROVENANCE}),
+            provenance=Provenance(**{name: row[name] for name in _PROVENANCE if name in row}),
         )
         for row in table.to_pylist()
     ]

@@ -61,7 +61,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
         for side in (train, test)
     ]
     if cfg.rollout.served_by == "vllm":
-        label_ids = (answers.label_ids for table in tables for answers in table.answers)
+        label_ids = ([t for (t,) in answers.label_tokens] for table in tables for answers in table.answers)
         check_vllm_limits(label_ids, cfg.lora_rank if cfg.method == "lora" else 0)
     return Prepared(
         policy_path=policy_path,

@@ -87,14 +87,14 @@ class TestTied(Served):
         case = CASES[3]
         free = reference_logprobs(policy, state(policy), [case.prompt])[0].argsort(descending=True).tolist()
         names = ("A", "B")
-        inside = replace(case, labels=names, label_ids=(free[5], free[0]))
-        outside = replace(case, labels=names, label_ids=(free[1], free[2]))
+        inside = replace(case, labels=names, label_tokens=((free[5],), (free[0],)))
+        outside = replace(case, labels=names, label_tokens=((free[1],), (free[2],)))
         first, second = engine.label_pairs([inside, outside])
         assert (first.cued, first.cued_off_format) == ("B", False)
         assert (second.cued, second.cued_off_format) == ("A", True)
 
     def test_equal_logprobs_take_the_first_label(self, engine):
-        case = replace(CASES[0], labels=("A", "B"), label_ids=(LABELS[0], LABELS[0]))
+        case = replace(CASES[0], labels=("A", "B"), label_tokens=((LABELS[0],), (LABELS[0],)))
         assert engine.label_pairs([case])[0].cued == "A"
 
     def test_sync_serves_the_new_weights_and_back(self, engine, policy):

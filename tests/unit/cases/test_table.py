@@ -23,9 +23,9 @@ from introspect_ray.records import Explanation, TokenizedCase
 AB = {Explanation(False, "A"): (20, 10, 2), Explanation(True, "B"): (20, 21, 11, 2)}
 YES = {Explanation(False, "yes"): (20, 21, 22, 23, 12, 2)}
 CASES = [
-    TokenizedCase("q-1", ("A", "B"), (10, 11), (1, 7, 9), (1, 7), (1, 7, 9, 4), AB),
-    TokenizedCase("", ("yes", "no"), (12, 13), (1,), (2**31 - 1,), (1, 4), YES),
-    TokenizedCase("ä-Ω-∖", ("A", "B"), (10, 11), (1, 7, 7, 7, 7, 7, 7), (1, 8), (1, 8, 4), dict(AB)),
+    TokenizedCase("q-1", ("A", "B"), ((10,), (11,)), (1, 7, 9), (1, 7), (1, 7, 9, 4), AB),
+    TokenizedCase("", ("yes", "no"), ((12,), (13,)), (1,), (2**31 - 1,), (1, 4), YES),
+    TokenizedCase("ä-Ω-∖", ("A", "B"), ((10,), (11,)), (1, 7, 7, 7, 7, 7, 7), (1, 8), (1, 8, 4), dict(AB)),
 ]
 
 

@@ -44,7 +44,13 @@ def make_cases(count: int, length: int = 40, seed: int = 0) -> list[TokenizedCas
         stem, cue, end = random_tokens(length + index % 7), random_tokens(4), random_tokens(3)
         cases.append(
             TokenizedCase(
-                f"case-{index}", ("A", "B", "C", "D"), LABELS, stem + cue + end, stem + end, stem + cue + end, {}
+                f"case-{index}",
+                ("A", "B", "C", "D"),
+                tuple((i,) for i in LABELS),
+                stem + cue + end,
+                stem + end,
+                stem + cue + end,
+                {},
             )
         )
     return cases

@@ -149,7 +149,7 @@ PAIRS = [
     BehaviorPair("mmlu-18", "B", "B", (-math.inf, 0.0), (-1e-300, -700.5), True, False, 3),
 ]
 CASE = TokenizedCase(
-    "mmlu-17", ("A", "B"), (10, 11), (1, 7, 9), (1, 7), (1, 7, 9, 4), {Explanation(False, "A"): (20, 2)}
+    "mmlu-17", ("A", "B"), ((10,), (11,)), (1, 7, 9), (1, 7), (1, 7, 9, 4), {Explanation(False, "A"): (20, 2)}
 )
 
 

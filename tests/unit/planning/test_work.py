@@ -83,7 +83,7 @@ def test_counted_cases_by_hand():
     """x = 1 2 3, x∖C = 1 3, q = 1 2 4 5: with e = 7 9 the tree has 1 2 3, 3, 4 5 7 (the last token of e needs no node);
     with e = 7 8 6 9 two more, the longest tree there is."""
     explanations = {Explanation(False, "A"): (7, 9), Explanation(True, "B"): (7, 8, 6, 9)}
-    case = TokenizedCase("a", ("A", "B"), (10, 11), (1, 2, 3), (1, 3), (1, 2, 4, 5), explanations)
+    case = TokenizedCase("a", ("A", "B"), ((10,), (11,)), (1, 2, 3), (1, 3), (1, 2, 4, 5), explanations)
     sizes = counted_sizes("by hand", [case], longest=64, test_cases=5)
     assert (sizes.tree, sizes.longest_tree, sizes.pair, sizes.question, sizes.target) == (7, 9, 4, 4, 2)
     assert (sizes.longest, sizes.train_cases, sizes.test_cases) == (64, 1, 5)

@@ -27,7 +27,7 @@ def test_tree_by_hand():
     The trie is 1 7 (3 (4, 5 20 9), 4). The explanations part after 20, and the last token, 2, needs no node.
     """
     case = TokenizedCase(
-        "c", ("A", "B"), (9, 8), (1, 7, 3, 4), (1, 7, 4), (1, 7, 3, 5),
+        "c", ("A", "B"), ((9,), (8,)), (1, 7, 3, 4), (1, 7, 4), (1, 7, 3, 5),
         {Explanation(False, "A"): (20, 9, 2), Explanation(False, "B"): (20, 8, 2)},
     )  # fmt: skip
     tree = build_tree(case, Explanation(False, "A"))
