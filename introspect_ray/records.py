@@ -96,9 +96,10 @@ class TokenizedCase:
 
 @dataclass(frozen=True, slots=True)
 class AuxiliaryText:
-    """A sequence of auxiliary, behaviour-only data as tokens. Example: ("chat-3", (1, 7, 9, 2), (False, False, True, True)).
+    """A sequence of auxiliary, behaviour-only data as tokens.
 
     `targets` marks the tokens that are trained on; the first token never is, since nothing predicts it.
+    Example: AuxiliaryText("chat-3", (1, 7, 9, 2), (False, False, True, True)).
     """
 
     text_id: str
