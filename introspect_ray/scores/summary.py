@@ -5,7 +5,7 @@ Shares are fractions in 0..1. A value that does not apply is null. NaN and infin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -25,8 +25,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
 Difference = Annotated[float, Field(ge=-1, le=1)]
 DifferenceInterval = Annotated[list[Difference], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
-Calibration = Literal["none", "contextual"]
-LossNormalisation = Literal["token", "sequence"]
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -149,6 +147,15 @@ class Sources(_Block):
     behavior: SourceBehavior
 
 
+class Calibration(_Block):
+    """How labels were read off logprobs, for the whole run."""
+
+    kind: Literal["contextual"]
+    """task.calibration."""
+    identity: Text
+    """Hash of the offsets, as in the provenance of every label."""
+
+
 class Labels(_Block):
     """The labels that the run was trained on."""
 
@@ -199,8 +206,11 @@ class Summary(_Block):
     """Step t trained on labels of weight version t - lag."""
     supervision: Supervision
     calibration: Calibration | None
-    """task.calibration: how labels are read off logprobs; null where they are not (free text)."""
-    loss_normalisation: LossNormalisation
+    """null where task.calibration is none."""
+    judges: list[dict[str, Any]] | None
+    """Of each set of responses that was judged: by whom, how many got no verdict, and how far a second judge agrees;
+    null for closed labels."""
+    loss_normalisation: Literal["token", "sequence"]
     """The means of eq. 2 are over tokens or over cases, which decides what `kl_weight` weighs."""
     cases: Cases
     explanation: Explanation
@@ -223,8 +233,8 @@ def make_summary(
     cases: Mapping[str, int],
     labels: Mapping[str, float | int | None],
     timing: Mapping[str, float],
-    calibration: Calibration | None = "none",
-    loss_normalisation: LossNormalisation = "token",
+    calibration: Mapping[str, str] | None = None,
+    judges: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of summary.json, checked. `scores` as from `evaluation.evaluate`; `timing` in seconds.
 
@@ -244,8 +254,9 @@ def make_summary(
             "agreement": rule.agreement if rule.rule == "online" else None,
             "mixing_ratio": rule.mixing_ratio if rule.rule == "mixed" else None,
         },
-        "calibration": calibration,
-        "loss_normalisation": loss_normalisation,
+        "calibration": None if calibration is None else dict(calibration),
+        "judges": None if judges is None else [dict(report) for report in judges],
+        "loss_normalisation": cfg.loss_normalisation,
         "cases": dict(cases),
         **scores,
         "labels": dict(labels),

@@ -29,20 +29,21 @@ def test_summary_holds_the_documented_keys_and_strict_json():
     out = made()
     assert list(out) == [
         "task", "policy", "method", "kl_weight", "seed", "steps", "lag", "supervision", "calibration",
-        "loss_normalisation", "cases", "explanation", "behavior", "disagreement", "gap", "groups", "sources", "labels",
-        "timing_s",
+        "judges", "loss_normalisation", "cases", "explanation", "behavior", "disagreement", "gap", "groups", "sources",
+        "labels", "timing_s",
     ]  # fmt: skip
     assert json.loads(json.dumps(out, allow_nan=False)) == out
     assert out["supervision"] == {"rule": "fixed", "agreement": None, "mixing_ratio": None}
-    assert out["calibration"] == "none" and out["loss_normalisation"] == "token" and out["sources"] is None
+    assert out["calibration"] is out["judges"] is None and out["loss_normalisation"] == "token" and out["sources"] is None
     assert list(out["groups"]) == ["sentence hint"]
 
 
 def test_summary_says_how_labels_were_read_and_what_was_averaged():
-    out = made(calibration=None, loss_normalisation="sequence")
-    assert out["calibration"] is None and out["loss_normalisation"] == "sequence"
-    with pytest.raises(ValueError, match="calibration is 'all'"):
-        made(calibration="all")
+    read = {"kind": "contextual", "identity": "3fa9"}
+    out = made(RunConfig(loss_normalisation="sequence"), calibration=read)
+    assert out["calibration"] == read and out["loss_normalisation"] == "sequence"
+    with pytest.raises(ValueError, match="calibration.kind is 'all'"):
+        made(calibration={"kind": "all", "identity": "3fa9"})
 
 
 def test_summary_of_a_mixed_run_holds_its_sources():
