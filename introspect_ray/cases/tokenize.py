@@ -52,10 +52,15 @@ def decode_explanation(ids: Sequence[int], tokenizer: Any, labels: Sequence[str]
     Tokens after the first end of turn are dropped. Other special tokens stay in the text, which then
     does not parse.
     """
+    return parse(decode_turn(ids, tokenizer), labels)
+
+
+def decode_turn(ids: Sequence[int], tokenizer: Any) -> str:
+    """The text of generated ids up to the first end of turn; other special tokens stay in the text."""
     stops = {end_of_turn(tokenizer), tokenizer.eos_token_id}
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    text = tokenizer.decode(list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return parse(text, labels)
+    text: str = tokenizer.decode(list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
 
 
 def max_explanation_tokens(case: TokenizedCase) -> int:

@@ -5,12 +5,17 @@ Every label's provenance names both. The audit compares them with this file, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from introspect_ray.cases.lookup import records_of
 from introspect_ray.errors import UserError
-from introspect_ray.labels.calibration import Calibration, from_json
-from introspect_ray.storage import Store
+from introspect_ray.labels.calibration import Calibration, Labels, from_json
+from introspect_ray.records import BehaviorPair
+
+if TYPE_CHECKING:
+    from introspect_ray.storage import Store
 
 NAME = "reading.json"
 
@@ -21,6 +26,16 @@ class Reading:
 
     calibration: Calibration | None = None
     judge: str = ""  # identity; "" where no case is free text
+
+    def pairs(self, pairs: Sequence[BehaviorPair], labels: Mapping[str, Labels]) -> Sequence[BehaviorPair]:
+        """Pairs of any policy as they came from an engine or the learner, with calibrated answers.
+
+        labels: the allowed labels by case id. Pairs that were read already stay as they are.
+        """
+        if self.calibration is None:
+            return pairs
+        allowed = records_of(labels, [pair.case_id for pair in pairs])
+        return [self.calibration.pair(pair, of_case) for pair, of_case in zip(pairs, allowed, strict=True)]
 
     @property
     def summary(self) -> dict[str, str] | None:
@@ -33,11 +48,14 @@ class Reading:
         store.write_json(NAME, content)
 
 
+RAW = Reading()
+
+
 def load_reading(store: Store) -> Reading:
     """What `save` wrote. A run of version 0.1 has no such file: its labels were read raw. Raises UserError if the file
     is damaged."""
     if not store.exists(NAME):
-        return Reading()
+        return RAW
     content = store.read_json(NAME)
     try:
         kept = content["calibration"]

@@ -15,7 +15,7 @@ from typing import Literal
 from introspect_ray.cases.explanations import all_explanations
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.config import RunConfig
-from introspect_ray.labels.calibration import Calibration
+from introspect_ray.labels.reading import RAW, Reading
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance
 from introspect_ray.rng import bits
 
@@ -32,15 +32,7 @@ class Sources:
     second_policy: str | None = None  # mixed: the name of the second policy
     second: Mapping[str, BehaviorPair] | None = None  # mixed: the pairs of the second policy
     reference: str | None = None  # the name of M0, if that is not `policy` as it was before training
-    calibration: Calibration | None = None  # by which all pairs are read; those above are read by it already
-    judge: str = ""  # identity of the judge of free text; "" if there is none
-
-    def read(self, pairs: Sequence[BehaviorPair]) -> Sequence[BehaviorPair]:
-        """Pairs as they came from an engine or the learner, with the answers that the calibration gives."""
-        if self.calibration is None:
-            return pairs
-        allowed = records_of(self.labels, [pair.case_id for pair in pairs])
-        return [self.calibration.pair(pair, labels) for pair, labels in zip(pairs, allowed, strict=True)]
+    reading: Reading = RAW  # how pairs are read; those above are read already
 
 
 def draw(seed: int, step: int, case_id: str, stream: str) -> float:
@@ -108,7 +100,7 @@ def mixed_label(
 
 
 def mixing_draw(seed: int, case_id: str) -> float:
-    """The mask of rule 3: below α the case has the second policy's label, in the evaluation's mixture as in training."""
+    """The mask of rule 3: below α a case has the second policy's label, training and held-out cases alike."""
     return draw(seed, NO_STEP, case_id, "mixing")
 
 
@@ -130,22 +122,22 @@ def make_labels(
     """The labels of `step`, in the order of `case_ids`, by the rule of `cfg`.
 
     fixed, mixed: made from `sources`; `pairs` is not used. online: made from `pairs`, the current policy's on the same
-    cases in the same order, as `sources.read` returns them. Raises RuntimeError if those are of other cases, ValueError
-    if `sources` has no second policy for a mixed rule.
+    cases in the same order, as `sources.reading` reads them. Raises RuntimeError if those are of other cases,
+    ValueError if `sources` has no second policy for a mixed rule.
     """
     labels = _labels(cfg, sources, step, case_ids, pairs)
-    if sources.calibration is None and not sources.judge:
+    if sources.reading == RAW:
         return labels
     parents = pairs if cfg.supervision.rule == "online" else records_of(sources.m0, case_ids)
-    return [_with_reading(label, pair, sources) for label, pair in zip(labels, parents, strict=True)]
+    return [_with_reading(label, pair, sources.reading) for label, pair in zip(labels, parents, strict=True)]
 
 
-def _with_reading(label: Label, parent: BehaviorPair, sources: Sources) -> Label:
+def _with_reading(label: Label, parent: BehaviorPair, reading: Reading) -> Label:
     """The label with how its parents were read. Free text, which has no logprobs, is judged; all else is calibrated."""
-    free, calibration = not parent.cued_logprobs, sources.calibration
-    judge = sources.judge if free else ""
-    by = calibration.identity if calibration and not free else ""
-    return replace(label, provenance=replace(label.provenance, judge=judge, calibration=by))
+    free = not parent.cued_logprobs
+    judge = reading.judge if free else ""
+    calibration = reading.calibration.identity if reading.calibration and not free else ""
+    return replace(label, provenance=replace(label.provenance, judge=judge, calibration=calibration))
 
 
 def _labels(

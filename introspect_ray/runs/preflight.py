@@ -9,6 +9,7 @@ from typing import Any
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
@@ -19,11 +20,24 @@ from introspect_ray.tasks import load_cases, open_task
 
 
 @dataclass(frozen=True)
+class PolicyCases:
+    """The cases of a run as one policy reads them."""
+
+    train: CaseTable
+    test: CaseTable
+    tokenizer: Any
+    max_model_len: int
+    max_explanation_tokens: int
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The checked inputs of a run: its policies on this machine, and its cases as tokens."""
 
     policy_path: str
     policy_id: str  # content hash
+    reference_path: str  # of reference_policy; policy_path if that is no other
+    reference_id: str
     second_id: str | None  # of the second policy of a mixed run
     train: CaseTable
     test: CaseTable
@@ -31,6 +45,9 @@ class Prepared:
     max_model_len: int
     max_explanation_tokens: int
     cache_uri: str
+
+    def tokens_of(self, policy: str) -> PolicyCases:
+        return PolicyCases(self.train, self.test, self.tokenizer, self.max_model_len, self.max_explanation_tokens)
 
 
 def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
@@ -44,7 +61,8 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
     others = [name for name in (second, trained, *cfg.eval.against) if engines and name]
-    for name in (cfg.policy, *others):
+    reference = reference_policy(cfg) or cfg.policy
+    for name in dict.fromkeys((cfg.policy, reference, *others)):
         check_policy(name)
     if cluster_address(cfg) is None:
         if engines:
@@ -54,18 +72,24 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     check_writable(cfg.output_dir)
     policy_path = local_policy(cfg.policy)
     tokenizer = load_tokenizer(policy_path)
+    reference_path = local_policy(reference)
+    if reference_path != policy_path:
+        _check_same_tokens(tokenizer, policy_path, reference_path)
     for other in others:
         _check_same_tokens(tokenizer, policy_path, local_policy(other))
     tables = [
         CaseTable.build(tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in side)
         for side in (train, test)
     ]
+    _check_calibration(cfg, tables)
     if cfg.rollout.served_by == "vllm":
         label_ids = ([t for (t,) in answers.label_tokens] for table in tables for answers in table.answers)
         check_vllm_limits(label_ids, cfg.lora_rank if cfg.method == "lora" else 0)
     return Prepared(
         policy_path=policy_path,
         policy_id=policy_id(policy_path),
+        reference_path=reference_path,
+        reference_id=policy_id(reference_path),
         second_id=policy_id(local_policy(second)) if second else None,
         train=tables[0],
         test=tables[1],
@@ -85,6 +109,15 @@ def _check_same_tokens(tokenizer: Any, path: str, other: str) -> None:
     ):
         if not same:
             raise UserError(f"policy {other!r} has another {what} than {path!r}: use two policies of one tokenizer")
+
+
+def _check_calibration(cfg: RunConfig, tables: Sequence[CaseTable]) -> None:
+    """Refuse calibration where no case has closed labels: only their logprobs are calibrated."""
+    if cfg.task.calibration != "none" and not any(used.label_tokens for table in tables for used in table.answers):
+        raise UserError(
+            f"task.calibration={cfg.task.calibration} is for closed labels, and all {sum(map(len, tables))} cases of "
+            f"task.name={cfg.task.name} have free text: set task.calibration=none"
+        )
 
 
 def _new_tokens(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:

@@ -40,7 +40,8 @@ class EvaluatedCases:
 
     def __post_init__(self) -> None:
         columns: dict[str, Sequence[object]] = {"groups": self.groups, "metadata": self.metadata, "labels": self.labels}
-        columns |= {"said": self.said, "parsed": self.parsed} | ({} if self.from_second is None else {"from_second": self.from_second})
+        columns |= {"said": self.said, "parsed": self.parsed}
+        columns |= {} if self.from_second is None else {"from_second": self.from_second}
         columns |= {f"pairs of {name!r}": pairs for name, pairs in self.pairs.items()}
         columns |= {f"texts of {name!r}": texts for name, texts in self.texts.items()}
         for name, values in columns.items():

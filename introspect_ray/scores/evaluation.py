@@ -19,8 +19,8 @@ from introspect_ray.scores.metrics import (
 def evaluate(cases: EvaluatedCases) -> dict[str, Any]:
     """The blocks "explanation", "behavior", "disagreement", "gap", "groups" and "sources" (see `summary.Summary`).
 
-    Self is the policy "policy", Orig is "m0", or "reference" where there is one. groups: {} where no case has a group. sources: None without a mask
-    (`from_second`). Raises ValueError for no cases.
+    Self is the policy "policy", Orig is "m0", or "reference" where there is one. groups: {} where no case has a group.
+    sources: None without a mask (`from_second`). Raises ValueError for no cases.
     """
     own, orig = cases.truth(POLICY), cases.truth(cases.orig)
     return {

@@ -14,7 +14,13 @@ from introspect_ray.scores.summary import check_summary, make_summary
 
 PAIR = BehaviorPair("q", "A", "B", (0.0, 0.0), (0.0, 0.0), False, False, 0)
 CASES = EvaluatedCases(
-    ["q"], ["sentence hint"], ["{}"], ["AB"], {"m0": [PAIR], "policy": [PAIR], "second": [PAIR]}, ["said"], [PAIR.explanation]
+    ["q"],
+    ["sentence hint"],
+    ["{}"],
+    ["AB"],
+    {"m0": [PAIR], "policy": [PAIR], "second": [PAIR]},
+    ["said"],
+    [PAIR.explanation],
 )
 LABELS = {"requested_agreement": None, "realised_at_labelling": None, "realised_at_consumption": 0.5, "split_pairs": 0}
 TIMING = dict.fromkeys(("setup", "rollout", "relabel", "train", "sync", "eval", "total"), 1.5)
@@ -34,7 +40,9 @@ def test_summary_holds_the_documented_keys_and_strict_json():
     ]  # fmt: skip
     assert json.loads(json.dumps(out, allow_nan=False)) == out
     assert out["supervision"] == {"rule": "fixed", "agreement": None, "mixing_ratio": None}
-    assert out["calibration"] is out["judges"] is None and out["loss_normalisation"] == "token" and out["sources"] is None
+    assert (
+        out["calibration"] is out["judges"] is None and out["loss_normalisation"] == "token" and out["sources"] is None
+    )
     assert list(out["groups"]) == ["sentence hint"]
 
 
