@@ -50,7 +50,7 @@ def test_summary_says_how_labels_were_read_and_what_was_averaged():
     read = {"kind": "contextual", "identity": "3fa9"}
     out = made(RunConfig(loss_normalisation="sequence"), calibration=read)
     assert out["calibration"] == read and out["loss_normalisation"] == "sequence"
-    with pytest.raises(ValueError, match="calibration.kind is 'all'"):
+    with pytest.raises(ValueError, match=r"calibration\.kind is 'all'"):
         made(calibration={"kind": "all", "identity": "3fa9"})
 
 
