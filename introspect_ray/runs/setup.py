@@ -88,7 +88,7 @@ def explain(pool: RolloutPool, prepared: Prepared, serving: Serving) -> list[Exp
     """The served policy's explanations of the test cases, generated greedily and parsed; None: unparseable."""
     tokens = pool.explain_now(prepared.test.case_ids, prepared.max_explanation_tokens, serving)
     return [
-        decode_explanation(ids, prepared.tokenizer, case.labels)
+        decode_explanation(ids, prepared.tokenizer, case.labels, case.templates)
         for ids, case in zip(tokens, prepared.test, strict=True)
     ]
 
