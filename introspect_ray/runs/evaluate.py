@@ -18,7 +18,8 @@ from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.labels.reading import RAW
 from introspect_ray.policy import is_adapter, merge_adapter
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, write_cases
-from introspect_ray.runs.preflight import PolicyCases, Prepared
+from introspect_ray.runs.policy_cases import PolicyCases
+from introspect_ray.runs.preflight import Prepared
 from introspect_ray.runs.setup import PLAIN, explain, reading_of, start_pool
 from introspect_ray.scores.evaluated_cases import AGAINST, M0, POLICY, REFERENCE
 from introspect_ray.scores.evaluation import against_scores, evaluate

@@ -43,7 +43,7 @@ def behavior_of(pairs: Sequence[BehaviorPair], tokenizer: Any) -> Behavior:
 def said(generated: Sequence[Sequence[int]], test: CaseTable, tokenizer: Any) -> list[Said]:
     """Explanations from generated tokens, one per held-out case. tokenizer: that of the policy that wrote them."""
     texts = [decode_turn(ids, tokenizer) for ids in generated]
-    return [Said(text, parse(text, case.labels)) for text, case in zip(texts, test, strict=True)]
+    return [Said(text, parse(text, case.labels, case.templates)) for text, case in zip(texts, test, strict=True)]
 
 
 def evaluated_cases(test: CaseTable, behaviors: Mapping[str, Behavior], explanations: Sequence[Said]) -> EvaluatedCases:

@@ -26,7 +26,8 @@ from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said
-from introspect_ray.runs.preflight import PolicyCases, Prepared
+from introspect_ray.runs.policy_cases import PolicyCases
+from introspect_ray.runs.preflight import Prepared
 from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, EvaluatedCases
 from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
