@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from introspect_ray.cases.answers import label_nodes
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig
@@ -61,8 +62,9 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
         for side in (train, test)
     ]
     if cfg.rollout.served_by == "vllm":
-        label_ids = ([t for (t,) in answers.label_tokens] for table in tables for answers in table.answers)
-        check_vllm_limits(label_ids, cfg.lora_rank if cfg.method == "lora" else 0)
+        closed = (answers.label_tokens for table in tables for answers in table.answers if answers.label_tokens)
+        choices = (node.tokens for label_tokens in closed for node in label_nodes(label_tokens))
+        check_vllm_limits(choices, cfg.lora_rank if cfg.method == "lora" else 0)
     return Prepared(
         policy_path=policy_path,
         policy_id=policy_id(policy_path),
