@@ -26,6 +26,7 @@ from introspect_ray.storage import Store, open_store
 
 TAIL = 1e-5  # probability per side with which the realised agreement of a correct run is reported as wrong
 REQUIRED = [column.name for column in LABEL_SCHEMA if not column.nullable]
+NAMED = ("rule", "source_model")  # of these "" is missing as well
 
 # The meaning of each violation, by its name in audit.json and in the report.
 CHECKS = {
@@ -169,11 +170,11 @@ def _complete(table: pa.Table, found: Audit) -> pa.Table:
     complete = np.ones(len(table), bool)
     for name in REQUIRED:
         complete &= table[name].is_valid().to_numpy()
-    for name in ("rule", "source_model"):
+    for name in NAMED:
         complete &= pc.not_equal(table[name], "").fill_null(False).to_numpy()
     if not complete.all():
         first = table.slice(int(complete.argmin()), 1).to_pylist()[0]
-        empty = [name for name in REQUIRED if first[name] in (None, "")]
+        empty = [name for name in REQUIRED if first[name] is None or (first[name] == "" and name in NAMED)]
         example = f"case {first['case_id']!r} of step {first['step']}: no {', '.join(empty)}"
         found.add("no_provenance", example, int((~complete).sum()))
         table = table.filter(pa.array(complete))

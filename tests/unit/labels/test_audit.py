@@ -191,6 +191,14 @@ def test_missing_provenance(tmp_path):
     assert dict(audit(open_store(out)).violations) == {"no_provenance": len(rows)}
 
 
+def test_a_table_of_version_0_1_is_audited_as_ever(tmp_path):
+    out = write(tmp_path, config(), correct_labels(config()))
+    for part in (out / "labels").iterdir():
+        old = pq.read_table(part).drop_columns(["judge", "calibration"])
+        pq.write_table(old.replace_schema_metadata({"format": "introspect-ray labels 1"}), part)
+    assert audit(open_store(out)).clean
+
+
 def test_an_unfinished_run_may_lack_its_last_steps(tmp_path):
     labels = correct_labels(config())[: 8 * BATCH]
     found = audit(open_store(write(tmp_path / "cut", config(), labels, finished=False)))
