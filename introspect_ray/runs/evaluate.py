@@ -32,9 +32,11 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None) ->
     cases = [ray.put(prepared.test)]
     pairs: dict[str, list[BehaviorPair]] = {}
     predicted: list[Explanation | None] = []
+    judging = None  # made with the first pool
     with _served(cfg, prepared, folder) as trained:
         for policy in dict.fromkeys([cfg.policy, *cfg.eval.against, trained]):
-            pool = start_pool(override(cfg, PLAIN), policy, prepared, 1, cases)
+            pool = start_pool(override(cfg, PLAIN), policy, prepared, 1, cases, judging)
+            judging = pool.judging
             pairs[policy] = pool.label_now(ids, Serving())
             if policy == trained:
                 predicted = explain(pool, prepared, Serving())

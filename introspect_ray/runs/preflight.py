@@ -10,11 +10,13 @@ from introspect_ray.cases.answers import label_nodes
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
+from introspect_ray.judges import check_judge
 from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
-from introspect_ray.runs.placement import check_local_room, cluster_address
+from introspect_ray.runs.placement import check_local_room, cluster_address, judging_policies
 from introspect_ray.storage import check_writable
 from introspect_ray.tasks import load_cases, open_task
 
@@ -45,7 +47,8 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
     others = [name for name in (second, trained, *cfg.eval.against) if engines and name]
-    for name in (cfg.policy, *others):
+    judging = [str(judge.policy) for judge in judging_policies(cfg) if engines]
+    for name in (cfg.policy, *others, *judging):
         check_policy(name)
     if cluster_address(cfg) is None:
         if engines:
@@ -65,6 +68,8 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
         closed = (answers.label_tokens for table in tables for answers in table.answers if answers.label_tokens)
         choices = (node.tokens for label_tokens in closed for node in label_nodes(label_tokens))
         check_vllm_limits(choices, cfg.lora_rank if cfg.method == "lora" else 0)
+    if engines:
+        _check_judges(cfg, tables)
     return Prepared(
         policy_path=policy_path,
         policy_id=policy_id(policy_path),
@@ -76,6 +81,19 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
         max_explanation_tokens=_new_tokens(cfg, tables),
         cache_uri=cache,
     )
+
+
+def _check_judges(cfg: RunConfig, tables: Sequence[CaseTable]) -> None:
+    """Check the judges where any case is answered in free text; a judge.endpoint is asked whether it answers."""
+    free = dict.fromkeys(used.labels for table in tables for used in table.answers if not used.label_tokens)
+    if not free:
+        return
+    if learner_labels(cfg):
+        raise UserError(
+            "rollout.engine=learner reads closed labels only, and some cases are answered in free text: set "
+            "rollout.engine=vllm or transformers"
+        )
+    check_judge(cfg.judge, free)
 
 
 def _check_same_tokens(tokenizer: Any, path: str, other: str) -> None:

@@ -18,11 +18,13 @@ from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import decode_explanation
 from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import trainer_gpus, weight_transfer
+from introspect_ray.judges import Judging
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
 from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.runs.cluster import on_this_node
+from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
@@ -67,7 +69,7 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
     hit_rate = pool.prompt_tokens.hit_rate
     m0_test = records_of(m0, prepared.test.case_ids)
     explanations = explain(pool, prepared, Serving())
-    second = _second_pairs(cfg, prepared, [train, test])
+    second = _second_pairs(cfg, prepared, [train, test], pool.judging)
     evaluated = time.perf_counter()
     return SharedSetup(
         prepared=prepared,
@@ -103,16 +105,28 @@ def findings(setup: SharedSetup) -> list[Finding]:
     return collapse(setup.m0_test)
 
 
-def start_pool(cfg: RunConfig, policy: str, prepared: Prepared, lora_rank: int, cases: Sequence[Any]) -> RolloutPool:
-    """A pool that answers for `cases`, refs of CaseTables."""
+def start_pool(
+    cfg: RunConfig,
+    policy: str,
+    prepared: Prepared,
+    lora_rank: int,
+    cases: Sequence[Any],
+    judging: Judging | None = None,
+) -> RolloutPool:
+    """A pool that answers for `cases`, refs of CaseTables, and judges their free responses.
+
+    judging: `pool.judging` of another pool of the run, so that a judging policy is served once; None: made here.
+    """
+    judging = judging or start_judging(cfg, prepared)
     cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # engines need the choice, not "auto"
-    spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
+    spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed, judging)
     return RolloutPool(cfg, spec, cases)
 
 
 def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -> Mapping[str, BehaviorPair]:
     """All pairs of a policy at version 0: from the cached label set if there is one, else from the engines."""
-    key = label_set_key(policy, chain(prepared.train, prepared.test), cfg.rollout)
+    judge = pool.judging.key if pool.judging else ""
+    key = label_set_key(policy, chain(prepared.train, prepared.test), cfg.rollout, judge)
     pairs = load_pairs(prepared.cache_uri, key)
     if pairs is None:
         ids = chain(prepared.train.case_ids, prepared.test.case_ids)
@@ -122,13 +136,15 @@ def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -
     return pairs.by_id
 
 
-def _second_pairs(cfg: RunConfig, prepared: Prepared, cases: Sequence[Any]) -> Mapping[str, BehaviorPair] | None:
+def _second_pairs(
+    cfg: RunConfig, prepared: Prepared, cases: Sequence[Any], judging: Judging | None
+) -> Mapping[str, BehaviorPair] | None:
     """The second policy's pairs for mixed supervision, made by an engine that is closed afterwards."""
     name = cfg.supervision.second_policy
     if name is None or prepared.second_id is None:
         return None
     plain = override(cfg, {"rollout.num_actors": 1, **PLAIN})
-    pool = start_pool(plain, name, prepared, 1, cases)
+    pool = start_pool(plain, name, prepared, 1, cases, judging)
     pairs = _pairs(cfg, prepared, pool, prepared.second_id)
     pool.close()
     return pairs
