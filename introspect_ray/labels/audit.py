@@ -27,7 +27,7 @@ from introspect_ray.storage import Store, open_store
 
 TAIL = 1e-5  # probability per side with which the realised agreement of a correct run is reported as wrong
 REQUIRED = [column.name for column in LABEL_SCHEMA if not column.nullable]
-NAMED = ("rule", "source_model")  # never "", as judge and calibration may be
+NAMED = ("rule", "source_model")  # of these "" is missing as well
 
 # The meaning of each violation, by its name in audit.json and in the report.
 CHECKS = {
@@ -140,7 +140,7 @@ def audit(store: Store) -> Audit:
             inside = (steps >= 0) & (steps < cfg.steps)
             np.add.at(per_step, steps[inside], 1)
             beyond.update(steps[~inside].tolist())
-        table = _complete(_with_reading(table), found)
+        table = _complete(table, found)
         found.flipped += count_true(table["flipped"])
         _check(table, cfg, reading, found)
         draws.add_rows(_sampled_rows(table))
@@ -161,14 +161,6 @@ def _sampled_rows(table: pa.Table) -> Iterator[tuple[int, str, bool]]:
     return zip(*(column.to_pylist() for column in (table["step"], table["case_id"], agrees(table))), strict=True)
 
 
-def _with_reading(table: pa.Table) -> pa.Table:
-    """The table with the columns that version 0.1, which had neither judges nor calibration, did not write."""
-    for name in ("judge", "calibration"):
-        if name not in table.column_names:
-            table = table.append_column(name, pa.array([""] * len(table), pa.string()))
-    return table
-
-
 def _complete(table: pa.Table, found: Audit) -> pa.Table:
     """The labels of a part that have all required fields. The others are counted as violations."""
     absent = [name for name in LABEL_SCHEMA.names if name not in table.column_names]
@@ -183,7 +175,7 @@ def _complete(table: pa.Table, found: Audit) -> pa.Table:
         complete &= pc.not_equal(table[name], "").fill_null(False).to_numpy()
     if not complete.all():
         first = table.slice(int(complete.argmin()), 1).to_pylist()[0]
-        empty = [name for name in REQUIRED if first[name] is None or (name in NAMED and not first[name])]
+        empty = [name for name in REQUIRED if first[name] is None or (first[name] == "" and name in NAMED)]
         example = f"case {first['case_id']!r} of step {first['step']}: no {', '.join(empty)}"
         found.add("no_provenance", example, int((~complete).sum()))
         table = table.filter(pa.array(complete))

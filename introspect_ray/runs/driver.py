@@ -22,7 +22,7 @@ from introspect_ray.runs.identity import run_identity
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
 from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, tracked
-from introspect_ray.runs.setup import SharedSetup, explain, findings, untrained_scores
+from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, untrained_scores
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
@@ -55,7 +55,8 @@ def train_once(
     rows = step_rows(store)
     cases = (len(setup.prepared.train), len(setup.prepared.test))
     totals = {**labelled, **done.seconds}
-    out = run_summary(cfg, cases, scores, setup.reading, totals, rows, setup.seconds, seconds)
+    judged = [*setup.judged, *judged_of("trained", setup.pool)]
+    out = run_summary(cfg, cases, scores, (setup.reading, judged), totals, rows, setup.seconds, seconds)
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # these are in the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
     extra = details(evaluated)

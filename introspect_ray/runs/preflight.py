@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,9 @@ from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.engines import check_installed
 from introspect_ray.errors import UserError
+from introspect_ray.judges import check_judge
 from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
-from introspect_ray.runs.placement import check_local_room, cluster_address
+from introspect_ray.runs.placement import check_local_room, cluster_address, judging_policies
 from introspect_ray.runs.policy_cases import PolicyCases, tokenize_cases
 from introspect_ray.storage import check_writable
 from introspect_ray.tasks import CaseStream, load_cases, open_task
@@ -53,7 +54,8 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
     others = [name for name in (second, trained, *cfg.eval.against) if engines and name and name != cfg.policy]
     reference = reference_policy(cfg)
-    for name in (cfg.policy, *others, *([reference] if reference else [])):
+    judging = [str(judge.policy) for judge in judging_policies(cfg) if engines]
+    for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
         check_policy(name)
     if cluster_address(cfg) is None:
         if engines:
@@ -66,6 +68,8 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     if reference:
         _check_same_tokens(own.tokenizer, cfg.policy, reference)
     _check_task(cfg, own)
+    if engines:
+        _check_judges(cfg, (own.train, own.test))
     reference_path = local_policy(reference) if reference else policy_path
     return Prepared(
         policy_path=policy_path,
@@ -95,17 +99,23 @@ def _other_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], name: str
         raise UserError(f"policy {name!r}: {error}") from None
 
 
+def _check_judges(cfg: RunConfig, tables: Sequence[CaseTable]) -> None:
+    """Check the judges where any case is answered in free text; a judge.endpoint is asked whether it answers."""
+    free = dict.fromkeys(used.labels for table in tables for used in table.answers if not used.label_tokens)
+    if free:
+        check_judge(cfg.judge, free)
+
+
 def _check_task(cfg: RunConfig, cases: PolicyCases) -> None:
-    """Refuse display texts for labels that no case has, calibration where there is nothing to calibrate, and more shots
-    than there are training cases."""
-    if cfg.task.calibration != "none" and not any(
-        used.label_tokens for used in (*cases.train.answers, *cases.test.answers)
-    ):
+    """Refuse display texts for labels that no case has, calibration where all is free text, and more shots than there
+    are training cases."""
+    answers = (*cases.train.answers, *cases.test.answers)
+    if cfg.task.calibration != "none" and not any(used.label_tokens for used in answers):
         raise UserError(
-            f"task.calibration={cfg.task.calibration} is for closed labels, and all {len(cases.train) + len(cases.test)} "
-            f"cases of task.name={cfg.task.name} have free text: set task.calibration=none"
+            f"task.calibration={cfg.task.calibration} is for closed labels, and all {len(cases.train)} training cases "
+            "have free text: set task.calibration=none"
         )
-    known = {label for table in (cases.train, cases.test) for used in table.answers for label in used.labels}
+    known = {label for used in answers for label in used.labels}
     foreign = sorted(set(cfg.task.label_names) - known)
     if foreign:
         raise UserError(

@@ -36,7 +36,7 @@ def run_summary(
     cfg: RunConfig,
     cases: tuple[int, int],
     scores: dict[str, Any],
-    reading: Reading,
+    how_read: tuple[Reading, Sequence[Mapping[str, Any]]],
     totals: dict[str, Any],
     rows: list[dict[str, Any]],
     shared: dict[str, float],
@@ -44,9 +44,9 @@ def run_summary(
 ) -> dict[str, Any]:
     """The content of summary.json. Time in Ray Train outside training, labelling, waiting and syncing counts as set-up.
 
-    cases: numbers of training and held-out cases. reading: how behaviours were read. totals: of rank 0 and the
-    relabeler, over the run. shared: seconds of the set-up that the trials of a sweep share ("setup", "eval"). seconds:
-    of this run ("train", "eval").
+    cases: numbers of training and held-out cases. how_read: by which calibration, and the judges' reports on free text.
+    totals: of rank 0 and the relabeler, over the run. shared: seconds of the set-up that the trials of a sweep share
+    ("setup", "eval"). seconds: of this run ("train", "eval").
     """
     waited = sum(totals[part] for part in ("train", "sync", "label", "wait"))
     consumed = [row["realised_at_consumption"] for row in rows]
@@ -54,7 +54,8 @@ def run_summary(
         cfg,
         scores,
         cases={"train": cases[0], "test": cases[1]},
-        calibration=reading.summary,
+        calibration=how_read[0].summary,
+        judges=how_read[1] or None,
         labels={
             "requested_agreement": cfg.supervision.agreement if cfg.supervision.rule == "online" else None,
             "realised_at_labelling": totals["realised_at_labelling"],

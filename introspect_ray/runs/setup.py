@@ -18,6 +18,7 @@ from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import reference_policy, trainer_gpus, weight_transfer
+from introspect_ray.judges import Judging
 from introspect_ray.labels.calibration import contextual
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.reading import Reading
@@ -26,6 +27,7 @@ from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said
+from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.policy_cases import PolicyCases
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, EvaluatedCases
@@ -48,6 +50,7 @@ class SharedSetup:
     untrained: EvaluatedCases  # the test cases with what all policies do and say before training
     second: Mapping[str, BehaviorPair] | None  # the second policy's, for mixed supervision
     reading: Reading  # how all pairs were read, and are to be read
+    judged: list[dict[str, Any]]  # what judges made of the free text of each policy's label set that was not cached
     train: Any  # ref of the training cases, a CaseTable
     prefix_hit_rate: float | None  # of labelling with M0; None where its labels were cached
     seconds: dict[str, float]  # spent here, by "setup" and "eval"
@@ -68,7 +71,8 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
     # Where every response is one token it does not matter which, so the reference is made while the engines start.
     early = all(len(tokens) == 1 for used in prepared.train.answers for tokens in used.label_tokens or [()])
     reference = _start_reference(cfg, prepared, train, None) if early else None
-    pool = start_pool(cfg, cfg.policy, prepared, lora_rank or cfg.lora_rank, [train, test])
+    own, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
+    pool = start_pool(cfg, cfg.policy, own, lora_rank or cfg.lora_rank, [train, test], judging)
     status = StatusBoardActor.options(scheduling_strategy=on_this_node()).remote()
     pool.wait()
     ready = time.perf_counter()
@@ -77,7 +81,7 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
     m0 = ray.put(before.m0.by_id)
     if not early:
         reference = _start_reference(cfg, prepared, train, m0)
-    explanations = explain(pool, prepared.tokens_of(cfg.policy), Serving())
+    explanations = explain(pool, own, Serving())
     evaluated = time.perf_counter()
     return SharedSetup(
         prepared=prepared,
@@ -88,6 +92,7 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
         untrained=evaluated_cases(prepared.test, {**before.held_out, POLICY: before.held_out[M0]}, explanations),
         second=before.second.by_id if before.second else None,
         reading=before.reading,
+        judged=before.judged,
         train=train,
         prefix_hit_rate=hit_rate,
         seconds={"setup": ready - began, "eval": evaluated - ready},
@@ -122,35 +127,46 @@ class Before:
     second: PairTable | None
     reading: Reading
     held_out: dict[str, Behavior]
+    judged: list[dict[str, Any]]
 
 
 def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool) -> Before:
     """pool: serves cfg.policy as it is before training. Other policies have engines of their own, one at a time."""
-    own = prepared.tokens_of(cfg.policy)
+    own, judging = prepared.tokens_of(cfg.policy), pool.judging
     other, second_policy = reference_policy(cfg), cfg.supervision.second_policy
-    if other is None or prepared.reference_id is None:
+    judged: list[dict[str, Any]] = []
+    if other is None:
         raw = labelled(cfg, own, pool, prepared.policy_id, prepared.cache_uri)
         raw_test: Sequence[BehaviorPair] = records_of(raw.by_id, prepared.test.case_ids)
     else:
-        raw = labelled_apart(cfg, prepared, other, prepared.reference_id)
+        raw = labelled_apart(cfg, prepared, other, prepared.reference_id, judging, judged)
         raw_test = pool.label_now(prepared.test.case_ids, Serving())
-    reading = reading_of(cfg, prepared, raw.by_id)
+    judged += judged_of(cfg.policy, pool)
+    reading = reading_of(cfg, prepared, raw.by_id, judging)
     m0 = _read(reading, prepared, raw)
     held_out = {M0: behavior_of(reading.pairs(raw_test, prepared.test.labels), own.tokenizer)}
     if other is not None:
         held_out[REFERENCE] = _held_out(prepared, other, m0)
     second = None
     if second_policy is not None and prepared.second_id is not None:
-        second = _read(reading, prepared, labelled_apart(cfg, prepared, second_policy, prepared.second_id))
+        theirs = labelled_apart(cfg, prepared, second_policy, prepared.second_id, judging, judged)
+        second = _read(reading, prepared, theirs)
         held_out[SECOND] = _held_out(prepared, second_policy, second)
-    return Before(m0, second, reading, held_out)
+    return Before(m0, second, reading, held_out, judged)
 
 
-def reading_of(cfg: RunConfig, prepared: Prepared, m0: Mapping[str, BehaviorPair]) -> Reading:
+def judged_of(who: str, pool: RolloutPool) -> list[dict[str, Any]]:
+    """For summary.json: what the judges made of what `who` answered since the last call; empty without free text."""
+    report = pool.take_judged()
+    return [{"policy": who, **report.summary()}] if report else []
+
+
+def reading_of(cfg: RunConfig, prepared: Prepared, m0: Mapping[str, BehaviorPair], judging: Judging | None) -> Reading:
     """How all behaviours of a run are read. m0: the pairs of the reference policy as engines read them."""
-    labels = prepared.train.labels
-    calibrated = cfg.task.calibration == "contextual"
-    return Reading(contextual((m0[one], of_case) for one, of_case in labels.items()) if calibrated else None)
+    labels, judge = prepared.train.labels, judging.identity if judging else ""
+    if cfg.task.calibration == "none":
+        return Reading(None, judge)
+    return Reading(contextual((m0[one], of_case) for one, of_case in labels.items()), judge)
 
 
 def _read(reading: Reading, prepared: Prepared, pairs: PairTable) -> PairTable:
@@ -168,17 +184,26 @@ def _held_out(prepared: Prepared, policy: str, pairs: PairTable) -> Behavior:
 
 
 def start_pool(
-    cfg: RunConfig, policy: str, tokens: PolicyCases | Prepared, lora_rank: int, cases: Sequence[Any]
+    cfg: RunConfig,
+    policy: str,
+    tokens: PolicyCases,
+    lora_rank: int,
+    cases: Sequence[Any],
+    judging: Judging | None,
 ) -> RolloutPool:
-    """A pool that answers for `cases`, refs of CaseTables. tokens: the cases as `policy` reads them."""
+    """A pool that answers for `cases`, refs of CaseTables, and judges their free responses.
+
+    tokens: the cases as `policy` reads them. judging: of the run (`start_judging`), so that a judging policy is served
+    once.
+    """
     cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # engines need the choice, not "auto"
-    spec = EngineSpec(policy, tokens.max_model_len, cfg.method, lora_rank, cfg.seed)
+    spec = EngineSpec(policy, tokens.max_model_len, cfg.method, lora_rank, cfg.seed, judging)
     return RolloutPool(cfg, spec, cases)
 
 
 def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: str, cache_uri: str) -> PairTable:
     """All pairs of a policy at version 0, as engines read them: from the cached label set, else from the pool."""
-    key = label_set_key(policy_id, chain(tokens.train, tokens.test), cfg.rollout)
+    key = _label_set(cfg, tokens, policy_id, pool.judging)
     pairs = load_pairs(cache_uri, key)
     if pairs is None:
         ids = chain(tokens.train.case_ids, tokens.test.case_ids)
@@ -188,14 +213,33 @@ def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: 
     return pairs
 
 
-def labelled_apart(cfg: RunConfig, prepared: Prepared, policy: str, policy_id: str) -> PairTable:
-    """The same by an engine that is closed afterwards; cases are read with the policy's own tokenizer."""
+def labelled_apart(
+    cfg: RunConfig,
+    prepared: Prepared,
+    policy: str,
+    policy_id: str,
+    judging: Judging | None,
+    judged: list[dict[str, Any]],
+) -> PairTable:
+    """The same by an engine of its own, which is started unless the label set is cached and closed afterwards.
+
+    The cases are read with the policy's own tokenizer. What the judges made of them is added to `judged`.
+    """
     tokens = prepared.tokens_of(policy)
+    kept = load_pairs(prepared.cache_uri, _label_set(cfg, tokens, policy_id, judging))
+    if kept is not None:
+        return kept
     plain = override(cfg, {"rollout.num_actors": 1, **PLAIN})
-    pool = start_pool(plain, policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)])
+    pool = start_pool(plain, policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)], judging)
     pairs = labelled(cfg, tokens, pool, policy_id, prepared.cache_uri)
+    judged += judged_of(policy, pool)
     pool.close()
     return pairs
+
+
+def _label_set(cfg: RunConfig, tokens: PolicyCases, policy_id: str, judging: Judging | None) -> str:
+    judge = judging.key if judging else ""
+    return label_set_key(policy_id, chain(tokens.train, tokens.test), cfg.rollout, judge)
 
 
 def _start_reference(cfg: RunConfig, prepared: Prepared, train: Any, m0: Any) -> Any:

@@ -215,10 +215,11 @@ def test_calibrated_labels_of_a_run_that_reads_raw(tmp_path):
     assert dict(audit(open_store(write(tmp_path, config(), labels))).violations) == {"foreign": 1}
 
 
-def test_a_table_of_version_01_has_neither_judge_nor_calibration(tmp_path):
+def test_a_table_of_version_0_1_is_audited_as_ever(tmp_path):
     out = write(tmp_path, config(), correct_labels(config()))
     for part in (out / "labels").iterdir():
-        pq.write_table(pq.read_table(part).drop_columns(["judge", "calibration"]), part)
+        old = pq.read_table(part).drop_columns(["judge", "calibration"])
+        pq.write_table(old.replace_schema_metadata({"format": "introspect-ray labels 1"}), part)
     assert audit(open_store(out)).clean
 
 
