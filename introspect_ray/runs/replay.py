@@ -104,6 +104,7 @@ def train_again(
         reference = build_reference(
             prepared.policy_path,
             prepared.train,
+            m0,
             prepared.cache_uri,
             cfg.train.dtype,
             cfg.train.token_budget,

@@ -143,6 +143,6 @@ def _reference_task(cfg: RunConfig) -> Any:
         from introspect_ray.training.reference import build_reference
 
         torch.set_num_threads(cfg.train.threads)
-        return build_reference(local_policy(policy), cases, cache_uri, dtype, budget, cfg.train.attention)
+        return build_reference(local_policy(policy), cases, None, cache_uri, dtype, budget, cfg.train.attention)
 
     return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=trainer_gpus(cfg))(build)
