@@ -99,6 +99,7 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
         m0=setup.m0,
         pool=setup.pool,
         status=setup.status,
+        calibration=setup.reading.calibration,
         identity=run_identity(cfg, setup.prepared),
     )
 

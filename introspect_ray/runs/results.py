@@ -49,7 +49,7 @@ def run_summary(
     ("setup", "eval"). seconds: of this run ("train", "eval").
     """
     waited = sum(totals[part] for part in ("train", "sync", "label", "wait"))
-    consumed = [row["realised_at_consumption"] for row in rows]
+    consumed = [row["realised_at_consumption"] for row in rows if row["realised_at_consumption"] is not None]
     return make_summary(
         cfg,
         scores,

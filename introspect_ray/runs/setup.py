@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -28,7 +27,7 @@ from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said
 from introspect_ray.runs.judging import start_judging
-from introspect_ray.runs.policy_cases import PolicyCases
+from introspect_ray.runs.policy_cases import PolicyCases, one_token
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, EvaluatedCases
 from introspect_ray.scores.evaluation import evaluate
@@ -69,7 +68,7 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
     began = time.perf_counter()
     train, test = ray.put(prepared.train), ray.put(prepared.test)
     # Where every response is one token it does not matter which, so the reference is made while the engines start.
-    early = all(len(tokens) == 1 for used in prepared.train.answers for tokens in used.label_tokens or [()])
+    early = one_token(prepared.train)
     reference = _start_reference(cfg, prepared, train, None) if early else None
     own, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
     pool = start_pool(cfg, cfg.policy, own, lora_rank or cfg.lora_rank, [train, test], judging)
@@ -143,14 +142,14 @@ def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool) -> B
         raw_test = pool.label_now(prepared.test.case_ids, Serving())
     judged += judged_of(cfg.policy, pool)
     reading = reading_of(cfg, prepared, raw.by_id, judging)
-    m0 = _read(reading, prepared, raw)
+    m0 = reading.table(raw, own.labels)
     held_out = {M0: behavior_of(reading.pairs(raw_test, prepared.test.labels), own.tokenizer)}
     if other is not None:
         held_out[REFERENCE] = _held_out(prepared, other, m0)
     second = None
     if second_policy is not None and prepared.second_id is not None:
         theirs = labelled_apart(cfg, prepared, second_policy, prepared.second_id, judging, judged)
-        second = _read(reading, prepared, theirs)
+        second = reading.table(theirs, own.labels)
         held_out[SECOND] = _held_out(prepared, second_policy, second)
     return Before(m0, second, reading, held_out, judged)
 
@@ -167,16 +166,6 @@ def reading_of(cfg: RunConfig, prepared: Prepared, m0: Mapping[str, BehaviorPair
     if cfg.task.calibration == "none":
         return Reading(None, judge)
     return Reading(contextual((m0[one], of_case) for one, of_case in labels.items()), judge)
-
-
-def _read(reading: Reading, prepared: Prepared, pairs: PairTable) -> PairTable:
-    """A label set with calibrated answers; it stays in Arrow."""
-    if reading.calibration is None:
-        return pairs
-    labels: Mapping[str, tuple[str, ...]] = ChainMap(prepared.train.labels, prepared.test.labels)  # type: ignore[arg-type]
-    rows = iter(pairs)
-    parts: Iterator[list[BehaviorPair]] = iter(lambda: list(islice(rows, 4096)), [])
-    return PairTable.build(pair for part in parts for pair in reading.pairs(part, labels))
 
 
 def _held_out(prepared: Prepared, policy: str, pairs: PairTable) -> Behavior:
@@ -260,6 +249,6 @@ def _reference_task(cfg: RunConfig) -> Any:
         from introspect_ray.training.reference import build_reference
 
         torch.set_num_threads(cfg.train.threads)
-        return build_reference(local_policy(policy), cases, cache_uri, dtype, budget, cfg.train.attention)
+        return build_reference(local_policy(policy), cases, m0, cache_uri, dtype, budget, cfg.train.attention)
 
     return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=trainer_gpus(cfg))(build)
