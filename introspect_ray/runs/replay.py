@@ -143,7 +143,7 @@ def m0_pairs(recorded: RunConfig, prepared: Prepared, reading: Reading) -> Mappi
     own = prepared.tokens_of(recorded.policy)
     key = label_set_key(prepared.reference_id, chain(prepared.train, prepared.test), recorded.rollout, judge)
     pairs = load_pairs(prepared.cache_uri, key)
-    return _Unknown() if pairs is None else reading.table(pairs, own.labels).by_id
+    return _Unknown(own.labels) if pairs is None else reading.table(pairs, own.labels).by_id
 
 
 def _responses(m0: Mapping[str, BehaviorPair], prepared: Prepared, source: Store) -> Mapping[str, BehaviorPair] | None:
@@ -159,10 +159,15 @@ def _responses(m0: Mapping[str, BehaviorPair], prepared: Prepared, source: Store
 
 
 class _Unknown(dict[str, BehaviorPair]):
-    """Stands for pairs that are not known: an empty pair for every case."""
+    """Stands for pairs that are not known: each case's first label, whose response is as long as any of one token."""
+
+    def __init__(self, labels: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__()
+        self._labels = labels
 
     def __missing__(self, case_id: str) -> BehaviorPair:
-        return BehaviorPair(case_id, "", "", (), (), False, False, 0)
+        label = self._labels[case_id][0]
+        return BehaviorPair(case_id, label, label, (), (), False, False, 0)
 
 
 @contextmanager
