@@ -91,6 +91,13 @@ def _batch_over_workers(cfg: RunConfig) -> str | None:
     return None
 
 
+def _sentences(cfg: RunConfig) -> str | None:
+    for key, sentence in (("task.changed", cfg.task.changed), ("task.unchanged", cfg.task.unchanged)):
+        if sentence is not None and (count := sentence.count("{label}")) != 1:
+            return f"{key}={sentence!r} has {count} times {{label}}: write it exactly once, where the answer stands"
+    return None
+
+
 def _transfer(cfg: RunConfig) -> str | None:
     asked = cfg.rollout.weight_transfer
     obstacle = None if asked == "auto" else _transfer_obstacle(cfg, asked)
@@ -143,5 +150,6 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _live_reference,
     _gpu_only,
     _batch_over_workers,
+    _sentences,
     _transfer,
 )

@@ -90,7 +90,7 @@ def explain(pool: RolloutPool, prepared: Prepared, serving: Serving) -> list[Exp
     """The served policy's explanations of the test cases, generated greedily and parsed; None: unparseable."""
     tokens = pool.explain_now(prepared.test.case_ids, prepared.max_explanation_tokens, serving)
     return [
-        decode_explanation(ids, prepared.tokenizer, case.labels)
+        decode_explanation(ids, prepared.tokenizer, case.labels, case.templates)
         for ids, case in zip(tokens, prepared.test, strict=True)
     ]
 
@@ -119,7 +119,7 @@ def start_pool(
     """
     judging = judging or start_judging(cfg, prepared)
     cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # engines need the choice, not "auto"
-    spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed, judging)
+    spec = EngineSpec(policy, prepared.tokens_of(policy).max_model_len, cfg.method, lora_rank, cfg.seed, judging)
     return RolloutPool(cfg, spec, cases)
 
 
