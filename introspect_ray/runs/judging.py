@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from introspect_ray.actors.pool import RolloutPool
@@ -12,6 +13,7 @@ from introspect_ray.judges import Judging, make_judging, refusal
 from introspect_ray.judges.llm import MAX_TOKENS
 from introspect_ray.judges.protocol import Complete
 from introspect_ray.policy import load_tokenizer, local_policy, policy_id
+from introspect_ray.records import Message
 from introspect_ray.runs.placement import judging_policies
 from introspect_ray.runs.policy_cases import context_length
 from introspect_ray.runs.preflight import Prepared
@@ -36,6 +38,18 @@ def start_judging(cfg: RunConfig, prepared: Prepared) -> Judging | None:
         return None
     policies = {str(judge.policy): _serve(cfg, judge, prepared) for judge in judging_policies(cfg)}
     return make_judging(cfg.judge, prepared.cache_uri, policies)
+
+
+def judging_key(cfg: RunConfig, prepared: Prepared) -> str:
+    """Judging.key of the run, without its engines; "" if no case is answered in free text."""
+    if not prepared.tokens_of(cfg.policy).free_text:
+        return ""
+    policies = {str(j.policy): (_no_engine, policy_id(local_policy(str(j.policy)))) for j in judging_policies(cfg)}
+    return make_judging(cfg.judge, prepared.cache_uri, policies).key
+
+
+def _no_engine(chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
+    raise RuntimeError("these judges name themselves only: the judging policy is not served")
 
 
 def _serve(cfg: RunConfig, judge: JudgeConfig, prepared: Prepared) -> tuple[Complete, str]:

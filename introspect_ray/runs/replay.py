@@ -119,12 +119,13 @@ def train_again(
         learner.export(folder)
 
 
-def m0_pairs(recorded: RolloutConfig, prepared: Prepared) -> Mapping[str, BehaviorPair]:
+def m0_pairs(recorded: RolloutConfig, prepared: Prepared, judge: str = "") -> Mapping[str, BehaviorPair]:
     """M0's pairs, which only metrics need; `_Unknown` if their label set is not in the cache.
 
-    recorded: the config of the engines that made them, which is part of the set's address.
+    recorded: the config of the engines that made them, which is part of the set's address, as is `judge`, the run's
+    judging_key.
     """
-    key = label_set_key(prepared.policy_id, chain(prepared.train, prepared.test), recorded)
+    key = label_set_key(prepared.policy_id, chain(prepared.train, prepared.test), recorded, judge)
     pairs = load_pairs(prepared.cache_uri, key)
     return _Unknown() if pairs is None else pairs.by_id
 

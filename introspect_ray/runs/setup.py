@@ -20,6 +20,7 @@ from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import trainer_gpus, weight_transfer
 from introspect_ray.judges import Judging
 from introspect_ray.labels.pair_table import PairTable
+from introspect_ray.labels.reports import save_report
 from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
 from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair, Explanation
@@ -132,6 +133,8 @@ def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -
         ids = chain(prepared.train.case_ids, prepared.test.case_ids)
         parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
         pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
+        if judged := pool.take_judged():
+            save_report(prepared.cache_uri, key, judged)  # first: a set without a report is of closed labels
         save_pairs(prepared.cache_uri, key, pairs)
     return pairs.by_id
 
