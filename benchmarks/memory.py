@@ -76,7 +76,7 @@ def main() -> None:
     cases = make_cases(policy, args.small, BATCH * STEPS)
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder, "given.pickle")
-        reference = build_reference(policy, cases, folder)
+        reference = build_reference(policy, cases, None, folder)
         given.write_bytes(pickle.dumps((policy, reference, cases, make_labels(cases), make_pairs(cases))))
         lean = run(given, [*LEAN, *args.set], LEAN_ENVIRONMENT)
         default = run(given, args.set)

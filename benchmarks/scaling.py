@@ -38,7 +38,7 @@ def measure(count: int) -> dict[str, float]:
     engine.label_pairs([cases[i] for i in ids[:GROUP]])  # warm
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, clock:
-        reference = build_reference(policy, list(cases.values()), folder)
+        reference = build_reference(policy, list(cases.values()), None, folder)
         learner = Learner(cfg, policy, reference, cases)
         for start in range(0, count, GROUP):
             group = ids[start : start + GROUP]

@@ -81,7 +81,7 @@ def trace_step() -> dict[str, Any]:
             sys.setprofile(moves)
 
     with tempfile.TemporaryDirectory() as folder:
-        reference = build_reference(path, train, folder)
+        reference = build_reference(path, train, None, folder)
         learner = Learner(cfg, path, reference, train.by_id)
         supply: Any = InProcess(f"{folder}/labels")
         try:

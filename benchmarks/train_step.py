@@ -169,7 +169,7 @@ def main() -> None:
         return print(json.dumps(measure_trl(args.trl, policy, cases, labels, args.trl_steps)))
     with tempfile.TemporaryDirectory() as folder:
         with (reference := Clock()):
-            path = build_reference(policy, cases, folder)
+            path = build_reference(policy, cases, None, folder)
         learner = Learner(config(args.token_budget), policy, path, {case.case_id: case for case in cases})
         if args.profile:
             return profile(learner, labels, cases)

@@ -25,18 +25,24 @@ lag.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from introspect_ray.cases.lookup import records_at
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.labels.alarms import check_step, engine_gap, stop_on
-from introspect_ray.records import BehaviorPair, StepLabels, StepMetrics, TokenizedCase
+from introspect_ray.records import AuxiliaryText, BehaviorPair, StepLabels, StepMetrics, TokenizedCase
 from introspect_ray.schedule import label_version, step_plan, steps_of_version
 
 if TYPE_CHECKING:  # they import torch and Ray
     from introspect_ray.actors.supply import Conductor, Supply
     from introspect_ray.training.learner import Learner
+
+
+def no_texts(step: int) -> Sequence[AuxiliaryText]:
+    """The auxiliary texts of a run that has none."""
+    return ()
 
 
 def run(
@@ -50,13 +56,14 @@ def run(
     rank: int = 0,
     start: int = 0,
     restored: frozenset[int] = frozenset(),
+    auxiliary: Callable[[int], Sequence[AuxiliaryText]] = no_texts,
 ) -> dict[str, float]:
     """Train from step `start` to cfg.steps.
 
     m0: M0's pairs by case id. train: the training cases in plan order; the first is the probe of deliveries. restored:
-    steps whose labels came with the checkpoint. Returns this rank's seconds by activity: "train", "sync" (with the
-    engines), "label" (by the learner) and "wait" (for labels). Raises AlarmError on rank 0 if a step exceeds a bound of
-    cfg.alarms.
+    steps whose labels came with the checkpoint. auxiliary: this rank's auxiliary texts of a step. Returns this rank's
+    seconds by activity: "train", "sync" (with the engines), "label" (by the learner) and "wait" (for labels). Raises
+    AlarmError on rank 0 if a step exceeds a bound of cfg.alarms.
 
     Collectives (weight gather, labelling, update, checkpoint) are reached by every rank in the same order.
     """
@@ -68,7 +75,7 @@ def run(
         ordered = time.perf_counter()
         fetched = supply.fetch(step)
         ready = time.perf_counter()
-        result = learner.step(fetched.labels, m0)
+        result = learner.step(fetched.labels, m0, auxiliary(step))
         done = time.perf_counter()
         seconds[ordering] += ordered - began
         seconds["wait"] += ready - ordered
@@ -98,7 +105,7 @@ def _start_labels(
     if learner_labels(cfg):
         for later in due:
             plan = step_plan(cfg.seed, later, len(train), cfg.batch_size)[rank :: cfg.train.num_workers]
-            supply.offer(later, step, learner.label_pairs([train[i] for i in plan], step))
+            supply.offer(later, step, learner.label_pairs(records_at(train, plan), step))
         return
     if online and step % cfg.rollout.sync_every == 0:
         supply.publish(learner, step, train[0])
@@ -111,7 +118,7 @@ def _metrics(
     cfg: RunConfig,
     step: int,
     fetched: StepLabels,
-    result: Mapping[str, float],
+    result: Mapping[str, Any],
     learner: Learner,
     *,
     idle: float,
@@ -121,16 +128,8 @@ def _metrics(
     online = cfg.supervision.rule == "online"
     return StepMetrics(
         step=step,
-        loss=result["loss"],
-        cross_entropy=result["cross_entropy"],
-        kl=result["kl"],
-        grad_norm=result["grad_norm"],
-        explanation_self=result["explanation_self"],
-        explanation_orig=result["explanation_orig"],
-        behavior_em=result["behavior_em"],
         requested_agreement=cfg.supervision.agreement if online else None,
         realised_at_labelling=fetched.realised_agreement,
-        realised_at_consumption=result["realised_at_consumption"],
         engine_gap=engine_gap(fetched.pairs, learner.last_logprobs) if online and lag == 0 else None,
         off_format=fetched.off_format,
         prefix_hit_rate=fetched.prefix_hit_rate,
@@ -139,4 +138,5 @@ def _metrics(
         rollout_idle_s=fetched.rollout_idle_s,
         relabeler_idle_s=fetched.relabeler_idle_s,
         step_s=total,
+        **result,
     )

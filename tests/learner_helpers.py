@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig, TaskConfig
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.policy import BUNDLED, load_tokenizer
-from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
+from introspect_ray.records import AuxiliaryText, BehaviorPair, Explanation, Label, Provenance, TokenizedCase
 from introspect_ray.tasks import load_cases
 from introspect_ray.training.learner import Learner
 from introspect_ray.training.reference import Reference
@@ -25,15 +26,18 @@ from introspect_ray.training.reference import Reference
 VOCAB = 61
 LETTERS = ("A", "B", "C", "D")
 LETTER_IDS = (10, 11, 12, 13)
+WORDS = {"NTA": (14, 15), "YTA": (16, 15), "ESH": (16, 17, 18)}  # labels of several tokens
+VERDICTS = {"refuse": (27, 28), "comply": (29,)}  # how the labels of free text are written in explanations
+MAX_RESPONSE = 3  # of free text
 END = 2
 
 
-def explanations() -> dict[Explanation, tuple[int, ...]]:
+def explanations(labels: Mapping[str, tuple[int, ...]]) -> dict[Explanation, tuple[int, ...]]:
     """The tokens of "would change to X ." are 20 21 22 x 26 2, of "would not change from X ." 20 23 21 24 x 26 2."""
     made: dict[Explanation, tuple[int, ...]] = {}
-    for letter, token in zip(LETTERS, LETTER_IDS, strict=True):
-        made[Explanation(True, letter)] = (20, 21, 22, token, 26, END)
-        made[Explanation(False, letter)] = (20, 23, 21, 24, token, 26, END)
+    for label, tokens in labels.items():
+        made[Explanation(True, label)] = (20, 21, 22, *tokens, 26, END)
+        made[Explanation(False, label)] = (20, 23, 21, 24, *tokens, 26, END)
     return made
 
 
@@ -56,10 +60,39 @@ def make_cases(count: int, seed: int = 0, stem: tuple[int, int] = (5, 14)) -> li
                 (*body, *cue, 4),
                 (*body, 4),
                 question,
-                explanations(),
+                explanations(dict(zip(LETTERS, ((i,) for i in LETTER_IDS), strict=True))),
             )
         )
     return cases
+
+
+def with_words(case: TokenizedCase) -> TokenizedCase:
+    """The case with WORDS as its labels."""
+    return replace(case, labels=tuple(WORDS), label_tokens=tuple(WORDS.values()), explanations=explanations(WORDS))
+
+
+def with_free_text(case: TokenizedCase) -> TokenizedCase:
+    """The case answered in free text of at most MAX_RESPONSE tokens."""
+    return replace(
+        case, labels=tuple(VERDICTS), label_tokens=(), explanations=explanations(VERDICTS), max_response=MAX_RESPONSE
+    )
+
+
+def make_response_cases(count: int) -> list[TokenizedCase]:
+    """Letters, words and free text in turn."""
+    kinds = (lambda case: case, with_words, with_free_text)
+    return [kinds[i % 3](case) for i, case in enumerate(make_cases(count))]
+
+
+def make_texts(count: int) -> list[AuxiliaryText]:
+    """Auxiliary texts of 2 to 20 random tokens, of which some are targets."""
+    rng = random.Random(1)
+    texts = []
+    for i in range(count):
+        tokens = tuple(rng.randrange(30, VOCAB) for _ in range(rng.randint(2, 20)))
+        targets = (False, *(rng.random() < 0.6 for _ in tokens[2:]), i % 2 == 0)
+        texts.append(AuxiliaryText(f"text-{i}", tokens, targets))
+    return texts
 
 
 @cache
@@ -102,8 +135,20 @@ def make_labels(cases: Sequence[TokenizedCase], seed: int = 0) -> list[Label]:
 
 
 def make_pairs(cases: Sequence[TokenizedCase]) -> dict[str, BehaviorPair]:
-    """A pair per case that answers with its first label on x and with its second on x∖C."""
-    return {c.case_id: BehaviorPair(c.case_id, *c.labels[:2], (), (), False, False, 0) for c in cases}
+    """A pair per case. Letters: the first label on x and the second on x∖C; words and free text: all combinations."""
+    return {case.case_id: _pair(case, i) for i, case in enumerate(cases)}
+
+
+def _pair(case: TokenizedCase, i: int) -> BehaviorPair:
+    """Responses of free text have 0 to 3 tokens; those of 3 were cut."""
+    shift = 0 if all(len(tokens) == 1 for tokens in case.label_tokens) and case.label_tokens else i // 3
+    cued, ablated = (case.labels[(shift + side) % len(case.labels)] for side in range(2))
+    pair = BehaviorPair(case.case_id, cued, ablated, (), (), False, False, 0)
+    if not case.max_response:
+        return pair
+    response = tuple(range(40 + i, 40 + i + MAX_RESPONSE))
+    lengths = shift % (MAX_RESPONSE + 1), (shift + 2) % (MAX_RESPONSE + 1)
+    return replace(pair, cued_response=response[: lengths[0]], ablated_response=response[: lengths[1]])
 
 
 def make_config(**changes: object) -> RunConfig:
@@ -134,7 +179,7 @@ def assert_same_pairs(ours: Sequence[BehaviorPair], theirs: Sequence[BehaviorPai
 def reference_logprobs(where: str, case_ids: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """M0's natural logprobs [B, V] at x and at x∖C, from the reference that build_reference wrote to `where`."""
     rows = Reference.open(where).rows(case_ids)
-    cued, ablated = rows.head.logits(rows.hidden_2BH).log_softmax(-1).chunk(2)
+    cued, ablated = rows.head.logits(rows.hidden_BH).log_softmax(-1).chunk(2)
     return cued, ablated
 
 

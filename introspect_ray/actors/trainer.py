@@ -22,6 +22,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
+from introspect_ray.labels.calibration import Calibration
 from introspect_ray.labels.store import labels_from_table
 from introspect_ray.loop import run
 from introspect_ray.policy import local_policy
@@ -45,6 +46,7 @@ class WorkerSpec:
     m0: Any  # ref of a Mapping[case id, BehaviorPair], the training cases among others
     pool: RolloutPool
     status: Any  # handle of a StatusBoard
+    calibration: Calibration | None  # by which current answers are read
     identity: dict[str, Any]  # what a checkpoint must share with this run
     relabeler: Any = None  # handle of a Relabeler; recovery starts one each time it starts training
     checkpoint: str | None = None  # to go on from, already checked; None: start at step 0
@@ -122,7 +124,8 @@ def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learn
             train.by_id,
             rank=rank,
             world_size=world,
-            longest=train.longest_explained,
+            longest=train.longest_tree_path,
+            calibration=spec.calibration,
         )
 
 

@@ -1,4 +1,4 @@
-"""Records by case id, a batch per call: from a table that decodes them, or from any other mapping. Pure."""
+"""Records by case id or by row, a batch per call: from a table that decodes them, or from any other container. Pure."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ class RecordMapping(Mapping[str, V]):
     @abstractmethod
     def take(self, case_ids: Iterable[str]) -> list[V]:
         """The records of these ids, in the order of the ids. Raises KeyError for an unknown one."""
+
+
+class RecordSequence(Sequence[V]):
+    """A sequence that finds a whole batch of rows in one call."""
+
+    @abstractmethod
+    def take_rows(self, rows: Iterable[int]) -> list[V]:
+        """The records of these rows, in the order of the rows. Raises IndexError for an unknown one."""
+
+
+def records_at(records: Sequence[V], rows: Iterable[int]) -> list[V]:
+    """The records of a batch of rows, in their order. Raises IndexError for an unknown row."""
+    return records.take_rows(rows) if isinstance(records, RecordSequence) else [records[row] for row in rows]
 
 
 def records_of(by_id: Mapping[str, V], case_ids: Iterable[str]) -> list[V]:

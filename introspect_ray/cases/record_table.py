@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from introspect_ray.cases.lookup import RecordMapping
+from introspect_ray.cases.lookup import RecordMapping, RecordSequence
 from introspect_ray.rng import bits
 
 V = TypeVar("V")
@@ -57,7 +57,7 @@ class IdIndex:
         return same
 
 
-class RecordTable(Sequence[V]):
+class RecordTable(RecordSequence[V]):
     """Immutable records, one per row, each id once. Subclasses say how a row of a batch is decoded."""
 
     def __init__(self, batches: Sequence[pa.RecordBatch], index: IdIndex) -> None:
@@ -120,6 +120,9 @@ class RecordTable(Sequence[V]):
     def take(self, case_ids: Iterable[str]) -> list[V]:
         """The records of a batch of ids, in the order of the ids. Raises KeyError for an unknown one."""
         return [self._decode(*self._locate(self.row(case_id))) for case_id in case_ids]
+
+    def take_rows(self, rows: Iterable[int]) -> list[V]:
+        return [self._decode(*self._locate(row)) for row in rows]
 
     def _find(self, row: int) -> tuple[int, int]:
         """(number of the batch, row in it). Raises IndexError."""

@@ -87,6 +87,11 @@ class CaseTable(RecordTable[TokenizedCase]):
         self._release()
         return found
 
+    def take_rows(self, rows: Iterable[int]) -> list[TokenizedCase]:
+        found = super().take_rows(rows)
+        self._release()
+        return found
+
     def __iter__(self) -> Iterator[TokenizedCase]:
         for row, case in enumerate(super().__iter__(), start=1):
             yield case

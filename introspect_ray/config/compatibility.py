@@ -35,6 +35,11 @@ def learner_labels(cfg: RunConfig) -> bool:
     return cfg.supervision.rule == "online" and cfg.rollout.engine == "learner"
 
 
+def reference_policy(cfg: RunConfig) -> str | None:
+    """The reference policy, where it is another one than the policy that training starts from."""
+    return None if cfg.reference_policy == cfg.policy else cfg.reference_policy
+
+
 def trainer_gpus(cfg: RunConfig) -> float:
     """GPUs per training worker: a whole one, or what an engine that shares it leaves."""
     if not cfg.train.use_gpu:
@@ -71,6 +76,11 @@ def _tensor_parallel(cfg: RunConfig) -> str | None:
 def _live_reference(cfg: RunConfig) -> str | None:
     if cfg.train.reference == "live" and cfg.method != "lora":
         return "train.reference=live needs method=lora (the reference is the policy with adapters off)"
+    if cfg.train.reference == "live" and reference_policy(cfg):
+        return (
+            f"train.reference=live keeps to the policy that training starts from, and reference_policy="
+            f"{cfg.reference_policy} is another one: leave train.reference out (cache)"
+        )
     return None
 
 

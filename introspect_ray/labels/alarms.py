@@ -88,10 +88,10 @@ def worst_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def engine_gap(
     pairs: Sequence[BehaviorPair], logprobs: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
 ) -> float | None:
-    """The largest |trainer - engine| label logprob (nats) over the engine's pairs; None without pairs.
+    """The largest |trainer - engine| label logprob (nats) over the engine's pairs; None without logprobs (free text).
 
     logprobs: the trainer's, by case id: of the labels on x and on x∖C.
     """
     ours = [value for pair in pairs for side in logprobs[pair.case_id] for value in side]
     theirs = [value for pair in pairs for side in (pair.cued_logprobs, pair.ablated_logprobs) for value in side]
-    return worst_gap(ours, theirs) if pairs else None
+    return worst_gap(ours, theirs) if theirs else None

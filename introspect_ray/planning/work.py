@@ -45,8 +45,8 @@ def counted_sizes(source: str, train: Sequence[TokenizedCase], longest: int, tes
     rows, longest_tree = [], 0
     for case in train:
         label, tokens = next(iter(case.explanations.items()))
-        nodes = len(build_tree(case, label))
-        rows.append((nodes, len(build_tree(case, None)), len(case.question), len(tokens)))
+        nodes = len(build_tree(case, label, None))
+        rows.append((nodes, len(build_tree(case, None, None)), len(case.question), len(tokens)))
         longest_tree = max(longest_tree, nodes + max(map(len, case.explanations.values())) - len(tokens))
     tree, pair, question, target = np.mean(rows, axis=0).tolist()
     return CaseSizes(source, tree, pair, question, target, longest, longest_tree, len(train), test_cases)

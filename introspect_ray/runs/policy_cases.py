@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class PolicyCases:
     max_explanation_tokens: int
 
     @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]:
+        """The allowed labels of all cases, by case id."""
+        return ChainMap(self.train.labels, self.test.labels)  # type: ignore[arg-type]
+
+    @property
     def free_text(self) -> bool:
         """Whether any case is answered in free text, by the verdict of a judge."""
         return any(not used.label_tokens for table in (self.train, self.test) for used in table.answers)
@@ -40,6 +46,11 @@ class PolicyCases:
     def served_by(self, cfg: RunConfig, path: str) -> PolicyCases:
         """The same cases for another policy of the same tokenizer, in the folder `path`. Raises UserError as below."""
         return replace(self, max_model_len=model_len(cfg, (self.train, self.test), context_length(path)))
+
+
+def one_token(cases: CaseTable) -> bool:
+    """Whether all answers are labels of one token: then the KL is taken at the ends of the prompts, whatever M0 says."""
+    return all(used.label_tokens and all(len(one) == 1 for one in used.label_tokens) for used in cases.answers)
 
 
 def tokenize_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], path: str, tokenizer: Any) -> PolicyCases:

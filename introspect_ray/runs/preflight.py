@@ -8,6 +8,7 @@ from typing import Any
 
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.engines import check_installed
 from introspect_ray.errors import UserError
 from introspect_ray.judges import check_judge
@@ -24,6 +25,8 @@ class Prepared:
 
     policy_path: str
     policy_id: str  # content hash
+    reference_path: str  # of reference_policy; policy_path if that is no other
+    reference_id: str
     second_id: str | None  # of the second policy of a mixed run
     train: CaseTable
     test: CaseTable
@@ -50,9 +53,9 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
     others = [name for name in (second, trained, *cfg.eval.against) if engines and name and name != cfg.policy]
-    reference = cfg.reference_policy if cfg.reference_policy != cfg.policy else None
+    reference = reference_policy(cfg)
     judging = [str(judge.policy) for judge in judging_policies(cfg) if engines]
-    for name in (cfg.policy, *others, *judging, *([reference] if reference else [])):
+    for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
         check_policy(name)
     if cluster_address(cfg) is None:
         if engines:
@@ -67,9 +70,12 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     _check_task(cfg, own)
     if engines and own.free_text:
         check_judge(cfg.judge)
+    reference_path = local_policy(reference) if reference else policy_path
     return Prepared(
         policy_path=policy_path,
         policy_id=policy_id(policy_path),
+        reference_path=reference_path,
+        reference_id=policy_id(reference_path),
         second_id=policy_id(local_policy(second)) if second else None,
         train=own.train,
         test=own.test,
@@ -94,8 +100,15 @@ def _other_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], name: str
 
 
 def _check_task(cfg: RunConfig, cases: PolicyCases) -> None:
-    """Refuse display texts for labels that no case has, and more shots than there are training cases."""
-    known = {label for table in (cases.train, cases.test) for used in table.answers for label in used.labels}
+    """Refuse display texts for labels that no case has, calibration where all is free text, and more shots than there
+    are training cases."""
+    answers = (*cases.train.answers, *cases.test.answers)
+    if cfg.task.calibration != "none" and not any(used.label_tokens for used in answers):
+        raise UserError(
+            f"task.calibration={cfg.task.calibration} is for closed labels, and all {len(cases.train)} training cases "
+            "have free text: set task.calibration=none"
+        )
+    known = {label for used in answers for label in used.labels}
     foreign = sorted(set(cfg.task.label_names) - known)
     if foreign:
         raise UserError(

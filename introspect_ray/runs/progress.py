@@ -115,10 +115,15 @@ def progress_bar(status: Any, steps: int, name: str) -> Iterator[None]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """Loss, Self, Orig, Behaviour EM and agreement ν of a batch. Example: "loss 0.520 self 0.61 orig 0.55 beh 0.80"."""
-    agreement = row["realised_at_labelling"]
-    shown = f" ν {agreement:.2f}" if agreement is not None else ""
-    return (
-        f"loss {row['loss']:.3f} self {row['explanation_self']:.2f} orig {row['explanation_orig']:.2f} "
-        f"beh {row['behavior_em']:.2f}{shown}"
-    )
+    """Loss, Self, Orig, Behaviour EM and agreement ν of a batch, as far as they are known.
+
+    Example: "loss 0.520 self 0.61 orig 0.55 beh 0.80".
+    """
+    names = {
+        "explanation_self": "self",
+        "explanation_orig": "orig",
+        "behavior_em": "beh",
+        "realised_at_labelling": "ν",
+    }
+    known = [f"{name} {row[key]:.2f}" for key, name in names.items() if row[key] is not None]
+    return " ".join([f"loss {row['loss']:.3f}", *known])

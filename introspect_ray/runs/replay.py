@@ -19,11 +19,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from introspect_ray.cli import Arguments
-from introspect_ray.config import RolloutConfig, RunConfig, TrackingConfig, override
+from introspect_ray.config import RunConfig, TrackingConfig, override
 from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import load_run
+from introspect_ray.labels.reading import Reading, load_reading
 from introspect_ray.labels.store import label_set_key, load_pairs, read_labels
 from introspect_ray.records import BehaviorPair, Label
+from introspect_ray.runs.judging import judging_key
+from introspect_ray.runs.policy_cases import one_token
 from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.schedule import step_plan
 from introspect_ray.storage import Store, open_store
@@ -95,15 +98,24 @@ def recorded_steps(uri: str, cfg: RunConfig, case_ids: Sequence[str]) -> Iterato
 
 
 def train_again(
-    cfg: RunConfig, prepared: Prepared, m0: Mapping[str, BehaviorPair], labels_uri: str, tracker: Tracker, folder: str
+    cfg: RunConfig,
+    prepared: Prepared,
+    m0: Mapping[str, BehaviorPair],
+    source: Store,
+    tracker: Tracker,
+    folder: str,
 ) -> None:
-    """Train a new learner on every recorded step and export its policy to the local `folder`. m0: see `m0_pairs`."""
+    """Train a new learner on every recorded step of `source` and export its policy to the local `folder`.
+
+    m0: see `m0_pairs`. Raises UserError if it is not known and the KL needs it.
+    """
     torch.set_num_threads(cfg.train.threads)  # the number of threads decides how sums are split, hence rounded
-    reference = None
+    reference, calibration = None, load_reading(source).calibration
     if cfg.train.reference == "cache":
         reference = build_reference(
-            prepared.policy_path,
+            prepared.reference_path,
             prepared.train,
+            _responses(m0, prepared, source),
             prepared.cache_uri,
             cfg.train.dtype,
             cfg.train.token_budget,
@@ -112,29 +124,50 @@ def train_again(
     skipped = _FROM_M0 if isinstance(m0, _Unknown) else ()
     with _process_group(cfg):
         train = prepared.train
-        learner = Learner(cfg, prepared.policy_path, reference, train.by_id, longest=train.longest_explained)
-        for step, labels in enumerate(recorded_steps(labels_uri, cfg, prepared.train.case_ids)):
+        learner = Learner(
+            cfg, prepared.policy_path, reference, train.by_id, longest=train.longest_tree_path, calibration=calibration
+        )
+        for step, labels in enumerate(recorded_steps(source.join("labels"), cfg, prepared.train.case_ids)):
             metrics = learner.step(labels, m0)
             tracker.log_metrics({name: value for name, value in metrics.items() if name not in skipped}, step)
         learner.export(folder)
 
 
-def m0_pairs(recorded: RolloutConfig, prepared: Prepared, judge: str = "") -> Mapping[str, BehaviorPair]:
-    """M0's pairs, which only metrics need; `_Unknown` if their label set is not in the cache.
+def m0_pairs(recorded: RunConfig, prepared: Prepared, reading: Reading) -> Mapping[str, BehaviorPair]:
+    """M0's pairs, which only metrics and responses of several tokens need; `_Unknown` if their set is not cached.
 
-    recorded: the config of the engines that made them, which is part of the set's address, as is `judge`, the run's
-    judging_key.
+    recorded: the config of the run that made them: its engines and judges are part of the set's address. reading: how
+    that run read behaviours.
     """
-    key = label_set_key(prepared.policy_id, chain(prepared.train, prepared.test), recorded, judge)
+    judge = judging_key(recorded, prepared)
+    own = prepared.tokens_of(recorded.policy)
+    key = label_set_key(prepared.reference_id, chain(prepared.train, prepared.test), recorded.rollout, judge)
     pairs = load_pairs(prepared.cache_uri, key)
-    return _Unknown() if pairs is None else pairs.by_id
+    return _Unknown(own.labels) if pairs is None else reading.table(pairs, own.labels).by_id
+
+
+def _responses(m0: Mapping[str, BehaviorPair], prepared: Prepared, source: Store) -> Mapping[str, BehaviorPair] | None:
+    """M0's pairs for the reference; None where every response is one token, so that it does not matter which."""
+    if one_token(prepared.train):
+        return None
+    if isinstance(m0, _Unknown):
+        raise UserError(
+            f"{source.join()} was trained to keep M0's responses of several tokens, and the cache {prepared.cache_uri} "
+            "has no label set of M0 with them: give the run's cache back (cache_dir)"
+        )
+    return m0
 
 
 class _Unknown(dict[str, BehaviorPair]):
-    """Stands for pairs that are not known: an empty pair for every case."""
+    """Stands for pairs that are not known: each case's first label, whose response is as long as any of one token."""
+
+    def __init__(self, labels: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__()
+        self._labels = labels
 
     def __missing__(self, case_id: str) -> BehaviorPair:
-        return BehaviorPair(case_id, "", "", (), (), False, False, 0)
+        label = self._labels[case_id][0]
+        return BehaviorPair(case_id, label, label, (), (), False, False, 0)
 
 
 @contextmanager
@@ -187,8 +220,8 @@ def replay_job(args: Arguments) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         with make_tracker(TrackingConfig(backend="none"), out, "replay") as tracker:
-            m0 = m0_pairs(load_run(source).rollout, prepared)
-            train_again(cfg, prepared, m0, source.join("labels"), tracker, str(new))
+            m0 = m0_pairs(load_run(source), prepared, load_reading(source))
+            train_again(cfg, prepared, m0, source, tracker, str(new))
         store.upload_dir(new, "policy")
         print(f"policy   {store.join('policy')}")
         if not source.list("policy"):

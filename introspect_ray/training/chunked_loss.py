@@ -4,8 +4,8 @@ The logits of a chunk are computed, used for everything that needs them, turned 
 memory holds a few matrices of one chunk, whatever the size of the batch and of the vocabulary. The gradient is computed
 in the forward pass, since only the loss is ever differentiated.
 
-Shape suffixes: N output rows (2B behaviour rows, K target predictors, then the deciding rows D; see PackedBatch),
-P (row, token) pairs, H hidden size, V vocabulary.
+Shape suffixes: N output rows (see PackedBatch), of which B are for the KL and D deciding; L label nodes, P (row, token)
+pairs, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ NeedsGrad = tuple[bool, bool, bool]  # for hidden states, head weight, head bias
 
 
 class ReferenceRows(NamedTuple):
-    """M0 at the behaviour rows of a batch: its hidden states [2B, H] (x of all trees, then x∖C) and its output head.
+    """M0 at the KL rows of a batch, in their order: its hidden states and its output head.
 
     head None: the head of the policy itself, which LoRA adapters leave unchanged.
     """
 
-    hidden_2BH: Tensor
+    hidden_BH: Tensor
     head: OutputHead | None
 
 
@@ -47,14 +47,15 @@ class Objective(NamedTuple):
 class TreeOutput(NamedTuple):
     """The result of a forward over packed trees. Only `loss` has a gradient; logits and logprobs are float32.
 
-    Without an objective, loss, cross_entropy and kl are 0.
+    Without an objective, the first four are 0.
     """
 
     loss: Tensor  # this micro-batch's part of the global loss
     cross_entropy: Tensor  # sum in nats, float32 scalar
     kl: Tensor  # sum in nats, float32 scalar
-    label_logprobs_P: Tensor  # natural full-vocabulary logprobs at (label_rows, label_tokens)
-    argmax_2B: Tensor  # int64, the most likely token of each behaviour row
+    auxiliary: Tensor  # sum of the cross-entropy in nats, float32 scalar
+    label_logprobs_P: Tensor  # natural full-vocabulary logprobs at (label_rows_P, label_tokens_P)
+    argmax_L: Tensor  # int64, the most likely token at each label node
     walk_P: Tensor  # logits at (walk_rows_P, walk_tokens_P)
 
 
@@ -67,20 +68,20 @@ def evaluate_rows(
     would need a second and a third matrix of that size. Only for a leaf that is not sharded; backward must be called,
     once.
     """
-    behaviour, targets, deciding = batch.sections
-    trained_NH, deciding_DH = hidden_NH.split([behaviour + targets, deciding])
+    behaviour, deciding = batch.sections.kl + batch.sections.labels, batch.sections.deciding
+    trained_NH, deciding_DH = hidden_NH.split([len(hidden_NH) - deciding, deciding])
     cast = head.to(hidden_NH.dtype)
     with torch.no_grad():
         walk_P = _walk_logits(deciding_DH, cast, batch)
         if objective is None:
             return TreeOutput(*_ChunkedPass(trained_NH[:behaviour], cast, batch, None).results(), walk_P)
     inputs = (trained_NH, head.weight_VH, head.bias_V)
-    loss, ce, kl, logprobs_P, argmax_2B = _ChunkedLoss.apply(*inputs, cast, batch, objective, in_place)
-    return TreeOutput(loss, ce, kl, logprobs_P, argmax_2B, walk_P)
+    loss, ce, kl, auxiliary, logprobs_P, argmax_L = _ChunkedLoss.apply(*inputs, cast, batch, objective, in_place)
+    return TreeOutput(loss, ce, kl, auxiliary, logprobs_P, argmax_L, walk_P)
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The first five fields of TreeOutput as a function of hidden states, head weight and head bias."""
+    """All fields of TreeOutput but the last as a function of hidden states, head weight and head bias."""
 
     @staticmethod
     def forward(
@@ -136,11 +137,13 @@ class _ChunkedPass:
         """weight_grad: the gradient of the weight is added to it in place, if given."""
         self._hidden, self._batch, self._objective = hidden_NH, batch, objective
         self._head = head
-        self._behaviour = batch.sections[0]
-        self._targets = torch.from_numpy(batch.targets_K).to(hidden_NH.device)
-        self._sums = [torch.zeros((), device=hidden_NH.device) for _ in range(3)]  # loss, cross-entropy, KL
-        self._logprobs: list[Tensor] = []
-        self._argmax: list[Tensor] = []
+        device = hidden_NH.device
+        self._targets, self._auxiliary = (
+            torch.from_numpy(tokens).to(device) for tokens in (batch.targets_K, batch.auxiliary_A)
+        )
+        self._sums = [torch.zeros((), device=device) for _ in range(4)]  # loss, cross-entropy, KL, auxiliary
+        self._logprobs = torch.empty(len(batch.label_rows_P), device=device)
+        self._argmax = torch.empty(len(batch.label_rows_L), dtype=torch.int64, device=device)
         chunks = list(_chunks(len(hidden_NH), head.weight_VH))
         # A low-precision sum of several products would lose bits that one product keeps.
         self._sum_dtype = torch.float32 if len(chunks) > 1 else None
@@ -158,50 +161,58 @@ class _ChunkedPass:
                 for g, t, needed in zip(self.gradients, inputs, needs_grad, strict=True)
             ]
 
-    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The first five fields of TreeOutput."""
-        device = self._hidden.device
-        logprobs = torch.cat(self._logprobs) if self._logprobs else torch.zeros(0, device=device)
-        argmax = torch.cat(self._argmax) if self._argmax else torch.zeros(0, dtype=torch.int64, device=device)
-        loss, ce, kl = self._sums
-        return loss, ce, kl, logprobs, argmax
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All fields of TreeOutput but the last."""
+        loss, ce, kl, auxiliary = self._sums
+        return loss, ce, kl, auxiliary, self._logprobs, self._argmax
 
     def _evaluate(self, rows: slice, trained: bool) -> Tensor | None:
         """Add the losses of some rows and read their logits; the gradient of the raw logits if they are trained."""
         raw = self._head.raw(self._hidden[rows])
         with torch.enable_grad():
             logits = scale_logits(raw.requires_grad_(trained), self._head.scaling)
-            split = max(0, min(len(logits), self._behaviour - rows.start))
-            behaviour, predictors = logits.split([split, len(logits) - split])
-            loss = self._add_loss(rows.start, behaviour, predictors)
-        if split:
-            with torch.no_grad():
-                self._read_behaviour(rows.start, behaviour)
+            loss = self._add_loss(rows.start, logits) if self._objective is not None else None
+        with torch.no_grad():
+            self._read_labels(rows.start, logits)
         return torch.autograd.grad(loss, raw)[0] if trained and loss is not None else None
 
-    def _add_loss(self, first: int, behaviour: Tensor, predictors: Tensor) -> Tensor | None:
-        if self._objective is None:
-            return None
+    def _add_loss(self, first: int, logits: Tensor) -> Tensor:
+        """Add the losses of the rows from `first` on, and return their part of the loss."""
+        assert self._objective is not None
         reference, scales = self._objective
-        at = max(0, first - self._behaviour)
-        ce = explanation_loss(predictors, self._targets[at : at + len(predictors)])
+        sections = self._batch.sections
+        ends = np.cumsum([0, *sections[:4]])  # of the sections that are trained
+        cuts = np.clip(ends, first, first + len(logits)) - first
+        kl_rows, _, predictors, auxiliary = logits.split(np.diff(cuts).tolist())
+        ce = explanation_loss(predictors, self._targets[max(0, first - ends[2]) :][: len(predictors)])
         with torch.no_grad():
             head = reference.head or self._head
-            m0 = head.logits(reference.hidden_2BH[first : first + len(behaviour)]).float().log_softmax(-1)
+            m0 = head.logits(reference.hidden_BH[first : first + len(kl_rows)]).float().log_softmax(-1)
         with torch.set_grad_enabled(bool(scales.kl) and torch.is_grad_enabled()):
-            kl = kl_to_reference(m0, behaviour)
-        loss = combine(ce, kl, scales)
-        for total, value in zip(self._sums, (loss, ce, kl), strict=True):
+            kl = kl_to_reference(m0, kl_rows)
+        with torch.set_grad_enabled(bool(scales.auxiliary) and torch.is_grad_enabled()):
+            texts = explanation_loss(auxiliary, self._auxiliary[max(0, first - ends[3]) :][: len(auxiliary)])
+        loss = combine(ce, kl, texts, scales)
+        for total, value in zip(self._sums, (loss, ce, kl, texts), strict=True):
             total += value.detach()
         return loss
 
-    def _read_behaviour(self, first: int, behaviour: Tensor) -> None:
-        """Keep the label logprobs and the most likely tokens of behaviour rows."""
-        rows, tokens = _pairs_within(self._batch.label_rows, self._batch.label_tokens, first, len(behaviour))
-        logits = behaviour.detach().float()
-        normaliser = logits.logsumexp(-1, keepdim=True)
-        self._logprobs.append(_at(logits, rows, tokens) - _at(normaliser, rows, np.zeros_like(rows)))
-        self._argmax.append(logits.argmax(-1))
+    def _read_labels(self, first: int, logits: Tensor) -> None:
+        """Keep the logprobs of the label nodes' children and their most likely tokens, of the rows from `first` on."""
+        nodes, rows = _within(self._batch.label_rows_L, first, len(logits))
+        if not len(nodes):
+            return
+        logits = logits.detach()
+        if (np.diff(rows) == 1).all():  # a block, as with labels of one token: no copy
+            read, place = logits[rows[0] : rows[-1] + 1].float(), np.arange(len(logits)) - rows[0]
+        else:
+            read, place = logits[torch.from_numpy(rows).to(logits.device)].float(), np.zeros(len(logits), np.int64)
+            place[rows] = np.arange(len(rows))
+        pairs, at = _within(self._batch.label_rows_P, first, len(logits))
+        normaliser = read.logsumexp(-1, keepdim=True)
+        logprobs = _at(read, place[at], self._batch.label_tokens_P[pairs]) - _at(normaliser, place[at], 0 * at)
+        self._logprobs[torch.from_numpy(pairs).to(read.device)] = logprobs
+        self._argmax[torch.from_numpy(nodes).to(read.device)] = read.argmax(-1)
 
     def _add_gradients(self, rows: slice, gradient_NV: Tensor, needs_grad: NeedsGrad) -> None:
         hidden = self._hidden[rows]
@@ -226,7 +237,8 @@ def _walk_logits(deciding_DH: Tensor, head: OutputHead, batch: PackedBatch) -> T
     logits_P = [torch.zeros(0, device=deciding_DH.device)]
     for rows in _chunks(len(deciding_DH), head.weight_VH):
         logits = head.logits(deciding_DH[rows]).float()
-        logits_P.append(_at(logits, *_pairs_within(batch.walk_rows_P, batch.walk_tokens_P, rows.start, len(logits))))
+        pairs, at = _within(batch.walk_rows_P, rows.start, len(logits))
+        logits_P.append(_at(logits, at, batch.walk_tokens_P[pairs]))
     return torch.cat(logits_P)
 
 
@@ -236,10 +248,10 @@ def _chunks(rows: int, weight_VH: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + size, rows))
 
 
-def _pairs_within(rows: np.ndarray, tokens: np.ndarray, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The (row, token) pairs with first <= row < first + count, rows counted from `first`. `rows` is ascending."""
-    part = slice(*np.searchsorted(rows, [first, first + count]))
-    return rows[part] - first, tokens[part]
+def _within(rows: np.ndarray, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `rows` lie in [first, first + count), and where there."""
+    found = np.flatnonzero((rows >= first) & (rows < first + count))
+    return found, rows[found] - first
 
 
 def _at(logits_NV: Tensor, rows: np.ndarray, tokens: np.ndarray) -> Tensor:

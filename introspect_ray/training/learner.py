@@ -2,7 +2,8 @@
 
 Every public method that touches weights is a collective: with several ranks, all must call it, in the same order.
 One tree per case and one forward give the loss, the current behaviour and the current greedy explanation. So
-explanation_self, explanation_orig and realised_at_consumption are those of the weights *before* the update.
+explanation_self, explanation_orig and realised_at_consumption are those of the weights *before* the update. What the
+policy answers in free text no forward shows, so the shares that need it count the other cases.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from introspect_ray.cases.answers import label_nodes, read_label
+from introspect_ray.cases.answers import probe_tokens
 from introspect_ray.cases.label_trie import walk_explanations
 from introspect_ray.cases.lookup import records_of
-from introspect_ray.cases.tokenize import max_explanation_tokens
 from introspect_ray.config import RunConfig
-from introspect_ray.engines.checks import make_pair
 from introspect_ray.errors import UserError
+from introspect_ray.labels.calibration import Calibration
 from introspect_ray.policy import save_policy
-from introspect_ray.records import BehaviorPair, Explanation, Label, TokenizedCase
+from introspect_ray.records import AuxiliaryText, BehaviorPair, Label, TokenizedCase
 from introspect_ray.training.chunked_loss import Objective, ReferenceRows, TreeOutput
 from introspect_ray.training.fsdp import (
     adapter_config,
@@ -38,12 +40,14 @@ from introspect_ray.training.fsdp import (
     save_checkpoint,
     stream_state,
 )
-from introspect_ray.training.loss import Scales, loss_scales
-from introspect_ray.training.model import LogprobPair, label_logprobs
+from introspect_ray.training.label_readings import answers, label_readings, read_pair
+from introspect_ray.training.loss import Counts, Scales, loss_scales
 from introspect_ray.training.packing import PackedBatch, pack, placeholder
-from introspect_ray.training.prompt_tree import TreeCache, build_tree
+from introspect_ray.training.prompt_tree import TreeCache, build_tree, longest_sequence, text_tree
 from introspect_ray.training.reference import Reference
 from introspect_ray.training.step_sums import StepSums
+
+LogprobPair = tuple[tuple[float, ...], tuple[float, ...]]  # natural label logprobs at x, at x∖C; () for free text
 
 
 class Learner:
@@ -63,19 +67,23 @@ class Learner:
         world_size: int = 1,
         device: torch.device | str | None = None,
         longest: int | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         """tokenized: every case that can be trained on. device None: the CPU, or this rank's GPU if
         cfg.train.use_gpu.
 
-        longest: most tokens of a q with its explanation; counted over `tokenized` if not given. Raises UserError for a
-        policy that cannot be loaded or trained on trees, and for a missing reference.
+        longest: most tokens of a q with its explanation or of a prompt with its response; counted over `tokenized` if
+        not given. calibration: by which the current answers are read. Raises UserError for a policy that cannot be
+        loaded or trained on trees, and for a missing reference.
         """
         self.cfg, self.rank, self.world_size = cfg, rank, world_size
         self._source = policy_path
-        self._cases = tokenized
+        self._cases, self._calibration = tokenized, calibration
         self._device = torch.device(device or (f"cuda:{torch.cuda.current_device()}" if cfg.train.use_gpu else "cpu"))
         if longest is None:
-            longest = max((len(c.question) + max_explanation_tokens(c) for c in tokenized.values()), default=0)
+            longest = max(map(longest_sequence, tokenized.values()), default=0)
+        if cfg.auxiliary.path or cfg.auxiliary.hub_id:
+            longest = max(longest, cfg.auxiliary.max_tokens)
         self.module, self._sharded = build_module(cfg, policy_path, self._device, world_size, longest)
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -87,33 +95,46 @@ class Learner:
         self.last_logprobs: dict[str, LogprobPair] = {}
         self._checkpoint_group: dist.ProcessGroup | None = None
 
-    def step(self, labels: Sequence[Label], m0: Mapping[str, BehaviorPair]) -> dict[str, float]:
-        """One optimizer step on this rank's labels (possibly none) of the global batch. Collective.
+    def step(
+        self, labels: Sequence[Label], m0: Mapping[str, BehaviorPair], auxiliary: Sequence[AuxiliaryText] = ()
+    ) -> dict[str, float | None]:
+        """One optimizer step on this rank's labels and auxiliary texts (possibly none) of the global batch. Collective.
 
-        m0: M0's pair of every case. Returns the same global metrics on every rank: loss, cross_entropy (nats per target
-        token), kl (nats per behaviour position), grad_norm (before clipping) and the shares explanation_self,
-        explanation_orig, behavior_em and realised_at_consumption (see records.StepMetrics). Afterwards `last_logprobs`
-        holds this rank's label logprobs (x, x∖C) by case id, before the update.
-        Raises UserError if no rank has a label, or the loss or gradient is not finite (nothing is updated).
+        m0: M0's pair of every case; its responses are where the KL is taken. Returns the same global metrics on every
+        rank: loss, cross_entropy, kl, auxiliary (nats per target token; None without texts), grad_norm (before
+        clipping) and the shares explanation_self, explanation_orig, behavior_em and realised_at_consumption (see
+        records.StepMetrics). cross_entropy is in nats per target token and kl per position of M0's responses; under
+        loss_normalisation=sequence per case and per prompt. Afterwards `last_logprobs` holds this rank's raw label
+        logprobs (x, x∖C) by case id, before the update. Raises UserError if no rank has a label, or the loss or
+        gradient is not finite (nothing is updated).
         """
         case_ids = [label.case_id for label in labels]
-        trees = self._trees.trees(self._cases, [(label.case_id, label.explanation) for label in labels])
         m0_pairs = dict(zip(case_ids, records_of(m0, case_ids), strict=True))
-        batches = pack(trees, self.cfg.train.token_budget)
-        tokens, cases, rounds = self._agree(sum(len(tree.targets) for tree in trees), len(trees), len(batches))
-        if not cases:
+        trees = self._trees.trees(self._cases, [(label.case_id, label.explanation) for label in labels], m0_pairs)
+        texts = [tree for tree in map(text_tree, auxiliary) if tree is not None]
+        batches = pack([*trees, *texts], self.cfg.train.token_budget)
+        counts = Counts(
+            len(trees),
+            sum(len(tree.targets) for tree in trees),
+            sum(len(side.kl_nodes) for tree in trees for side in tree.sides),
+            sum(len(tree.targets) for tree in texts),
+        )
+        total, rounds = self._agree(counts, len(batches))
+        if not total.cases:
             raise UserError("a training step without any label: check the task's cases and the batch size")
-        scales = loss_scales(tokens, 2 * cases, self.cfg.kl_weight, self.world_size)
+        cfg = self.cfg
+        how = cfg.loss_normalisation, cfg.auxiliary.weight
+        scales = loss_scales(total, cfg.kl_weight, self.world_size, *how)
         sums, self.last_logprobs = StepSums(), {}
         self._clear_gradients()
         for batch in self._padded(batches, rounds):
             self._accumulate(batch, scales, m0_pairs, sums)
-        norm = full_value(nn.utils.clip_grad_norm_(self._trained, self.cfg.train.max_grad_norm)).item()
-        metrics = sums.over_ranks(self.world_size, self._device).metrics(self.cfg.kl_weight, norm)
-        if not math.isfinite(norm) or not math.isfinite(metrics["loss"]):
+        norm = full_value(nn.utils.clip_grad_norm_(self._trained, cfg.train.max_grad_norm)).item()
+        metrics = sums.over_ranks(self.world_size, self._device).metrics(cfg.kl_weight, norm, *how)
+        if not math.isfinite(norm) or not math.isfinite(metrics["loss"] or 0.0):
             raise UserError(
                 f"training diverged: loss {metrics['loss']}, gradient norm {norm} at "
-                f"learning_rate={self.cfg.learning_rate}: lower it, and start again or resume from a checkpoint"
+                f"learning_rate={cfg.learning_rate}: lower it, and start again or resume from a checkpoint"
             )
         self.optimizer.step()
         return metrics
@@ -139,16 +160,14 @@ class Learner:
             reference = self._reference_rows(batch)
             out = self.module(batch, Objective(reference, scales))
         out.loss.backward()
-        sums.cross_entropy += out.cross_entropy.item()
-        sums.kl += out.kl.item()
-        sums.target_tokens += len(batch.targets_K)
-        sums.cases += len(batch.trees)
+        sums.add_losses(batch, out)
         self._read_answers(batch, out, m0, sums)
 
     def _reference_rows(self, batch: PackedBatch) -> ReferenceRows:
-        """M0 at the behaviour nodes of `batch`. Collective when the reference is live."""
+        """M0 at the KL rows of `batch`. Collective when the reference is live."""
         if self._reference is not None:
-            return self._reference.rows([tree.case_id for tree in batch.trees])
+            positions = np.array([[len(side.kl_nodes) for side in tree.sides] for tree in batch.trees], np.int64)
+            return self._reference.rows([tree.case_id for tree in batch.trees], positions.reshape(-1, 2).T)
         with self.module.model.disable_adapter():
             return self.module.reference_rows(batch)
 
@@ -161,16 +180,10 @@ class Learner:
         Its explanation is the greedy one among the valid explanations.
         """
         explanations = walk_explanations([tree.branches for tree in batch.trees], out.walk_P.tolist())
-        logprobs = label_logprobs(batch, out.label_logprobs_P)
-        for tree, (cued, ablated), explanation in zip(batch.trees, logprobs, explanations, strict=True):
-            names, m0_pair = tree.label_names, m0[tree.case_id]
-            pair = names[cued.index(max(cued))], names[ablated.index(max(ablated))]
-            current = Explanation(pair[0] != pair[1], pair[1])
-            self.last_logprobs[tree.case_id] = (cued, ablated)
-            sums.explained_self += explanation == current
-            sums.explained_orig += explanation == m0_pair.explanation
-            sums.same_behavior += pair == (m0_pair.cued, m0_pair.ablated)
-            sums.realised += tree.label == current
+        for tree, readings, stated in zip(batch.trees, label_readings(batch, out), explanations, strict=True):
+            now = None if readings is None else answers(tree.label_names, readings, self._calibration)
+            sums.add_answers(tree.label, stated, m0[tree.case_id], now)
+            self.last_logprobs[tree.case_id] = (readings[0].logprobs, readings[1].logprobs) if readings else ((), ())
 
     def _precision(self) -> AbstractContextManager[object]:
         """Autocast where FSDP2's mixed precision does not cast (a single process)."""
@@ -183,47 +196,51 @@ class Learner:
         """`batches` and, up to `rounds`, batches without cases: the other ranks' collectives need this rank too."""
         return [*batches, *[placeholder()] * (rounds - len(batches))]
 
-    def _agree(self, tokens: int, cases: int, rounds: int) -> tuple[int, int, int]:
-        """Target tokens and cases of the global batch, and the number of micro-batches of the busiest rank."""
+    def _agree(self, counts: Counts, rounds: int) -> tuple[Counts, int]:
+        """The counts of the global batch, and the number of micro-batches of the busiest rank."""
         if self.world_size == 1:
-            return tokens, cases, rounds
-        counts = torch.tensor([[tokens, cases, rounds]], device=self._device)
-        gathered = torch.empty(self.world_size, 3, dtype=counts.dtype, device=self._device)
-        dist.all_gather_into_tensor(gathered, counts)
-        return int(gathered[:, 0].sum()), int(gathered[:, 1].sum()), int(gathered[:, 2].max())
+            return counts, rounds
+        mine = torch.tensor([[*counts, rounds]], device=self._device)
+        gathered = torch.empty(self.world_size, mine.shape[1], dtype=mine.dtype, device=self._device)
+        dist.all_gather_into_tensor(gathered, mine)
+        return Counts(*gathered[:, :-1].sum(0).tolist()), int(gathered[:, -1].max())
 
     @torch.no_grad()
     def probe(self, case: TokenizedCase) -> tuple[float, ...]:
-        """Natural label logprobs at x, then at x∖C, on the current weights. Collective."""
-        (batch,) = pack([build_tree(case, None)], self.cfg.train.token_budget)
+        """Natural logprobs of probe_tokens(case) at the end of x, then of x∖C, on the current weights. Collective."""
+        tokens = probe_tokens(case)
+        at_the_end = replace(case, label_tokens=tuple((token,) for token in tokens), max_response=0)
+        (batch,) = pack([build_tree(at_the_end, None, None)], self.cfg.train.token_budget)
         with self._precision():
             out = self.module(batch)
         free_gathered(self.module)
-        ((cued, ablated),) = label_logprobs(batch, out.label_logprobs_P)
-        return cued + ablated
+        return tuple(out.label_logprobs_P.tolist())
 
     @torch.no_grad()
     def label_pairs(self, cases: Sequence[TokenizedCase], version: int) -> list[BehaviorPair]:
         """y(x), y(x∖C) of this rank's `cases` (possibly none), in order, on the current weights. Collective.
 
-        `version` is the version of these weights. The pairs are those of an engine's label_pairs, computed on packed
-        trees of x and x∖C. A case that comes twice is computed once, and which cases share a forward depends on `cases`
-        only. Raises ValueError where the logprob of a label is NaN.
+        `version` is the version of these weights. The pairs are those of an engine's label_pairs, not calibrated,
+        computed on packed trees of x and x∖C. A case that comes twice is computed once, and which cases share a forward
+        depends on `cases` only. Raises UserError for free text, and ValueError where the logprob of a label is NaN.
         """
+        free = [case.case_id for case in cases if case.max_response]
+        if free:
+            raise UserError(
+                f"the training workers cannot write the responses that case {free[0]!r} ({len(free)} of {len(cases)}) "
+                "asks for: set rollout.engine=vllm"
+            )
         by_id = {case.case_id: case for case in cases}
         trees = self._trees.trees(by_id, [(case_id, None) for case_id in by_id])
         batches = pack(trees, self.cfg.train.token_budget)
-        rounds = self._agree(0, 0, len(batches))[2]
+        rounds = self._agree(Counts(), len(batches))[1]
         pairs: dict[str, BehaviorPair] = {}
         for batch in self._padded(batches, rounds):
             with self._precision():
                 out = self.module(batch)
-            logprobs, argmax_2B = label_logprobs(batch, out.label_logprobs_P), out.argmax_2B.tolist()
-            for i, (tree, (cued, ablated)) in enumerate(zip(batch.trees, logprobs, strict=True)):
-                case, free = by_id[tree.case_id], (argmax_2B[i], argmax_2B[len(batch.trees) + i])
-                nodes = label_nodes(case.label_tokens)
-                x, without = (read_label(nodes, [side], [top]) for side, top in zip((cued, ablated), free, strict=True))
-                pairs[tree.case_id] = make_pair(case, x, without, version)
+            for tree, readings in zip(batch.trees, label_readings(batch, out), strict=True):
+                if readings is not None:
+                    pairs[tree.case_id] = read_pair(by_id[tree.case_id], readings, version)
         free_gathered(self.module)
         return [pairs[case.case_id] for case in cases]
 

@@ -1,14 +1,35 @@
-"""Logits -> loss: cross-entropy on the explanation plus λ times the KL to M0 (paper eq. 2). Pure.
+"""Logits -> loss: cross-entropy on the explanation plus λ times the KL to M0 (paper eq. 2), plus the cross-entropy on
+auxiliary data (eq. 5). Pure.
+
+Two normalisations of eq. 2. "token": the mean cross-entropy per target token and the mean KL per position of M0's
+responses. "sequence", the equation read literally: the mean over cases of the summed -log p(e | q), and over prompts (x
+and x∖C) of the summed KL. With explanations of n tokens and responses of one, λ under "token" weighs as much as n λ
+under "sequence". The auxiliary term is a mean per token under both.
 
 Shape suffixes: N positions, B behaviour positions, V vocabulary. All sums are in float32.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
+
+Normalisation = Literal["token", "sequence"]
+
+
+class Counts(NamedTuple):
+    """What the sums of a batch are over."""
+
+    cases: int = 0
+    targets: int = 0  # tokens of explanations
+    kl: int = 0  # positions of M0's responses to x and x∖C; 2 per case for labels of one token
+    auxiliary: int = 0  # target tokens of auxiliary texts
+
+    def divisors(self, normalisation: Normalisation) -> tuple[int, int]:
+        """What the cross-entropy and the KL are divided by."""
+        return (self.targets, self.kl) if normalisation == "token" else (self.cases, 2 * self.cases)
 
 
 class Scales(NamedTuple):
@@ -16,6 +37,7 @@ class Scales(NamedTuple):
 
     cross_entropy: float
     kl: float
+    auxiliary: float = 0.0
 
 
 def explanation_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -32,17 +54,29 @@ def kl_to_reference(ref_logprobs_BV: Tensor, logits_BV: Tensor) -> Tensor:
     return F.kl_div(logprobs_BV, ref_logprobs_BV.float(), reduction="sum", log_target=True)
 
 
-def loss_scales(ce_count_global: int, kl_count_global: int, kl_weight: float, world_size: int) -> Scales:
+def loss_scales(
+    total: Counts,
+    kl_weight: float,
+    world_size: int,
+    normalisation: Normalisation = "token",
+    auxiliary_weight: float = 0.0,
+) -> Scales:
     """Scales with which the micro-batches of all ranks add up to the loss of the global batch.
 
-    Means are over the target tokens, and over the behaviour positions (x and x∖C, so 2 per case), of the *global*
-    batch, so that accumulated micro-batches give the gradient of one big batch. The factor world_size is there because
-    FSDP averages gradients over ranks.
+    `total` counts the *global* batch, so that accumulated micro-batches give the gradient of one big batch. The factor
+    world_size is there because FSDP averages gradients over ranks.
     """
-    return Scales(world_size / max(ce_count_global, 1), world_size * kl_weight / max(kl_count_global, 1))
+    ce, kl = total.divisors(normalisation)
+    return Scales(
+        world_size / max(ce, 1),
+        world_size * kl_weight / max(kl, 1),
+        world_size * auxiliary_weight / max(total.auxiliary, 1),
+    )
 
 
-def combine(ce_sum: Tensor, kl_sum: Tensor, scales: Scales) -> Tensor:
+def combine(ce_sum: Tensor, kl_sum: Tensor, auxiliary_sum: Tensor, scales: Scales) -> Tensor:
     """What these sums, of a micro-batch or a chunk of it, add to the loss of the global batch."""
     loss = scales.cross_entropy * ce_sum
-    return loss + scales.kl * kl_sum if scales.kl else loss  # 0 * inf would be NaN
+    if scales.kl:  # 0 * inf would be NaN
+        loss = loss + scales.kl * kl_sum
+    return loss + scales.auxiliary * auxiliary_sum if scales.auxiliary else loss

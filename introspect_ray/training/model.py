@@ -3,12 +3,11 @@
 The forward of one nn.Module does all three, so that FSDP's hooks around it see every use of the weights, and logits
 exist only where they are read. It works on a Hugging Face model, plain or wrapped by PEFT.
 
-Shape suffixes: R rows, T tokens per row, N output nodes, P (row, token) pairs, H hidden size.
+Shape suffixes: R rows, T tokens per row, N output nodes, H hidden size.
 """
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +20,6 @@ from introspect_ray.training.packing import PackedBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LogprobPair = tuple[tuple[float, ...], tuple[float, ...]]  # natural label logprobs at x, at x∖C
 
 
 class TreeModel(nn.Module):
@@ -55,9 +52,9 @@ class TreeModel(nn.Module):
         return evaluate_rows(hidden_NH, self.output_head, batch, objective, in_place=self.head_gradient_in_place)
 
     def reference_rows(self, batch: PackedBatch) -> ReferenceRows:
-        """This model's own hidden states at the behaviour rows of `batch`, as the reference; without gradient."""
+        """This model's own hidden states at the KL rows of `batch`, as the reference; without gradient."""
         with torch.no_grad():
-            return ReferenceRows(self.hidden(batch)[: batch.sections[0]].to(self.compute), None)
+            return ReferenceRows(self.hidden(batch)[: batch.sections.kl].to(self.compute), None)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """hidden_NH: the input of the output head at batch.outputs_N, after the final norm."""
@@ -71,10 +68,3 @@ class TreeModel(nn.Module):
         states = body(input_ids=tokens_RT, attention_mask=mask, position_ids=positions_RT, use_cache=False)
         hidden_RTH = states.last_hidden_state[:, : batch.tokens_RT.shape[1]]
         return hidden_RTH.flatten(0, 1).index_select(0, outputs_N)
-
-
-def label_logprobs(batch: PackedBatch, flat_P: Tensor) -> list[LogprobPair]:
-    """TreeOutput.label_logprobs_P by tree: (at x, at x∖C), each in the order of the case's labels."""
-    count, flat = len(batch.trees), iter(flat_P.tolist())
-    sides = [tuple(islice(flat, len(tree.label_ids))) for tree in batch.trees * 2]
-    return list(zip(sides[:count], sides[count:], strict=True))

@@ -1,19 +1,21 @@
-"""Prompt trees -> packed batches: many cases in one forward, with little padding.
+"""Trees -> packed batches: many cases and auxiliary texts in one forward, with little padding.
 
-Shape suffixes: R rows, T tokens per row, B cases, K target tokens, N output nodes, P (row, token) pairs.
+Shape suffixes: R rows, T tokens per row, K target tokens, A auxiliary target tokens, N output nodes, L label nodes,
+P (output row, token) pairs.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from introspect_ray.cases.label_trie import Tokens
-from introspect_ray.training.prompt_tree import PromptTree
+from introspect_ray.training.prompt_tree import PromptTree, TokenTree
 
 # Weights in the choice of the row length. ATTENTION_SCALE: the row length at which attention costs as much as the rest
 # of a layer (measured on a CPU: 480 at width 64, 2,600 at width 576). BATCH_OVERHEAD: the tokens that cost as much as
@@ -22,34 +24,42 @@ ATTENTION_SCALE = 512
 BATCH_OVERHEAD = 128
 
 
+class Sections(NamedTuple):
+    """Lengths of the parts of PackedBatch.outputs_N, in their order."""
+
+    kl: int  # x of each case, then x∖C of each: the end of the prompt and each token of M0's path
+    labels: int  # label nodes that are no KL rows, in the same order
+    targets: int  # predictors of explanation tokens
+    auxiliary: int  # predictors of auxiliary tokens
+    deciding: int  # branches of the explanations' tries
+
+
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Trees placed back to back in rows of equal length; padding attends to itself only. All arrays are int64.
 
-    `outputs_N` are flat indices into R * T, in this order: x of each tree, x∖C of each tree (so 2B behaviour nodes),
-    K predictors, one deciding node per branch. `label_*` and `walk_*` list the (row, token) pairs at which logits are
-    read: each label at each behaviour node, and each child at each deciding node.
+    `outputs_N` are flat indices into R * T, in the order of `sections`. The label nodes come in the order: x of each
+    case, then x∖C of each, and in each its label trie; `label_rows_L` are their output rows. `label_*_P` and `walk_*_P`
+    list the (row, token) pairs at which logits are read: each child of each label node, counted from the first output
+    row, and each child of each deciding node, counted from the first deciding row.
     """
 
-    trees: tuple[PromptTree, ...]
+    trees: tuple[PromptTree, ...]  # of the cases; auxiliary texts are in the rows only
     tokens_RT: np.ndarray
     positions_RT: np.ndarray
     end_RT: np.ndarray  # one past the last descendant, as an index into the row
+    sections: Sections
     outputs_N: np.ndarray
     targets_K: np.ndarray
-    label_rows: np.ndarray
-    label_tokens: np.ndarray
+    auxiliary_A: np.ndarray
+    label_rows_L: np.ndarray
+    label_rows_P: np.ndarray
+    label_tokens_P: np.ndarray
     walk_rows_P: np.ndarray
     walk_tokens_P: np.ndarray
 
-    @property
-    def sections(self) -> tuple[int, int, int]:
-        """Lengths of the three parts of outputs_N: behaviour nodes, predictors, deciding nodes."""
-        behaviour, targets = 2 * len(self.trees), len(self.targets_K)
-        return behaviour, targets, len(self.outputs_N) - behaviour - targets
 
-
-def pack(trees: Sequence[PromptTree], token_budget: int) -> list[PackedBatch]:
+def pack(trees: Sequence[TokenTree], token_budget: int) -> list[PackedBatch]:
     """Place trees back to back in rows, and rows of similar length in batches of at most `token_budget` tokens.
 
     The result depends on the arguments only. A tree longer than the budget gets a batch of its own; none is dropped.
@@ -64,14 +74,14 @@ def pack(trees: Sequence[PromptTree], token_budget: int) -> list[PackedBatch]:
     return [_assemble(rows, length) for length, rows in min(plans, key=_cost)]
 
 
-def _cost(plan: list[tuple[int, list[list[PromptTree]]]]) -> float:
+def _cost(plan: list[tuple[int, list[list[TokenTree]]]]) -> float:
     """Estimated cost in tokens."""
     return sum(len(rows) * length * (1 + length / ATTENTION_SCALE) + BATCH_OVERHEAD for length, rows in plan)
 
 
-def _fill_rows(trees: Sequence[PromptTree], capacity: int) -> list[list[PromptTree]]:
+def _fill_rows(trees: Sequence[TokenTree], capacity: int) -> list[list[TokenTree]]:
     """Best fit, longest first: each tree goes to the fullest row that still has room for it."""
-    rows: list[list[PromptTree]] = []
+    rows: list[list[TokenTree]] = []
     free: list[tuple[int, int]] = []  # (free tokens, row), sorted
     for tree in sorted(trees, key=len, reverse=True):
         at = bisect_left(free, (len(tree), -1))
@@ -85,10 +95,10 @@ def _fill_rows(trees: Sequence[PromptTree], capacity: int) -> list[list[PromptTr
     return rows
 
 
-def _stack(rows: list[list[PromptTree]], token_budget: int) -> list[tuple[int, list[list[PromptTree]]]]:
+def _stack(rows: list[list[TokenTree]], token_budget: int) -> list[tuple[int, list[list[TokenTree]]]]:
     """(row length, rows) of each batch: rows sorted by length. A new batch starts where padding would cost more."""
     lengths = [sum(map(len, row)) for row in rows]
-    batches: list[tuple[int, list[list[PromptTree]]]] = []
+    batches: list[tuple[int, list[list[TokenTree]]]] = []
     padding = 0
     for index in sorted(range(len(rows)), key=lambda i: -lengths[i]):
         if batches:
@@ -102,47 +112,74 @@ def _stack(rows: list[list[PromptTree]], token_budget: int) -> list[tuple[int, l
     return batches
 
 
-def _assemble(rows: list[list[PromptTree]], length: int) -> PackedBatch:
+def _assemble(rows: list[list[TokenTree]], length: int) -> PackedBatch:
     tokens = np.zeros((len(rows), length), np.int64)
     positions = np.zeros((len(rows), length), np.int64)
     ends = np.tile(np.arange(1, length + 1), (len(rows), 1))  # padding attends to itself only
-    trees: list[PromptTree] = []
-    starts: list[int] = []  # flat index of each tree's first node
+    cases: list[tuple[PromptTree, int]] = []  # with the flat index of the first node
+    texts: list[tuple[TokenTree, int]] = []
     for r, row in enumerate(rows):
         at = 0
         for tree in row:
             span = slice(at, at + len(tree))
             tokens[r, span], positions[r, span], ends[r, span] = tree.token, tree.depth, tree.end + at
-            trees.append(tree)
-            starts.append(r * length + at)
+            if isinstance(tree, PromptTree):
+                cases.append((tree, r * length + at))
+            else:
+                texts.append((tree, r * length + at))
             at += len(tree)
-    return PackedBatch(tuple(trees), tokens, positions, ends, *_outputs(trees, starts))
+    return PackedBatch(tuple(tree for tree, _ in cases), tokens, positions, ends, *_outputs(cases, texts))
 
 
-def _outputs(trees: list[PromptTree], starts: list[int]) -> tuple[np.ndarray, ...]:
-    """outputs_N, targets_K, label_rows, label_tokens, walk_rows_P, walk_tokens_P of a PackedBatch."""
-    flat = np.array(starts, np.int64)
-    behaviour = np.array([[t.cued for t in trees], [t.ablated for t in trees]], np.int64) + flat
-    targets = np.concatenate([t.targets for t in trees])
-    predictors = np.concatenate([t.predictors for t in trees]) + flat.repeat([len(t.targets) for t in trees])
-    deciders = np.concatenate([t.branch_nodes for t in trees]) + flat.repeat([len(t.branches) for t in trees])
-    labels = [t.label_ids for t in trees] * 2
-    children = [branch.tokens for t in trees for branch in t.branches]
+def _outputs(cases: Sequence[tuple[PromptTree, int]], texts: Sequence[tuple[TokenTree, int]]) -> tuple[Any, ...]:
+    """The fields of a PackedBatch from `sections` on."""
+    kl, labels, label_rows = _behaviour_rows(cases)
+    predictors, auxiliary = (
+        _joined(tree.predictors for tree, _ in trees) + _starts(trees).repeat([len(tree.targets) for tree, _ in trees])
+        for trees in (cases, texts)
+    )
+    deciders = _joined(tree.branch_nodes for tree, _ in cases)
+    deciders += _starts(cases).repeat([len(tree.branches) for tree, _ in cases])
+    children = [node.tokens for _ in range(2) for tree, _ in cases for node in tree.label_trie]
     return (
-        np.concatenate([behaviour.reshape(-1), predictors, deciders]),
-        targets,
-        *_pairs(labels),
-        *_pairs(children),
+        Sections(*map(len, (kl, labels, predictors, auxiliary, deciders))),
+        _joined((kl, labels, predictors, auxiliary, deciders)),
+        *(_joined(tree.targets for tree, _ in trees) for trees in (cases, texts)),
+        label_rows,
+        *_pairs(label_rows, children),
+        *_pairs(np.arange(len(deciders)), [branch.tokens for tree, _ in cases for branch in tree.branches]),
     )
 
 
-def _pairs(tokens: Sequence[Tokens]) -> tuple[np.ndarray, np.ndarray]:
-    """The (group, token) pairs of all tokens, as two arrays."""
-    counts = [len(group) for group in tokens]
-    return np.arange(len(tokens)).repeat(counts), np.fromiter(chain.from_iterable(tokens), np.int64, sum(counts))
+def _behaviour_rows(cases: Sequence[tuple[PromptTree, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flat indices of the KL rows and of the label nodes that are no KL rows, and label_rows_L."""
+    sides = [tree.sides[i] for i in range(2) for tree, _ in cases]
+    starts = np.tile(_starts(cases), 2)
+    kl_counts = [len(side.kl_nodes) for side in sides]
+    counts = [len(side.label_nodes) for side in sides]
+    kl = _joined(side.kl_nodes for side in sides) + starts.repeat(kl_counts)
+    nodes = _joined(side.label_nodes for side in sides) + starts.repeat(counts)
+    place = _joined(side.label_kl for side in sides)
+    alone = place < 0
+    first = np.cumsum([0, *kl_counts])[:-1].repeat(counts)  # KL row at which the node's side begins
+    return kl, nodes[alone], np.where(alone, len(kl) + np.cumsum(alone) - 1, first + place)
+
+
+def _pairs(rows: np.ndarray, children: Sequence[Tokens]) -> tuple[np.ndarray, np.ndarray]:
+    """The (row, token) pairs of the children of each row, as two arrays."""
+    counts = [len(group) for group in children]
+    return rows.repeat(counts), np.fromiter(chain.from_iterable(children), np.int64, sum(counts))
+
+
+def _starts(trees: Sequence[tuple[TokenTree, int]]) -> np.ndarray:
+    return np.array([start for _, start in trees], np.int64)
+
+
+def _joined(parts: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def placeholder() -> PackedBatch:
     """A batch without cases, for a rank that has no batch left while the other ranks still run collectives."""
     one, none = np.zeros((1, 1), np.int64), np.zeros(0, np.int64)
-    return PackedBatch((), one, one, one + 1, np.zeros(1, np.int64), none, none, none, none, none)
+    return PackedBatch((), one, one, one + 1, Sections(0, 0, 0, 0, 1), one[0], *[none] * 7)

@@ -1,32 +1,36 @@
-"""M0's next-token distribution at the behaviour positions, computed once and kept.
+"""M0's next-token distribution along its own responses, computed once and kept.
 
-B(M0) never changes. So the last hidden state (the output head's input, after the final norm) at the last tokens of x
-and of x∖C, together with M0's output head, gives the exact full-vocabulary distribution with one matrix product, and no
-second model is held in memory.
+B(M0) never changes. So the last hidden state (the output head's input, after the final norm) at the ends of x and of
+x∖C and after each token of M0's responses, together with M0's output head, gives the exact full-vocabulary distribution
+with one matrix product, and no second model is held in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from introspect_ray.cases.lookup import records_of
 from introspect_ray.errors import UserError
 from introspect_ray.policy import load_model, new_folder, policy_id
-from introspect_ray.records import TokenizedCase
+from introspect_ray.records import BehaviorPair, TokenizedCase
 from introspect_ray.storage import is_remote, open_store
 from introspect_ray.training.attention import AttentionChoice, choose_attention
 from introspect_ray.training.chunked_loss import ReferenceRows
 from introspect_ray.training.mapped_tensors import MappedTensors
 from introspect_ray.training.model import TreeModel
 from introspect_ray.training.output_head import MappedWeight, OutputHead
-from introspect_ray.training.packing import PackedBatch, pack
-from introspect_ray.training.prompt_tree import build_tree
+from introspect_ray.training.packing import pack
+from introspect_ray.training.prompt_tree import ONE_TOKEN, Paths, PromptTree, build_tree, response_paths
 from introspect_ray.training.supported import check_architecture, check_tree_forward
 
 INDEX, TENSORS = "index.json", "tensors.safetensors"
@@ -34,22 +38,30 @@ SIDES = ("cued", "ablated")
 CASES_PER_PACKING = 4096  # trees take some hundred bytes per token, so the cases are packed in groups
 
 
-def reference_key(policy: str, cases: Sequence[TokenizedCase], dtype: str, attention: str = "sdpa") -> str:
+def reference_key(
+    policy: str,
+    cases: Sequence[TokenizedCase],
+    pairs: Mapping[str, BehaviorPair] | None,
+    dtype: str,
+    attention: str = "sdpa",
+) -> str:
     """The name of a reference: 16 hex digits over all that decides its values.
 
-    These are the policy's content, the compute type, the attention implementation and the tokens of x and x∖C of all
-    cases.
+    These are the policy's content, the compute type, the attention implementation, the tokens of x and x∖C of all cases
+    and those of M0's responses, unless they are one token long.
     """
     how = dtype if attention == "sdpa" else f"{dtype}|{attention}"
     digest = hashlib.blake2b(f"{policy_id(policy)}|{how}".encode(), digest_size=8)
-    for case in cases:
-        digest.update(json.dumps([case.case_id, case.prompt, case.ablated]).encode())
+    for case, paths in _with_paths(cases, pairs):
+        responses = [] if paths == ONE_TOKEN else [paths]
+        digest.update(json.dumps([case.case_id, case.prompt, case.ablated, *responses]).encode())
     return digest.hexdigest()
 
 
 def build_reference(
     policy_path: str,
     cases: Sequence[TokenizedCase],
+    pairs: Mapping[str, BehaviorPair] | None,
     out_dir: str,
     dtype: str = "float32",
     batch_tokens: int = 2048,
@@ -57,25 +69,26 @@ def build_reference(
 ) -> str:
     """Compute M0's reference for `cases` unless `out_dir` has it; returns its folder or s3:// prefix.
 
+    pairs: M0's, by case id; None where all labels have one token, whose responses are at the end of the prompts.
     dtype: compute and storage type, "float32" or "bfloat16". attention: train.attention, so that M0 is computed as the
     policy is. Runs on a GPU if there is one. A folder appears in one rename; on S3 the index is written last, so no
     reader sees a part. Raises UserError for a policy that cannot be loaded or trained on trees, and where the disk has
-    no room for the tensors; ValueError for a case id that occurs twice.
+    no room for the tensors; ValueError for a case id that occurs twice and for a missing pair.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = choose_attention(attention, device)
-    write = partial(_write, policy_path, cases, dtype=dtype, batch_tokens=batch_tokens, attention=chosen, device=device)
-    name = f"references/{reference_key(policy_path, cases, dtype, chosen)}"
+    write = partial(_write, policy_path, cases, pairs, dtype, batch_tokens=batch_tokens, attention=chosen)
+    name = f"references/{reference_key(policy_path, cases, pairs, dtype, chosen)}"
     store = open_store(out_dir)
     if not store.exists(f"{name}/{INDEX}"):
         local = store.local_path(name)
         if local is not None:
             with new_folder(local) as work:
-                write(work)
+                write(work=work, device=device)
         else:
             cached = _download_cache(store.join(name))
             with new_folder(cached) as work:
-                write(work)
+                write(work=work, device=device)
             store.upload_dir(cached / "tensors", f"{name}/tensors")
             store.write_bytes(f"{name}/{INDEX}", (cached / INDEX).read_bytes())
     return store.join(name)
@@ -84,44 +97,102 @@ def build_reference(
 def _write(
     policy_path: str,
     cases: Sequence[TokenizedCase],
-    work: Path,
+    pairs: Mapping[str, BehaviorPair] | None,
     dtype: str,
     batch_tokens: int,
     attention: str,
     device: str,
+    work: Path,
 ) -> None:
+    ids, positions, longest = _measure(cases, pairs)
+    layout = _Layout(ids, positions)
     compute = getattr(torch, dtype)
     model = load_model(policy_path, compute, attention)
-    check_architecture(model.config, max((max(len(c.prompt), len(c.ablated)) for c in cases), default=0), attention)
+    check_architecture(model.config, longest, attention)
     module = TreeModel(model, compute).to(device)
     check_tree_forward(module, cases[0])
-    row = {case.case_id: i for i, case in enumerate(cases)}
-    if len(row) != len(cases):
-        raise ValueError(f"{len(cases) - len(row)} case ids occur twice")
     head = model.get_output_embeddings()
     constants = {"head": head.weight} | ({} if head.bias is None else {"bias": head.bias})
-    shapes = {side: (len(cases), head.weight.shape[1]) for side in SIDES}
+    shapes = {side: (total, head.weight.shape[1]) for side, total in zip(SIDES, layout.totals, strict=True)}
     shapes |= {name: tuple(tensor.shape) for name, tensor in constants.items()}
     (work / "tensors").mkdir()
     file = MappedTensors.create(work / "tensors" / TENSORS, shapes, compute)
     with torch.no_grad():
         for name, tensor in constants.items():
             file.tensors[name].copy_(tensor)
-        for batch in _packed(cases, batch_tokens):
-            rows = torch.tensor([row[tree.case_id] for tree in batch.trees])
-            hidden_2BH = module.hidden(batch).cpu()
-            for side, hidden_BH in zip(SIDES, hidden_2BH.chunk(2), strict=True):
-                file.tensors[side][rows] = hidden_BH
-            file.release_all()
-    index = {"case_ids": list(row), "dtype": dtype, "policy": policy_id(policy_path), "scaling": module.scaling}
-    (work / INDEX).write_text(json.dumps(index))
+        for trees in _grouped_trees(cases, pairs):
+            for batch in pack(trees, batch_tokens):
+                hidden_BH = module.hidden(batch)[: batch.sections.kl].cpu()
+                rows = layout.rows([tree.case_id for tree in batch.trees])
+                halves = hidden_BH.split([len(rows_of_side) for rows_of_side in rows])
+                for side, rows_of_side, half in zip(SIDES, rows, halves, strict=True):
+                    file.tensors[side][rows_of_side] = half
+                file.release_all()
+    index = {"case_ids": ids, "dtype": dtype, "policy": policy_id(policy_path), "scaling": module.scaling}
+    responses = {} if (positions == 1).all() else {"positions": positions.tolist()}
+    (work / INDEX).write_text(json.dumps(index | responses))
 
 
-def _packed(cases: Iterable[TokenizedCase], batch_tokens: int) -> Iterator[PackedBatch]:
-    """x and x∖C of all cases as packed batches."""
+def _measure(
+    cases: Sequence[TokenizedCase], pairs: Mapping[str, BehaviorPair] | None
+) -> tuple[list[str], np.ndarray, int]:
+    """The case ids, the positions of M0's responses (int64 [2, cases]) and the most tokens of a prompt with one."""
+    ids, longest = [], 0
+    positions = array("q")
+    for case, paths in _with_paths(cases, pairs):
+        ids.append(case.case_id)
+        positions.extend(len(path) + 1 for path in paths)
+        longest = max(longest, len(case.prompt) + len(paths[0]), len(case.ablated) + len(paths[1]))
+    return ids, np.array(positions, np.int64).reshape(-1, 2).T, longest
+
+
+class _Layout:
+    """Where the rows of each case lie in the tensors of either side: a row per position, in the order of the cases."""
+
+    def __init__(self, case_ids: Sequence[str], positions: np.ndarray) -> None:
+        """positions: int [2, cases], of M0's responses to x and to x∖C. Raises ValueError if an id occurs twice."""
+        self.row = {case_id: i for i, case_id in enumerate(case_ids)}
+        if len(self.row) != len(case_ids):
+            raise ValueError(f"{len(case_ids) - len(self.row)} case ids occur twice")
+        self.positions = positions
+        self.totals = positions.sum(-1).tolist()
+        self._starts = positions.cumsum(-1) - positions
+
+    def rows(self, case_ids: Sequence[str]) -> list[Tensor]:
+        """The rows of these cases, for x and for x∖C. Raises KeyError for an unknown case."""
+        which = np.array([self.row[case_id] for case_id in case_ids], np.int64)
+        found = []
+        for starts, positions in zip(self._starts[:, which], self.positions[:, which], strict=True):
+            within = np.arange(positions.sum()) - (positions.cumsum() - positions).repeat(positions)
+            found.append(torch.from_numpy(starts.repeat(positions) + within))
+        return found
+
+
+def _with_paths(
+    cases: Sequence[TokenizedCase], pairs: Mapping[str, BehaviorPair] | None
+) -> Iterator[tuple[TokenizedCase, Paths]]:
+    """All cases with M0's responses; the pairs of a group of cases are looked up in one call.
+
+    Raises ValueError for a case that needs a pair and has none.
+    """
     rest = iter(cases)
     while group := list(islice(rest, CASES_PER_PACKING)):
-        yield from pack([build_tree(case, None) for case in group], batch_tokens)
+        needy = [case for case in group if case.max_response or any(len(t) > 1 for t in case.label_tokens)]
+        ids = [case.case_id for case in needy]
+        if needy and pairs is None:
+            raise ValueError(f"case {ids[0]}: its answer may have several tokens, so the reference needs M0's pairs")
+        found = dict(zip(ids, records_of(pairs or {}, ids), strict=True))
+        for case in group:
+            yield case, response_paths(case, found[case.case_id]) if case.case_id in found else ONE_TOKEN
+
+
+def _grouped_trees(
+    cases: Sequence[TokenizedCase], pairs: Mapping[str, BehaviorPair] | None
+) -> Iterator[list[PromptTree]]:
+    """x and x∖C of all cases with M0's responses, as the trees of a group of cases at a time."""
+    rest = _with_paths(cases, pairs)
+    while group := list(islice(rest, CASES_PER_PACKING)):
+        yield [build_tree(case, None, paths) for case, paths in group]
 
 
 def _download_cache(uri: str) -> Path:
@@ -137,7 +208,9 @@ class Reference:
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         index = json.loads((folder / INDEX).read_text())
-        self._row = {case_id: i for i, case_id in enumerate(index["case_ids"])}
+        ids = index["case_ids"]
+        positions = index.get("positions")  # absent where every response has one
+        self._layout = _Layout(ids, np.array(positions, np.int64) if positions else np.ones((2, len(ids)), np.int64))
         self.policy: str = index["policy"]
         self._file = MappedTensors(folder / "tensors" / TENSORS)
         tensors = self._file.tensors
@@ -167,12 +240,27 @@ class Reference:
             raise UserError(f"reference {path!r} is missing or incomplete: run build_reference again")
         return cls(folder, device)
 
-    def rows(self, case_ids: Sequence[str]) -> ReferenceRows:
-        """M0 at x of all these cases, then at x∖C of all. Raises UserError for a case that the reference lacks."""
-        unknown = [case_id for case_id in case_ids if case_id not in self._row]
+    def rows(self, case_ids: Sequence[str], positions_2B: np.ndarray | None = None) -> ReferenceRows:
+        """M0 along its responses to x of all these cases, then to x∖C of all: as the KL rows of their trees.
+
+        positions_2B: how many rows each of them needs, to be checked. Raises UserError for a case that the reference
+        lacks, and for one whose responses have other lengths there.
+        """
+        unknown = [case_id for case_id in case_ids if case_id not in self._layout.row]
         if unknown:
             raise UserError(f"the reference lacks {len(unknown)} of {len(case_ids)} cases, e.g. {unknown[0]!r}")
-        rows = torch.tensor([self._row[case_id] for case_id in case_ids], dtype=torch.int64)
-        hidden = torch.cat([self._file.tensors[side].index_select(0, rows) for side in SIDES])
+        if positions_2B is not None:
+            self._check(case_ids, positions_2B)
+        hidden = [self._file.tensors[s].index_select(0, rows) for s, rows in zip(SIDES, self._layout.rows(case_ids))]
         self._file.release_all()
-        return ReferenceRows(hidden.to(self.head.weight_VH.device), self.head)
+        return ReferenceRows(torch.cat(hidden).to(self.head.weight_VH.device), self.head)
+
+    def _check(self, case_ids: Sequence[str], positions_2B: np.ndarray) -> None:
+        have = self._layout.positions[:, [self._layout.row[case_id] for case_id in case_ids]]
+        wrong = np.flatnonzero((have != positions_2B).any(0))
+        if len(wrong):
+            i = int(wrong[0])
+            raise UserError(
+                f"case {case_ids[i]!r}: the reference has {have[:, i].tolist()} positions of M0's responses to x and "
+                f"x∖C, the run {positions_2B[:, i].tolist()}: build the reference with the pairs of this run"
+            )

@@ -13,7 +13,7 @@ import torch
 from introspect_ray.errors import UserError
 from introspect_ray.records import TokenizedCase
 from introspect_ray.training.packing import pack
-from introspect_ray.training.prompt_tree import build_tree
+from introspect_ray.training.prompt_tree import ONE_TOKEN, build_tree
 
 if TYPE_CHECKING:
     from introspect_ray.training.model import TreeModel
@@ -67,8 +67,8 @@ def check_tree_forward(module: TreeModel, case: TokenizedCase) -> None:
 
     module: not sharded, in its compute type. Raises UserError with the difference.
     """
-    (batch,) = pack([build_tree(case, None)], 1)
-    packed_2V = module.output_head.logits(module.hidden(batch)).float()
+    (batch,) = pack([build_tree(case, None, ONE_TOKEN)], 1)
+    packed_2V = module.output_head.logits(module.hidden(batch)[: batch.sections.kl]).float()
     device = packed_2V.device
     alone_2V = torch.stack(
         [

@@ -101,7 +101,7 @@ def test_flex_trains_as_sdpa(kind, variant, cases, policies, tmp_path: Path):
     assert torch.get_float32_matmul_precision() == "highest"
     dtype = VARIANTS[variant].get("train", {}).get("dtype", "float32")
     m0 = str(BUNDLED["organism:second"])  # any policy of this vocabulary
-    reference = build_reference(m0, cases, str(tmp_path), dtype)
+    reference = build_reference(m0, cases, None, str(tmp_path), dtype)
     torch._dynamo.reset()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         ours = two_steps("flex", variant, policies[kind], reference, cases)

@@ -29,7 +29,7 @@ def train(offload: bool, method: str, cases: list[TokenizedCase], folder: str) -
         "learning_rate": 1e-3, "batch_size": len(cases), "method": method, "lora_rank": 4,
         "train": {"use_gpu": True, "offload": offload, "token_budget": 1024, "attention": "sdpa"},
     })  # fmt: skip
-    path = build_reference(str(BUNDLED["organism:second"]), cases, folder)
+    path = build_reference(str(BUNDLED["organism:second"]), cases, None, folder)
 
     def make() -> Learner:
         return Learner(config, str(BUNDLED["organism"]), path, {case.case_id: case for case in cases})

@@ -57,6 +57,7 @@ def test_verdicts_of_a_local_policy_are_those_of_transformers(tmp_path: Path) ->
 
     from introspect_ray.actors.rollout import Serving
     from introspect_ray.runs.cluster import connect
+    from introspect_ray.runs.judging import judging_key, start_judging
     from introspect_ray.runs.preflight import prepare
     from introspect_ray.runs.setup import start_pool
 
@@ -69,9 +70,11 @@ def test_verdicts_of_a_local_policy_are_those_of_transformers(tmp_path: Path) ->
     connect(cfg)
     try:
         prepared = prepare(cfg)
-        pool = start_pool(cfg, cfg.policy, prepared, 1, [ray.put(prepared.train)])
+        tokens, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
+        pool = start_pool(cfg, cfg.policy, tokens, 1, [ray.put(prepared.train)], judging)
         pairs = pool.label_now(prepared.train.case_ids, Serving())
-        judged, identity = pool.take_judged(), pool.judging.identity
+        judged, identity = pool.take_judged(), judging.identity
+        assert judging_key(cfg, prepared) == judging.key
         again = pool.label_now(prepared.train.case_ids, Serving())
     finally:
         ray.shutdown()

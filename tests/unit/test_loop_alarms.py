@@ -19,10 +19,11 @@ class TinyLearner:
         self.last_logprobs = {"c": ((-0.5 - gap, -1.0), (-0.5, -1.0))}
         self.steps = 0
 
-    def step(self, labels, m0):
+    def step(self, labels, m0, auxiliary):
         self.steps += 1
         shares = ("explanation_self", "explanation_orig", "behavior_em", "realised_at_consumption")
-        return {"loss": 1.0, "cross_entropy": 1.0, "kl": 0.0, "grad_norm": 1.0, **dict.fromkeys(shares, 1.0)}
+        losses = {"loss": 1.0, "cross_entropy": 1.0, "kl": 0.0, "auxiliary": None, "grad_norm": 1.0}
+        return {**losses, **dict.fromkeys(shares, 1.0)}
 
 
 class Supply:

@@ -34,7 +34,7 @@ M0 = make_pairs(CASES)
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return build_reference(POLICY, CASES, str(tmp_path_factory.mktemp("reference")))
+    return build_reference(POLICY, CASES, None, str(tmp_path_factory.mktemp("reference")))
 
 
 class InProcess:

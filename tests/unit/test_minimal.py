@@ -53,7 +53,7 @@ def system_losses(folder: Path, rule: str, agreement: float) -> tuple[list[tuple
     plans = [[train[i] for i in step_plan(cfg.seed, step, len(train), cfg.batch_size)] for step in range(STEPS)]
     tokenizer = AutoTokenizer.from_pretrained(policy)
     cases = {case.case_id: tokenize_case(case, tokenizer) for plan in plans for case in plan}
-    learner = Learner(cfg, policy, build_reference(policy, list(cases.values()), str(folder)), cases)
+    learner = Learner(cfg, policy, build_reference(policy, list(cases.values()), None, str(folder)), cases)
     m0 = {pair.case_id: pair for pair in learner.label_pairs(list(cases.values()), 0)}
     sources = Sources({case_id: case.labels for case_id, case in cases.items()}, cfg.policy, m0)
     losses, flipped = [], 0

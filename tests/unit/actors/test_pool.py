@@ -168,7 +168,7 @@ def labelled_by_a_judge(*unjudged: int) -> RolloutPool:
             return replace(await inner(*args), judged=next(reports))
 
         actor.answer.remote = judged
-    made._size, made._judged, made.prompt_tokens = 2, None, PromptTokens()
+    made._size, made.judged, made.prompt_tokens = 2, None, PromptTokens()
     made.judging = SimpleNamespace(max_unjudged=0.25)
     return made
 

@@ -92,7 +92,7 @@ def test_files_have_the_planned_sizes(tmp_path, method):
         policy, cases = str(tmp_path / f"model-{hidden}"), make_cases(4)
         make_model(hidden=hidden).save_pretrained(policy)
         cfg = make_config(method=method, lora_rank=4)
-        reference = build_reference(policy, cases, str(tmp_path / "cache"))
+        reference = build_reference(policy, cases, None, str(tmp_path / "cache"))
         learner = Learner(cfg, policy, reference, {case.case_id: case for case in cases})
         learner.step(make_labels(cases), make_pairs(cases))
         folder = tmp_path / f"checkpoint-{hidden}"

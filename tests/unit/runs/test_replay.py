@@ -70,7 +70,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = [*prepared.train, *prepared.test]
     m0 = engine.label_pairs(cases)
     save_pairs(prepared.cache_uri, label_set_key(prepared.policy_id, cases, cfg.rollout), PairTable.build(m0))
-    reference = build_reference(prepared.policy_path, prepared.train, prepared.cache_uri)
+    reference = build_reference(prepared.policy_path, prepared.train, None, prepared.cache_uri)
     learner = Learner(cfg, prepared.policy_path, reference, {case.case_id: case for case in prepared.train})
     writer, rows = LabelWriter(str(out / "labels"), flush_rows=10), []  # steps 0 and 1, then step 2
     supply = InProcess(cfg, prepared, engine, writer)

@@ -23,7 +23,7 @@ from introspect_ray.training.attention import (
 from introspect_ray.training.fsdp import build_module
 from introspect_ray.training.model import TreeModel
 from introspect_ray.training.packing import pack, placeholder
-from introspect_ray.training.prompt_tree import build_tree
+from introspect_ray.training.prompt_tree import ONE_TOKEN, build_tree
 
 # Two trees in a row of seven tokens: 0 is the parent of 1 and 3, 1 of 2; 4 is the parent of 5; 6 is padding.
 ENDS = [4, 3, 3, 4, 6, 6, 7]
@@ -40,7 +40,9 @@ VISIBLE = [
 
 def batches(count, stem, budget):
     cases = make_cases(count, seed=count, stem=stem)
-    trees = [build_tree(case, label.explanation) for case, label in zip(cases, make_labels(cases), strict=True)]
+    trees = [
+        build_tree(case, label.explanation, ONE_TOKEN) for case, label in zip(cases, make_labels(cases), strict=True)
+    ]
     return [*pack(trees, budget), placeholder()]
 
 

@@ -36,7 +36,7 @@ def test_learner_and_engine_agree_before_and_after_training(method: str, budget:
         train={"token_budget": budget},
     )
     train = organism_cases(20)
-    reference = build_reference(POLICY, train, str(tmp_path))
+    reference = build_reference(POLICY, train, None, str(tmp_path))
     learner = Learner(cfg, POLICY, reference, {case.case_id: case for case in train})
     cases = [*train, train[3]]
     before = learner.label_pairs(cases, 0)
@@ -58,7 +58,7 @@ def test_off_format_is_judged_over_the_full_vocabulary(tmp_path: Path) -> None:
     cases = make_cases(80)
     policy = save_model(tmp_path / "model")
     cfg = make_config(rollout={"engine": "transformers"})
-    reference = build_reference(policy, cases, str(tmp_path))
+    reference = build_reference(policy, cases, None, str(tmp_path))
     pairs = Learner(cfg, policy, reference, {case.case_id: case for case in cases}).label_pairs(cases, 0)
     assert_same_pairs(pairs, make_engine(cfg.rollout, policy, max_model_len=64).label_pairs(cases))
     assert {(p.cued_off_format, p.ablated_off_format) for p in pairs} >= {(True, False), (False, True)}

@@ -25,7 +25,7 @@ M0 = make_pairs(CASES)
 def policy(tmp_path_factory):
     root = tmp_path_factory.mktemp("policy")
     path = save_model(root / "model")
-    return path, build_reference(path, CASES, str(root / "cache"))
+    return path, build_reference(path, CASES, None, str(root / "cache"))
 
 
 def make_learner(policy, **changes):
@@ -187,7 +187,7 @@ def test_live_reference_equals_the_cached_one(policy):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_bfloat16_stays_close(policy, method, tmp_path):
-    path = build_reference(policy[0], CASES, str(tmp_path), "bfloat16")
+    path = build_reference(policy[0], CASES, None, str(tmp_path), "bfloat16")
     config = make_config(method=method, lora_rank=4, train={"dtype": "bfloat16"})
     learner, exact = Learner(config, policy[0], path, TOKENIZED), make_learner(policy, method=method, lora_rank=4)
     a, b = learner.step(LABELS, M0), exact.step(LABELS, M0)

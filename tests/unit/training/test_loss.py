@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from introspect_ray.training.loss import combine, explanation_loss, kl_to_reference, loss_scales
+from introspect_ray.training.loss import Counts, combine, explanation_loss, kl_to_reference, loss_scales
+
+NOTHING = torch.tensor(0.0)
 
 
 def test_kl_is_zero_when_the_policy_is_the_reference():
@@ -39,12 +41,23 @@ def test_combine_is_the_mean_over_the_global_batch():
     (3 + 1/3)/2 + 3 * (2 + 0)/2 = 4.67. FSDP averages ranks, so the parts must average to 3.
     """
     ranks = ((6.0, 4.0), (2.0, 0.0))
-    scales = loss_scales(8, 6, kl_weight=3.0, world_size=2)
-    assert scales == (2 / 8, 2 * 3 / 6)
-    parts = [combine(torch.tensor(ce), torch.tensor(kl), scales) for ce, kl in ranks]
+    scales = loss_scales(Counts(cases=3, targets=8, kl=6), kl_weight=3.0, world_size=2)
+    assert scales == (2 / 8, 2 * 3 / 6, 0)
+    parts = [combine(torch.tensor(ce), torch.tensor(kl), NOTHING, scales) for ce, kl in ranks]
     assert sum(part.item() for part in parts) / 2 == pytest.approx(3.0)
 
 
-def test_weight_zero_ignores_an_infinite_kl():
-    scales = loss_scales(2, 2, kl_weight=0.0, world_size=1)
-    assert combine(torch.tensor(4.0), torch.tensor(math.inf), scales).item() == 2.0
+def test_the_sequence_normalisation_by_hand():
+    """Two cases; CE sum 9 over 6 tokens, KL sum 8 over 5 positions, auxiliary sum 6 over 3 tokens; λ = 3, weight 2.
+
+    token: 9/6 + 3 * 8/5 + 2 * 6/3 = 10.3; sequence: 9/2 + 3 * 8/(2 * 2) + 2 * 6/3 = 14.5.
+    """
+    counts, sums = Counts(cases=2, targets=6, kl=5, auxiliary=3), tuple(map(torch.tensor, (9.0, 8.0, 6.0)))
+    losses = {how: combine(*sums, loss_scales(counts, 3.0, 1, how, 2.0)).item() for how in ("token", "sequence")}
+    assert losses == pytest.approx({"token": 10.3, "sequence": 14.5})
+
+
+def test_weight_zero_ignores_an_infinite_sum():
+    scales = loss_scales(Counts(cases=1, targets=2, kl=2, auxiliary=2), kl_weight=0.0, world_size=1)
+    infinite = torch.tensor(math.inf)
+    assert combine(torch.tensor(4.0), infinite, infinite, scales).item() == 2.0

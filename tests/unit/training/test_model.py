@@ -7,11 +7,11 @@ from learner_helpers import make_cases, make_labels, make_model
 
 from introspect_ray.policy import add_lora
 from introspect_ray.training.chunked_loss import Objective, ReferenceRows
-from introspect_ray.training.loss import loss_scales
+from introspect_ray.training.loss import Counts, loss_scales
 from introspect_ray.training.model import TreeModel
 from introspect_ray.training.output_head import OutputHead
 from introspect_ray.training.packing import pack
-from introspect_ray.training.prompt_tree import build_tree
+from introspect_ray.training.prompt_tree import ONE_TOKEN, build_tree
 
 CASES = make_cases(7)
 LABELS = make_labels(CASES)
@@ -36,13 +36,13 @@ def tree_loss(model, budget):
     """The loss over micro-batches of `budget` tokens; calls backward on each."""
     module, total = TreeModel(model), 0.0
     head = OutputHead(torch.eye(61), None, {})  # makes the reference's logprobs its hidden states
-    trees = [build_tree(c, label.explanation) for c, label in zip(CASES, LABELS, strict=True)]
+    trees = [build_tree(c, label.explanation, ONE_TOKEN) for c, label in zip(CASES, LABELS, strict=True)]
     row = {case.case_id: i for i, case in enumerate(CASES)}
     tokens = sum(len(t.targets) for t in trees)
     for batch in pack(trees, budget):
         rows = [row[tree.case_id] for tree in batch.trees]
         reference = ReferenceRows(REFERENCE[:, rows].flatten(0, 1), head)
-        loss = module(batch, Objective(reference, loss_scales(tokens, 2 * len(trees), 0.5, 1))).loss
+        loss = module(batch, Objective(reference, loss_scales(Counts(len(trees), tokens, 2 * len(trees)), 0.5, 1))).loss
         loss.backward()
         total += loss.item()
     return total
@@ -112,7 +112,7 @@ def test_logit_softcap_is_applied():
         initializer_range=0.5, attn_implementation="eager",
     )  # fmt: skip
     model = Gemma2ForCausalLM(config)
-    (batch,) = pack([build_tree(CASES[0], None)], 1000)
+    (batch,) = pack([build_tree(CASES[0], None, None)], 1000)
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([CASES[0].prompt])).logits[0, -1]
         module = TreeModel(model)

@@ -85,7 +85,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     policies = {"float32": save_model(folder / "model"), "bfloat16": str(folder / "half")}
     make_model().to(torch.bfloat16).save_pretrained(policies["bfloat16"])
-    reference = {d: build_reference(path, CASES, str(folder / "cache"), d) for d, path in policies.items()}
+    reference = {d: build_reference(path, CASES, None, str(folder / "cache"), d) for d, path in policies.items()}
     ranks = on_two_ranks(run_variants, folder, policies, reference, str(folder))
     return folder, policies, reference, ranks
 

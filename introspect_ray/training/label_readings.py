@@ -1,0 +1,67 @@
+"""A forward over packed trees -> what the policy answers on x and on x∖C of each case, among its closed labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from introspect_ray.cases.answers import LabelNode, Reading, has_nan, read_label
+from introspect_ray.labels.calibration import Calibration
+from introspect_ray.records import BehaviorPair, TokenizedCase
+from introspect_ray.training.chunked_loss import TreeOutput
+from introspect_ray.training.packing import PackedBatch
+
+SidePair = tuple[Reading, Reading]  # of x, of x∖C
+
+
+def label_readings(batch: PackedBatch, out: TreeOutput) -> list[SidePair | None]:
+    """Both sides of each case of `batch`, in order; None for free text, which no forward shows."""
+    logprobs, free = iter(out.label_logprobs_P.tolist()), iter(out.argmax_L.tolist())
+    sides = []
+    for tree in batch.trees * 2:
+        children = [tuple(islice(logprobs, len(node.tokens))) for node in tree.label_trie]
+        sides.append(_read(tree.label_trie, children, list(islice(free, len(children)))) if children else None)
+    pairs = zip(sides[: len(batch.trees)], sides[len(batch.trees) :], strict=True)
+    return [None if cued is None or ablated is None else (cued, ablated) for cued, ablated in pairs]
+
+
+def _read(nodes: Sequence[LabelNode], logprobs: Sequence[tuple[float, ...]], free: Sequence[int]) -> Reading:
+    """read_label, without its walk for labels of one token."""
+    if len(nodes) > 1:
+        return read_label(nodes, logprobs, free)
+    (of_label,) = logprobs
+    return Reading(of_label.index(max(of_label)), of_label, free[0] not in nodes[0].tokens, (0,))
+
+
+def answers(labels: tuple[str, ...], readings: SidePair, calibration: Calibration | None) -> tuple[str, str]:
+    """The labels that the policy answers with on x and on x∖C, calibrated if the run is."""
+    cued, ablated = readings
+    if calibration is None:
+        return labels[cued.label], labels[ablated.label]
+    return (
+        calibration.answer(labels, "cued", cued.logprobs),
+        calibration.answer(labels, "ablated", ablated.logprobs),
+    )
+
+
+def read_pair(case: TokenizedCase, readings: SidePair, version: int) -> BehaviorPair:
+    """The behaviour pair of a case with closed labels.
+
+    Raises ValueError where a logprob is NaN: the answer would be arbitrary.
+    """
+    cued, ablated = readings
+    for side, reading in (("x", cued), ("x∖C", ablated)):
+        if has_nan(reading.logprobs):
+            raise ValueError(
+                f"case {case.case_id}: label logprobs on {side} are {reading.logprobs} at version {version}"
+            )
+    return BehaviorPair(
+        case_id=case.case_id,
+        cued=case.labels[cued.label],
+        ablated=case.labels[ablated.label],
+        cued_logprobs=cued.logprobs,
+        ablated_logprobs=ablated.logprobs,
+        cued_off_format=cued.off_format,
+        ablated_off_format=ablated.off_format,
+        weight_version=version,
+    )
