@@ -54,7 +54,7 @@ class RolloutPool:
         self._size, self._limit = cfg.rollout.group_size, cfg.train.max_failures
         self.prompt_tokens = PromptTokens()  # of all label_now and explain_now so far
         self.judging = spec.judging  # who judges free responses; its identity is the Provenance.judge of their labels
-        self._judged: JudgeReport | None = None
+        self.judged: JudgeReport | None = None  # on all label_now since the last take_judged
         self._cases = list(cases)  # refs in a list, which Ray passes unresolved: each engine resolves them once
         rollout = cfg.rollout
         actor: Any = ray.remote(num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, max_restarts=-1)(RolloutWorker)
@@ -87,13 +87,13 @@ class RolloutPool:
         reports = [result.judged for result in results if result.judged]
         if reports and self.judging:
             found = reduce(add, reports)
-            self._judged = self._judged + found if self._judged else found
+            self.judged = self.judged + found if self.judged else found
             check_unjudged(found, self.judging.max_unjudged)
         return _answers(results)
 
     def take_judged(self) -> JudgeReport | None:
         """What the judges made of all label_now since the last call of this; None without free responses."""
-        taken, self._judged = self._judged, None
+        taken, self.judged = self.judged, None
         return taken
 
     def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[tuple[int, ...]]:

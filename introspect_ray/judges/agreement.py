@@ -114,8 +114,21 @@ class JudgeReport:
             "identity": self.identity,
             "replies": self.replies,
             "unjudged": self.unjudged,
+            "said": self.said,
             "agreement": agreement,
         }
+
+    @classmethod
+    def from_summary(cls, summary: dict[str, Any]) -> JudgeReport:
+        """The inverse of `summary`."""
+        given = summary["agreement"]
+        agreement = None
+        if given is not None:
+            counts = {(row["first"], row["second"]): row["replies"] for row in given["counts"]}
+            first, second = given["unjudged"]
+            agreement = JudgeAgreement(given["replies"], (first, second), counts, tuple(given["examples"]))
+        said, unjudged = summary["said"], summary["unjudged"]
+        return cls(summary["identity"], summary["replies"], unjudged, said, agreement)
 
 
 def report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from introspect_ray.config.judges import JudgeConfig
@@ -13,8 +12,6 @@ from introspect_ray.judges.endpoint import ChatEndpoint
 from introspect_ray.judges.keyword import REFUSAL, KeywordJudge, WordLists, read_words
 from introspect_ray.judges.llm import LLMJudge, check_instruction, check_labels
 from introspect_ray.judges.protocol import Complete, Judge
-
-Labels = tuple[str, ...]
 
 
 def make_judge(cfg: JudgeConfig, complete: Complete | None = None, policy_id: str | None = None) -> Judge:
@@ -75,16 +72,13 @@ def unjudged_label(cfg: JudgeConfig) -> str:
     return cfg.unjudged
 
 
-def check_judge(cfg: JudgeConfig, case_labels: Iterable[Labels]) -> None:
+def check_judge(cfg: JudgeConfig) -> None:
     """Check `cfg` and its second judge before a run: files, labels, and that the servers of judge.endpoint answer.
 
-    case_labels: the label sets of the free-text cases. Raises UserError with the remedy; judge.policy is not looked at.
+    Raises UserError with the remedy. A judge.policy is not looked at.
     """
-    labels = judge_labels(cfg)
-    for used in case_labels:
-        check_case_labels(labels, used)
     unjudged_label(cfg)
-    _check_second(cfg, labels)
+    _check_second(cfg, judge_labels(cfg))
     for judge in filter(None, (cfg, cfg.second)):
         if judge.kind == "llm":
             _instruction(judge, judge_labels(judge))
@@ -92,16 +86,7 @@ def check_judge(cfg: JudgeConfig, case_labels: Iterable[Labels]) -> None:
             make_endpoint(judge).check()
 
 
-def check_case_labels(labels: Labels, case_labels: Labels) -> None:
-    """Raises UserError where a free-text case has other labels than the judge's, in any order."""
-    if set(case_labels) != set(labels):
-        raise UserError(
-            f"free-text cases have the labels {list(case_labels)}, the judge {list(labels)}: give the judge theirs "
-            "(judge.labels and judge.instruction, or judge.words)"
-        )
-
-
-def _check_second(cfg: JudgeConfig, labels: Labels) -> None:
+def _check_second(cfg: JudgeConfig, labels: tuple[str, ...]) -> None:
     if cfg.second and set(judge_labels(cfg.second)) != set(labels):
         raise UserError(
             f"judge.second has the labels {list(judge_labels(cfg.second))}, the first judge {list(labels)}: two judges "

@@ -10,7 +10,7 @@ from introspect_ray.cases.answers import Tokens
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.judges.agreement import JudgeReport, report
 from introspect_ray.judges.cache import CachedJudge
-from introspect_ray.judges.make import check_case_labels, make_judge, unjudged_label
+from introspect_ray.judges.make import make_judge, unjudged_label
 from introspect_ray.judges.protocol import Complete, Judge, Reply
 from introspect_ray.records import BehaviorPair, TokenizedCase
 from introspect_ray.storage import open_store
@@ -77,11 +77,8 @@ class Panel:
     ) -> tuple[list[BehaviorPair], JudgeReport]:
         """The pairs of free-text cases in order, and what the judges said on their replies, two per case.
 
-        A reply without a verdict has the label `unjudged` and counts as off format. Raises UserError for a case of
-        other labels than the judge's.
+        cases: of the judge's labels. A reply without a verdict has the label `unjudged` and counts as off format.
         """
-        for case in cases:
-            check_case_labels(self._judge.labels, case.labels)
         replies = [reply for case, both in zip(cases, responses, strict=True) for reply in self._replies(case, both)]
         verdicts = self._judge.verdicts(replies)
         second = self._second.verdicts(replies) if self._second else None

@@ -56,8 +56,9 @@ class PairTable(RecordTable[BehaviorPair]):
         return _Columns(*(batch.column(name) for name in PAIR_SCHEMA.names))
 
     def _decode(self, columns: _Columns, row: int) -> BehaviorPair:
-        values: Iterator[Any] = (column[row].as_py() for column in columns)
-        return BehaviorPair(*(tuple(value) if isinstance(value, list) else value for value in values))
+        values = (column[row].as_py() for column in columns)
+        fields: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+        return BehaviorPair(*fields)
 
 
 class _Columns(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from introspect_ray.actors.pool import RolloutPool
@@ -12,7 +13,9 @@ from introspect_ray.judges import Judging, make_judging, refusal
 from introspect_ray.judges.llm import MAX_TOKENS
 from introspect_ray.judges.protocol import Complete
 from introspect_ray.policy import load_tokenizer, local_policy, policy_id
+from introspect_ray.records import Message
 from introspect_ray.runs.placement import judging_policies
+from introspect_ray.runs.policy_cases import context_length
 from introspect_ray.runs.preflight import Prepared
 
 # For an engine that serves a whole policy and never gets other weights.
@@ -31,10 +34,22 @@ def start_judging(cfg: RunConfig, prepared: Prepared) -> Judging | None:
     A judging policy gets an engine of the kind that serves the run (rollout.engine), which starts meanwhile and lives
     as long as anything holds the Judging.
     """
-    if not any(not answers.label_tokens for table in (prepared.train, prepared.test) for answers in table.answers):
+    if not prepared.tokens_of(cfg.policy).free_text:
         return None
     policies = {str(judge.policy): _serve(cfg, judge, prepared) for judge in judging_policies(cfg)}
     return make_judging(cfg.judge, prepared.cache_uri, policies)
+
+
+def judging_key(cfg: RunConfig, prepared: Prepared) -> str:
+    """Judging.key of the run, without its engines; "" if no case is answered in free text."""
+    if not prepared.tokens_of(cfg.policy).free_text:
+        return ""
+    policies = {str(j.policy): (_no_engine, policy_id(local_policy(str(j.policy)))) for j in judging_policies(cfg)}
+    return make_judging(cfg.judge, prepared.cache_uri, policies).key
+
+
+def _no_engine(chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
+    raise RuntimeError("these judges name themselves only: the judging policy is not served")
 
 
 def _serve(cfg: RunConfig, judge: JudgeConfig, prepared: Prepared) -> tuple[Complete, str]:
@@ -46,7 +61,7 @@ def _serve(cfg: RunConfig, judge: JudgeConfig, prepared: Prepared) -> tuple[Comp
 
 
 def _chat_len(cfg: RunConfig, judge: JudgeConfig, folder: str, prepared: Prepared) -> int:
-    """Most tokens of a judge's chat and its answer, rounded up to a multiple of 32.
+    """Most tokens of a judge's chat and its answer, rounded up to a multiple of 32, but at most the judge's context.
 
     A prompt with its response has at most prepared.max_model_len tokens; another tokenizer may need twice as many.
     rollout.max_model_len, if given, raises the limit.
@@ -54,4 +69,5 @@ def _chat_len(cfg: RunConfig, judge: JudgeConfig, folder: str, prepared: Prepare
     instruction = Path(judge.instruction).read_text(encoding="utf-8") if judge.instruction else refusal.INSTRUCTION
     own = len(load_tokenizer(folder)(instruction)["input_ids"]) + _TEMPLATE_TOKENS + MAX_TOKENS
     need = max(own + 2 * prepared.max_model_len, cfg.rollout.max_model_len or 0)
-    return -(-need // 32) * 32
+    rounded, context = -(-need // 32) * 32, context_length(folder)
+    return rounded if context is None else min(rounded, context)

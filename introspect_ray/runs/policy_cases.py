@@ -38,6 +38,11 @@ class PolicyCases:
         """The allowed labels of all cases, by case id."""
         return ChainMap(self.train.labels, self.test.labels)  # type: ignore[arg-type]
 
+    @property
+    def free_text(self) -> bool:
+        """Whether any case is answered in free text, by the verdict of a judge."""
+        return any(not used.label_tokens for table in (self.train, self.test) for used in table.answers)
+
     def served_by(self, cfg: RunConfig, path: str) -> PolicyCases:
         """The same cases for another policy of the same tokenizer, in the folder `path`. Raises UserError as below."""
         return replace(self, max_model_len=model_len(cfg, (self.train, self.test), context_length(path)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,8 +68,8 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
     if reference:
         _check_same_tokens(own.tokenizer, cfg.policy, reference)
     _check_task(cfg, own)
-    if engines:
-        _check_judges(cfg, (own.train, own.test))
+    if engines and own.free_text:
+        check_judge(cfg.judge)
     reference_path = local_policy(reference) if reference else policy_path
     return Prepared(
         policy_path=policy_path,
@@ -97,13 +97,6 @@ def _other_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], name: str
         return tokenize_cases(cfg, sides, path, theirs)
     except UserError as error:
         raise UserError(f"policy {name!r}: {error}") from None
-
-
-def _check_judges(cfg: RunConfig, tables: Sequence[CaseTable]) -> None:
-    """Check the judges where any case is answered in free text; a judge.endpoint is asked whether it answers."""
-    free = dict.fromkeys(used.labels for table in tables for used in table.answers if not used.label_tokens)
-    if free:
-        check_judge(cfg.judge, free)
 
 
 def _check_task(cfg: RunConfig, cases: PolicyCases) -> None:

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, TrackingConfig, override
 from introspect_ray.errors import UserError
-from introspect_ray.judges import make_judging
 from introspect_ray.labels.audit import load_run
 from introspect_ray.labels.reading import Reading, load_reading
 from introspect_ray.labels.store import label_set_key, load_pairs, read_labels
 from introspect_ray.records import BehaviorPair, Label
+from introspect_ray.runs.judging import judging_key
 from introspect_ray.runs.policy_cases import one_token
 from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.schedule import step_plan
@@ -139,7 +139,7 @@ def m0_pairs(recorded: RunConfig, prepared: Prepared, reading: Reading) -> Mappi
     recorded: the config of the run that made them: its engines and judges are part of the set's address. reading: how
     that run read behaviours.
     """
-    judge = make_judging(recorded.judge, prepared.cache_uri).key if reading.judge else ""
+    judge = judging_key(recorded, prepared)
     own = prepared.tokens_of(recorded.policy)
     key = label_set_key(prepared.reference_id, chain(prepared.train, prepared.test), recorded.rollout, judge)
     pairs = load_pairs(prepared.cache_uri, key)

@@ -17,10 +17,11 @@ from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import reference_policy, trainer_gpus, weight_transfer
-from introspect_ray.judges import Judging
+from introspect_ray.judges import JudgeReport, Judging
 from introspect_ray.labels.calibration import contextual
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.reading import Reading
+from introspect_ray.labels.reports import load_report, save_report
 from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
 from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair
@@ -49,7 +50,7 @@ class SharedSetup:
     untrained: EvaluatedCases  # the test cases with what all policies do and say before training
     second: Mapping[str, BehaviorPair] | None  # the second policy's, for mixed supervision
     reading: Reading  # how all pairs were read, and are to be read
-    judged: list[dict[str, Any]]  # what judges made of the free text of each policy's label set that was not cached
+    judged: list[dict[str, Any]]  # what judges made of the free text of each policy's label set
     train: Any  # ref of the training cases, a CaseTable
     prefix_hit_rate: float | None  # of labelling with M0; None where its labels were cached
     seconds: dict[str, float]  # spent here, by "setup" and "eval"
@@ -156,7 +157,10 @@ def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool) -> B
 
 def judged_of(who: str, pool: RolloutPool) -> list[dict[str, Any]]:
     """For summary.json: what the judges made of what `who` answered since the last call; empty without free text."""
-    report = pool.take_judged()
+    return _judged_by_name(who, pool.take_judged())
+
+
+def _judged_by_name(who: str, report: JudgeReport | None) -> list[dict[str, Any]]:
     return [{"policy": who, **report.summary()}] if report else []
 
 
@@ -194,10 +198,14 @@ def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: 
     """All pairs of a policy at version 0, as engines read them: from the cached label set, else from the pool."""
     key = _label_set(cfg, tokens, policy_id, pool.judging)
     pairs = load_pairs(cache_uri, key)
-    if pairs is None:
+    if pairs is not None:
+        pool.judged = load_report(cache_uri, key)
+    else:
         ids = chain(tokens.train.case_ids, tokens.test.case_ids)
         parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
         pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
+        if pool.judged:
+            save_report(cache_uri, key, pool.judged)  # first: a set without a report is of closed labels
         save_pairs(cache_uri, key, pairs)
     return pairs
 
@@ -215,8 +223,10 @@ def labelled_apart(
     The cases are read with the policy's own tokenizer. What the judges made of them is added to `judged`.
     """
     tokens = prepared.tokens_of(policy)
-    kept = load_pairs(prepared.cache_uri, _label_set(cfg, tokens, policy_id, judging))
+    key = _label_set(cfg, tokens, policy_id, judging)
+    kept = load_pairs(prepared.cache_uri, key)
     if kept is not None:
+        judged += _judged_by_name(policy, load_report(prepared.cache_uri, key))
         return kept
     plain = override(cfg, {"rollout.num_actors": 1, **PLAIN})
     pool = start_pool(plain, policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)], judging)

@@ -6,8 +6,8 @@ served: perturb-and-restore alone would pass with a stale output head.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -213,16 +213,11 @@ class TestOrganism(Served):
         from transformers import AutoTokenizer
 
         from introspect_ray.cases.tokenize import tokenize_case
-        from introspect_ray.records import Case
+        from introspect_ray.config import TaskConfig
+        from introspect_ray.tasks import load_cases
 
         tokenizer = AutoTokenizer.from_pretrained(policy)
-        rows = [json.loads(line) for line in (ORGANISM / "train.jsonl").read_text().splitlines()[:32]]
-        fields = ("id", "messages", "ablated_messages", "meta_question", "labels")
-        cases = [
-            Case(r[fields[0]], tuple(r[fields[1]]), tuple(r[fields[2]]), r[fields[3]], tuple(r[fields[4]]))
-            for r in rows
-        ]
-        return [tokenize_case(case, tokenizer) for case in cases]
+        return [tokenize_case(case, tokenizer) for case in islice(load_cases(TaskConfig())[0], 32)]
 
     def test_labels_are_the_full_softmax_of_the_policy(self, engine, policy, cases):
         assert_serves(engine, cases, lambda prompts: reference_logprobs(policy, state(policy), prompts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from introspect_ray.actors.weight_sync import Expected, WeightSyncError
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError, one_line
+from introspect_ray.judges import JudgeReport
 from introspect_ray.records import Delivery
 
 
@@ -153,3 +155,29 @@ def test_what_a_pool_was_answered_adds_up():
     made.prompt_tokens = PromptTokens(50, 5)
     made._results([made._send(REQUEST), made._send(REQUEST)])
     assert made.prompt_tokens == PromptTokens(50 + 2 * 40, 5 + 2 * 30)
+
+
+def labelled_by_a_judge(*unjudged: int) -> RolloutPool:
+    """A pool of two engines, each of which answers one group of two cases with so many replies without a verdict."""
+    made, _ = pool(*(GOOD for _ in unjudged))
+    reports = iter([JudgeReport("keyword:refusal:3f", 4, count, "Well.", None) for count in unjudged])
+    for actor in made.actors:
+        inner = actor.answer.remote
+
+        async def judged(*args: object, inner=inner) -> RolloutResult:
+            return replace(await inner(*args), judged=next(reports))
+
+        actor.answer.remote = judged
+    made._size, made.judged, made.prompt_tokens = 2, None, PromptTokens()
+    made.judging = SimpleNamespace(max_unjudged=0.25)
+    return made
+
+
+def test_replies_without_a_verdict_are_bounded_over_the_whole_labelled_set():
+    """4 + 4 replies, bound 1/4: two without a verdict in one group pass, since the set has 8; three do not."""
+    made = labelled_by_a_judge(2, 0)
+    made.label_now(["c1", "c2", "c3", "c4"], SERVING)
+    assert made.take_judged() == JudgeReport("keyword:refusal:3f", 8, 2, "Well.", None)
+    assert made.take_judged() is None
+    with pytest.raises(AlarmError, match=r"judge keyword:refusal:3f gave no verdict on 3 of 8 replies.*'Well\.'"):
+        labelled_by_a_judge(2, 1).label_now(["c1", "c2", "c3", "c4"], SERVING)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from introspect_ray.errors import AlarmError
-from introspect_ray.judges import Reply, Verdict, check_unjudged, compare, report
+from introspect_ray.judges import JudgeReport, Reply, Verdict, check_unjudged, compare, report
 
 
 def verdicts(letters: str) -> list[Verdict]:
@@ -73,6 +73,9 @@ def test_reports_of_parts_add_up_to_the_report_of_the_whole():
     whole = report("keyword:r:1", said, first, second)
     assert parts[0] + parts[1] == whole
     assert (whole.replies, whole.unjudged, whole.agreement.disagreements) == (24, 2, 20)
-    assert json.loads(json.dumps(whole.summary()))["agreement"]["unjudged"] == [2, 1]
+    summary = json.loads(json.dumps(whole.summary()))
+    assert summary["agreement"]["unjudged"] == [2, 1] and JudgeReport.from_summary(summary) == whole
+    alone = report("keyword:r:1", said, first)
+    assert alone.agreement is None and JudgeReport.from_summary(alone.summary()) == alone
     with pytest.raises(ValueError, match="different judges"):
         parts[0] + report("keyword:r:2", said, first, second)

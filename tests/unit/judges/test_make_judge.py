@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.errors import UserError
-from introspect_ray.judges import Reply, judge_labels, make_endpoint, make_judge
+from introspect_ray.judges import Reply, check_judge, judge_labels, make_endpoint, make_judge
 
 ENDPOINT = {"kind": "llm", "endpoint": "http://localhost:8000/v1", "model": "org/small"}
 POLICY = {"kind": "llm", "policy": "org/judge"}
@@ -111,6 +111,25 @@ def test_two_judges_have_the_same_labels(tmp_path):
     make_judge(JudgeConfig(second=POLICY))
     with pytest.raises(UserError, match=r"judge.second has the labels \['decline', 'comply'\]"):
         make_judge(JudgeConfig(second={"words": str(words)}))
+
+
+def test_judges_are_checked_before_a_run(tmp_path):
+    """Files and labels as make_judge does, and that each server answers; nothing listens on port 9."""
+    check_judge(JudgeConfig(unjudged="refuse"))
+    gone = {"kind": "llm", "endpoint": "http://127.0.0.1:9/v1", "model": "m", "patience_s": 0}
+    for cfg in (JudgeConfig(**gone), JudgeConfig(second=JudgeConfig(**gone))):
+        with pytest.raises(UserError, match=r"judge endpoint http://127\.0\.0\.1:9/v1 gave no answer"):
+            check_judge(cfg)
+    with pytest.raises(UserError, match=r"judge\.unjudged='no' is none of the judge's labels \['refuse', 'comply'\]"):
+        check_judge(JudgeConfig(unjudged="no"))
+    missing = JudgeConfig(**POLICY, instruction=str(tmp_path / "gone.txt"))
+    with pytest.raises(UserError, match=r"instruction file .*gone\.txt: No such file"):
+        check_judge(missing)
+
+
+def test_the_label_of_a_reply_without_a_verdict_is_the_first_judges():
+    with pytest.raises(ValidationError, match=r"judge\.second\.unjudged has no effect"):
+        JudgeConfig(second=JudgeConfig(**ENDPOINT, unjudged="refuse"))
 
 
 def test_judges_import_nothing_heavy():

@@ -11,7 +11,9 @@ import pytest
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.errors import UserError
+from introspect_ray.judges import JudgeReport
 from introspect_ray.labels.pair_table import PairTable
+from introspect_ray.labels.reports import load_report, save_report
 from introspect_ray.labels.store import (
     LABEL_SCHEMA,
     LabelCounts,
@@ -176,6 +178,13 @@ def test_label_sets_round_trip(uri: str) -> None:
     assert list(load_pairs(uri, "k")) == PAIRS
     assert load_pairs(uri, "other") is None
     assert open_store(uri).list() == ["pairs/k.parquet"]
+
+
+def test_a_label_set_keeps_its_judges_report(uri: str) -> None:
+    report = JudgeReport("keyword:refusal:3f", 8, 1, "Well.", None)
+    assert load_report(uri, "k") is None
+    save_report(uri, "k", report)
+    assert load_report(uri, "k") == report and load_pairs(uri, "k") is None
 
 
 def test_the_key_depends_on_what_decides_the_pairs_alone() -> None:

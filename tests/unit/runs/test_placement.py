@@ -35,3 +35,12 @@ def test_the_second_engine_of_a_mixed_run_has_gone_when_the_trainers_come():
         "GPU": 3,
     }
     assert resources(load_config(None, {})) == {"CPU": 2, "GPU": 0}
+
+
+def test_each_judging_policy_has_an_engine_of_its_own():
+    """Engines of 2 CPUs and one GPU: one for the rollouts, one per judge.policy; a trainer of one CPU and one GPU."""
+    judge = {"judge.kind": "llm", "judge.policy": "organism", "rollout.num_cpus": 2, **GPU}
+    assert resources(load_config(None, judge)) == {"CPU": 5, "GPU": 3}
+    two = {**judge, "judge.second": {"kind": "llm", "policy": "organism:second"}}
+    assert resources(load_config(None, two)) == {"CPU": 7, "GPU": 4}
+    assert resources(load_config(None, {**two, "judge.second": {"kind": "keyword"}})) == {"CPU": 5, "GPU": 3}
