@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from introspect_ray import evaluate, load_config, train
+from introspect_ray import evaluate, load_config, organism, train
 from introspect_ray.cli import Arguments
 from introspect_ray.labels.audit import audit
+from introspect_ray.labels.reading import load_reading
 from introspect_ray.labels.rules import mixing_draw
 from introspect_ray.labels.store import read_labels
 from introspect_ray.policy import load_tokenizer, resolve_policy
@@ -88,8 +89,30 @@ def test_a_mixed_run_takes_labels_from_a_policy_of_another_vocabulary(tmp_path: 
     labels = list(read_labels(str(out / "labels")))
     assert {label.provenance.source_model for label in labels} == {"organism", str(translated)}
     assert {label.provenance.calibration for label in labels} == {summary["calibration"]["identity"]}
-    raw = [max(zip(pair.cued_logprobs, "ABCD", strict=True))[1] for pair in cases.pairs["m0"]]
-    assert raw != [pair.cued for pair in cases.pairs["m0"]]  # calibration decides some of them
+
+
+def test_calibrated_answers_are_trained_on_and_evaluated(tmp_path: Path):
+    """Asked for "A" or "the", M0 always says "A"; relative to its mean it says either. The online labels of both steps
+    and all evaluated pairs are read so."""
+    rows = map(json.loads, Path(organism.__file__).with_name("train.jsonl").read_text().splitlines()[:80])
+    file = tmp_path / "cases.jsonl"
+    file.write_text("".join(json.dumps({**row, "labels": ["A", "the"]}) + "\n" for row in rows))
+    keys = {"task.name": "jsonl", "task.path": str(file), "task.train_cases": None, "task.test_cases": None}
+    online = {"supervision__rule": "online", "task__calibration": "contextual"}
+    summary = trained(tmp_path / "run", **online, **{key.replace(".", "__"): value for key, value in keys.items()})
+    calibration = load_reading(open_store(tmp_path / "run")).calibration
+    (sides,) = calibration.offsets.values()
+    for name in ("m0", "policy"):
+        for pair in (pairs := table(tmp_path / "run", TRAINED).pairs[name]):
+            above = [value - mean for value, mean in zip(pair.cued_logprobs, sides["cued"], strict=True)]
+            assert (
+                pair.cued == ("A" if above[0] >= above[1] else "the") and pair.cued_logprobs[0] > pair.cued_logprobs[1]
+            )
+        assert {pair.cued for pair in pairs} == {pair.ablated for pair in pairs} == {"A", "the"}
+    labels = list(read_labels(str(tmp_path / "run" / "labels")))
+    assert {label.explanation.content for label in labels} == {"A", "the"}
+    assert summary["calibration"] == {"kind": "contextual", "identity": calibration.identity}
+    assert summary["labels"]["realised_at_consumption"] == 1.0  # the learner reads the same answers as the relabeler
 
 
 def test_a_policy_of_another_vocabulary_is_evaluated_and_explained_by(tmp_path: Path, translated: Path):
