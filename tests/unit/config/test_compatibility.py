@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from introspect_ray.config import load_config
-from introspect_ray.config.compatibility import weight_transfer
+from introspect_ray.config.compatibility import reference_policy, weight_transfer
 from introspect_ray.errors import UserError
 
 GPU = {"train.use_gpu": True, "rollout.num_gpus": 1}
@@ -19,6 +19,10 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
         ({"rollout.serving_engine": "transformers"}, "set rollout.engine=transformers, or rollout.engine=learner"),
         ({**GPU, "rollout.tensor_parallel_size": 2}, "tensor_parallel_size=2 needs .* rollout.num_gpus=1: raise"),
         ({"train.reference": "live"}, "needs method=lora"),
+        (
+            {"train.reference": "live", "method": "lora", "reference_policy": "organism:second"},
+            "reference_policy=organism:second is another one: leave train.reference out",
+        ),
         ({"train.attention": "flex"}, "set train.use_gpu=true, or leave train.attention=flex out"),
         ({"train.offload": True}, "set train.use_gpu=true, or leave train.offload=true out"),
         ({"task.changed": "It changes."}, r"task\.changed='It changes\.' has 0 times \{label\}: write it exactly once"),
@@ -29,6 +33,12 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
 def test_keys_that_do_not_go_together_are_refused(flat, says):
     with pytest.raises(UserError, match=says):
         load_config(None, flat)
+
+
+def test_a_reference_policy_that_is_the_policy_is_no_other():
+    assert reference_policy(load_config(None, {"reference_policy": "organism"})) is None
+    assert reference_policy(load_config(None, {"reference_policy": "organism:second"})) == "organism:second"
+    load_config(None, {"train.reference": "live", "method": "lora", "reference_policy": "organism"})
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,23 @@ def refused(*args: str) -> str:
     return str(caught.value)
 
 
+def test_few_shot_prompts_are_for_the_evaluation(tmp_path):
+    said = refused(f"output_dir={tmp_path / 'out'}", "task.shots=2")
+    assert said.startswith("task.shots=2 ") and "introspect-ray evaluate" in said and not (tmp_path / "out").exists()
+
+
+def test_calibration_where_all_is_free_text(tmp_path):
+    file = tmp_path / "free.jsonl"
+    rows = [
+        {**CASE, **FREE, "id": f"c{i}", "ablated_messages": [{"role": "user", "content": f"{i}?"}]} for i in range(8)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = refused(
+        f"output_dir={tmp_path / 'out'}", "task.name=jsonl", f"task.path={file}", "task.calibration=contextual"
+    )
+    assert "task.calibration=contextual is for closed labels, and all 6 training cases have free text" in said
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -50,7 +50,7 @@ def untrained() -> EvaluatedCases:
 
 
 def test_explanations_keep_their_text_and_are_read_by_the_templates_of_their_case():
-    ids = [tokens for tokens in TEST[0].explanations.values()]
+    ids = list(TEST[0].explanations.values())
     own, other = TOKENIZER.encode("The response would change to A."), (*ids[0][:-2], 1)
     found = said([ids[2], own, other], TEST, TOKENIZER)
     assert found[0].parsed == Explanation(True, "A") and "would change to A" in found[0].text
