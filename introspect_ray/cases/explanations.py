@@ -8,8 +8,10 @@ template is "The response [would/would not] change to <y(x∖C)>."; in our own w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import combinations
+from typing import NamedTuple
 
 from introspect_ray.records import OWN_WORDING, Explanation, Templates
 
@@ -18,10 +20,16 @@ Pieces = tuple[str, ...]
 _PIECE = re.compile(r"\w+|[^\w\s]")  # words and single punctuation marks, without white space
 
 
+class _Reading(NamedTuple):
+    """An explanation that a text may state, and the pieces of its label in their own case, by position in the text."""
+
+    explanation: Explanation
+    cased: tuple[tuple[int, str], ...]
+
+
 def render(explanation: Explanation, templates: Templates = OWN_WORDING) -> str:
     """Text of an explanation. Example: (True, "B") -> "The response would change to B."."""
-    sentence = templates.changed if explanation.changed else templates.unchanged
-    return sentence.replace(LABEL, dict(templates.names).get(explanation.content, explanation.content), 1)
+    return _written(explanation, templates, _display_text(explanation.content, templates))
 
 
 def all_explanations(labels: Sequence[str]) -> list[Explanation]:
@@ -40,11 +48,11 @@ def parse(text: str, labels: Sequence[str], templates: Templates = OWN_WORDING) 
     exact = rendered.get(text.strip())
     if exact is not None:
         return exact[0] if len(exact) == 1 else None
-    pieces = tuple(_PIECE.findall(text))
-    candidates = by_pieces.get(_folded(pieces), ())
-    if len(candidates) > 1:
-        candidates = tuple(_closest(pieces, candidates))
-    return candidates[0][0] if len(candidates) == 1 else None
+    pieces = _pieces(text)
+    readings = by_pieces.get(_folded(pieces), ())
+    if len(readings) > 1:
+        readings = tuple(one for one in readings if all(pieces[at] == piece for at, piece in one.cased))
+    return readings[0].explanation if len(readings) == 1 else None
 
 
 def stated_alike(labels: Sequence[str], templates: Templates) -> tuple[Explanation, Explanation] | None:
@@ -53,34 +61,45 @@ def stated_alike(labels: Sequence[str], templates: Templates) -> tuple[Explanati
     for same in rendered.values():
         if len(same) > 1:
             return same[0], same[1]
-    for candidates in by_pieces.values():
-        for one, _ in candidates:
-            for other, _ in candidates:
-                if one.changed != other.changed:
-                    return one, other
+    for readings in by_pieces.values():
+        for one, other in combinations([reading.explanation for reading in readings], 2):
+            if one.changed != other.changed:
+                return one, other
     return None
 
 
 @lru_cache(maxsize=4096)
 def _readings(
     labels: tuple[str, ...], templates: Templates
-) -> tuple[dict[str, tuple[Explanation, ...]], dict[Pieces, tuple[tuple[Explanation, Pieces], ...]]]:
-    """What each text may mean: by the exact text, and by its pieces in any case, with their own case."""
+) -> tuple[dict[str, tuple[Explanation, ...]], dict[Pieces, tuple[_Reading, ...]]]:
+    """What a text may state: by the exact text, and by its pieces in any case."""
     exact: dict[str, tuple[Explanation, ...]] = {}
-    folded: dict[Pieces, tuple[tuple[Explanation, Pieces], ...]] = {}
+    by_pieces: dict[Pieces, tuple[_Reading, ...]] = {}
     for explanation in all_explanations(labels):
-        text = render(explanation, templates).strip()
-        pieces = tuple(_PIECE.findall(text))
+        shown = _display_text(explanation.content, templates)
+        text = _written(explanation, templates, shown).strip()
+        pieces = _pieces(text)
+        swapped = _pieces(_written(explanation, templates, shown.swapcase()))  # differs where the label has letters
+        cased = tuple((at, piece) for at, (piece, other) in enumerate(zip(pieces, swapped)) if piece != other)
         exact[text] = (*exact.get(text, ()), explanation)
-        folded[_folded(pieces)] = (*folded.get(_folded(pieces), ()), (explanation, pieces))
-    return exact, folded
+        key = _folded(pieces)
+        by_pieces[key] = (*by_pieces.get(key, ()), _Reading(explanation, cased))
+    return exact, by_pieces
+
+
+def _display_text(label: str, templates: Templates) -> str:
+    return dict(templates.names).get(label, label)
+
+
+def _written(explanation: Explanation, templates: Templates, shown: str) -> str:
+    """The sentence with `shown` in the place of its label. str.format would read braces in a label."""
+    sentence = templates.changed if explanation.changed else templates.unchanged
+    return sentence.replace(LABEL, shown, 1)
+
+
+def _pieces(text: str) -> Pieces:
+    return tuple(_PIECE.findall(text))
 
 
 def _folded(pieces: Pieces) -> Pieces:
     return tuple(piece.casefold() for piece in pieces)
-
-
-def _closest(pieces: Pieces, candidates: Sequence[tuple[Explanation, Pieces]]) -> Iterator[tuple[Explanation, Pieces]]:
-    """The candidates that have the text's exact case where they differ from each other."""
-    differ = [at for at in range(len(pieces)) if len({own[at] for _, own in candidates}) > 1]
-    return (one for one in candidates if all(one[1][at] == pieces[at] for at in differ))

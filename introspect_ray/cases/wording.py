@@ -21,17 +21,26 @@ def configured(case: Case, task: TaskConfig, where: str) -> Case:
     where: the place of the case, which messages begin with. Raises UserError for a sentence without exactly one
     {label}, and for templates that cannot tell two explanations apart.
     """
+    asked = Templates(task.changed or "", task.unchanged or "", tuple(task.label_names.items()))
     default = PAPER_WORDING if task.explanation == "paper" else OWN_WORDING
-    names = {**dict(case.templates.names), **task.label_names}
-    templates = Templates(
-        task.changed or case.templates.changed or default.changed,
-        task.unchanged or case.templates.unchanged or default.unchanged,
-        tuple((label, names[label]) for label in case.labels if label in names),
-    )
-    problem = wording_problem(case.labels, templates)
+    templates, problem = _combined(case.labels, asked, case.templates, default)
     if problem:
         raise UserError(f"{where}: {problem}")
     return replace(case, templates=templates, meta_question=task.meta_question or case.meta_question)
+
+
+@lru_cache(maxsize=4096)
+def _combined(
+    labels: tuple[str, ...], asked: Templates, own: Templates, default: Templates
+) -> tuple[Templates, str | None]:
+    """The wording of cases with these labels and templates `own`, and what is wrong with it."""
+    names = {**dict(own.names), **dict(asked.names)}
+    templates = Templates(
+        asked.changed or own.changed or default.changed,
+        asked.unchanged or own.unchanged or default.unchanged,
+        tuple((label, names[label]) for label in labels if label in names),
+    )
+    return templates, wording_problem(labels, templates)
 
 
 def complete(templates: Templates) -> Templates:

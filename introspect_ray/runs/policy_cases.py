@@ -49,7 +49,7 @@ class PolicyCases:
 
 
 def one_token(cases: CaseTable) -> bool:
-    """Whether all answers are labels of one token: then the KL is taken at the prompts' ends, whatever M0 says."""
+    """Whether all answers are labels of one token: then the KL is at the ends of the prompts, whatever M0 says."""
     return all(used.label_tokens and all(len(one) == 1 for one in used.label_tokens) for used in cases.answers)
 
 

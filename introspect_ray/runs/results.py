@@ -49,7 +49,8 @@ def run_summary(
     ("setup", "eval"). seconds: of this run ("train", "eval").
     """
     waited = sum(totals[part] for part in ("train", "sync", "label", "wait"))
-    consumed = [row["realised_at_consumption"] for row in rows if row["realised_at_consumption"] is not None]
+    found = (row.get("realised_at_consumption") for row in rows)  # a tracker leaves out what is unknown (free text)
+    consumed = [share for share in found if share is not None]
     return make_summary(
         cfg,
         scores,

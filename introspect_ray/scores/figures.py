@@ -238,7 +238,8 @@ def training_figure(rows: Sequence[Mapping[str, Any]], path: str | Path, *, smoo
         axis.set_xlabel("training step")
         if scale == 100:
             axis.set_ylim(-2, 102)
-        axis.legend(fontsize=8.5, frameon=False, loc="best")
+        if axis.get_legend_handles_labels()[0]:  # free text has no metrics of explanations while training
+            axis.legend(fontsize=8.5, frameon=False, loc="best")
     _save(figure, path)
 
 

@@ -72,10 +72,10 @@ class _Row(BaseModel):
     ablated_messages: list[_Turn]
     labels: list[Text]
     meta_question: Text | None = None
-    response: _Response = _Response(kind="labels")
+    response: _Response | None = None
     group: str = ""
     metadata: dict[str, Any] = {}
-    templates: _Templates = _Templates()
+    templates: _Templates | None = None
 
 
 def open_jsonl(task: TaskConfig) -> tuple[CaseSource, CaseSource | None]:
@@ -119,7 +119,9 @@ def case_from_line(line: str, where: str) -> Case:
         ablated_messages=ablated,
         meta_question=row.meta_question or default_meta_question(messages, ablated),
         labels=tuple(row.labels),
-        response=Response(row.response.kind, row.response.judge, row.response.max_tokens),
+        response=Response(row.response.kind, row.response.judge, row.response.max_tokens)
+        if row.response
+        else Response(),
         templates=_wording(row, where),
         group=row.group,
         metadata=row.metadata,
@@ -128,6 +130,8 @@ def case_from_line(line: str, where: str) -> Case:
 
 def _wording(row: _Row, where: str) -> Templates:
     given = row.templates
+    if given is None:
+        return Templates()
     foreign = next((label for label in given.labels if label not in row.labels), None)
     if foreign is not None:
         raise UserError(f"{where}: templates.labels names {foreign!r}, which is none of the labels {row.labels}")

@@ -111,7 +111,8 @@ def test_a_script_without_spaces_is_read_as_a_whole():
 
 
 def test_case_decides_between_display_texts_too():
-    """The two differ in one letter, at the end of a sentence of which the rest may be in any case."""
+    """The two differ in one letter: then all of the display text needs its case, the rest of the sentence does not."""
     templates = Templates("Now {label}.", "Still {label}.", (("x", "group a"), ("y", "group A")))
-    assert parse("NOW GROUP A.", ("x", "y"), templates) == (True, "y")
+    assert parse("NOW group A.", ("x", "y"), templates) == (True, "y")
     assert parse("now group a.", ("x", "y"), templates) == (True, "x")
+    assert parse("Now GROUP A.", ("x", "y"), templates) is None

@@ -10,6 +10,7 @@ import pytest
 
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
+from introspect_ray.records import OWN_WORDING, PAPER_WORDING
 from introspect_ray.tasks import hint_mmlu, load_cases, open_task
 from introspect_ray.tasks.hint_mmlu import META_QUESTION, hint_letter
 
@@ -98,6 +99,15 @@ def test_exact_repetitions_are_dropped_and_said_once(tmp_path, caplog):
     train, test = load_cases(TaskConfig(name="hint_mmlu", path=str(write(tmp_path, rows(5) + rows(2)))))
     assert len({case.case_id for side in (train, test) for case in side}) == len(train) + len(test) == 5
     assert caplog.text.count("dropped 2 of 7 cases") == 1
+
+
+def test_the_configured_wording_reaches_its_cases(tmp_path):
+    task = {"name": "hint_mmlu", "path": str(write(tmp_path, rows(4)))}
+    made = [case for side in load_cases(TaskConfig(**task)) for case in side]
+    assert {(case.templates, case.meta_question) for case in made} == {(OWN_WORDING, META_QUESTION)}
+    asked = TaskConfig(**task, explanation="paper", meta_question="How?")
+    made = [case for side in load_cases(asked) for case in side]
+    assert {(case.templates, case.meta_question) for case in made} == {(PAPER_WORDING, "How?")}
 
 
 def test_the_split_does_not_depend_on_the_wording(tmp_path):
