@@ -78,6 +78,9 @@ def read_label(
 
     Ties go to the first child.
     """
+    if len(nodes) == 1:  # labels of one token, which large runs read by the million: no walk
+        only = tuple(logprobs[0])
+        return Reading(only.index(max(only)), only, free[0] not in nodes[0].tokens, (0,))
     totals: dict[int, float] = {}
 
     def add(node: int, so_far: float) -> None:
