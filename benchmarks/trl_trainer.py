@@ -37,8 +37,8 @@ def sequences(cases: Sequence[TokenizedCase], explanations: Sequence[tuple[int, 
     """Examples of each step in turn: eight x, eight x∖C, eight q + e, with the tokens that are no completion masked."""
     for start in range(0, len(cases), BATCH):
         part = cases[start : start + BATCH]
-        answered = [(case.prompt, case.label_ids[:1]) for case in part] + [
-            (case.ablated, case.label_ids[:1]) for case in part
+        answered = [(case.prompt, case.label_tokens[0]) for case in part] + [
+            (case.ablated, case.label_tokens[0]) for case in part
         ]
         explained = [(c.question, e) for c, e in zip(part, explanations[start : start + BATCH], strict=True)]
         for prompt, completion in answered + explained:

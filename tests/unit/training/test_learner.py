@@ -2,16 +2,28 @@
 
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
-from learner_helpers import LETTER_IDS, LETTERS, make_cases, make_config, make_labels, make_pairs, save_model
+from learner_helpers import (
+    LETTER_IDS,
+    LETTERS,
+    make_cases,
+    make_config,
+    make_labels,
+    make_pairs,
+    make_texts,
+    save_model,
+    with_free_text,
+)
 from torch.distributed.checkpoint import FileSystemWriter
 
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import UserError
+from introspect_ray.labels.calibration import Calibration
 from introspect_ray.policy import load_model, load_saved
-from introspect_ray.records import BehaviorPair, Explanation, Label
+from introspect_ray.records import AuxiliaryText, BehaviorPair, Explanation, Label
 from introspect_ray.training.learner import Learner
 from introspect_ray.training.reference import build_reference
 
@@ -19,6 +31,7 @@ CASES = make_cases(8)
 TOKENIZED = {case.case_id: case for case in CASES}
 LABELS = make_labels(CASES)
 M0 = make_pairs(CASES)
+TEXTS = make_texts(3)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +78,81 @@ def test_first_step_metrics_are_those_of_m0(policy):
     assert result["loss"] == pytest.approx(result["cross_entropy"] + result["kl"], rel=1e-6)
 
 
+def plain_logprobs(model, tokens):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+
+
+def test_auxiliary_texts_add_their_mean_cross_entropy(policy):
+    """Texts 31 32 33 (targets 32, 33) and 34 35 36 37 (target 36): the mean of three -log p, times the weight of 2."""
+    texts = [
+        AuxiliaryText("a", (31, 32, 33), (False, True, True)),
+        AuxiliaryText("b", (34, 35, 36, 37), (False, False, True, False)),
+    ]
+    model = load_model(policy[0], torch.float32)
+    a, b = plain_logprobs(model, texts[0].tokens), plain_logprobs(model, texts[1].tokens)
+    mean = -(a[0, 32] + a[1, 33] + b[1, 36]).item() / 3
+    without = make_learner(policy).step(LABELS, M0)
+    result = make_learner(policy, auxiliary={"weight": 2.0}).step(LABELS, M0, texts)
+    assert without["auxiliary"] is None and result["auxiliary"] == pytest.approx(mean, rel=1e-5)
+    assert result["loss"] == pytest.approx(without["loss"] + 2 * mean, rel=1e-5)
+    ignored = make_learner(policy, auxiliary={"weight": 0.0}).step(LABELS, M0, texts)
+    assert ignored["auxiliary"] == pytest.approx(mean, rel=1e-5)
+    assert [ignored[name] for name in ("loss", "grad_norm")] == pytest.approx(
+        [without[name] for name in ("loss", "grad_norm")], rel=1e-5
+    )
+
+
+def test_the_sequence_normalisation_sums_over_tokens(policy):
+    """With letters a prompt has one KL position, so the KL is the same; the cross-entropy is tokens / cases larger."""
+    tokens = sum(len(TOKENIZED[label.case_id].explanations[label.explanation]) for label in LABELS)
+    by_token, by_sequence = make_learner(policy), make_learner(policy, loss_normalisation="sequence")
+    for _ in range(2):  # the weights differ after the first step, for its gradients differ
+        one, other = by_token.step(LABELS, M0), by_sequence.step(LABELS, M0)
+        if one["kl"] < 1e-6:
+            assert other["cross_entropy"] == pytest.approx(one["cross_entropy"] * tokens / len(CASES), rel=1e-5)
+            assert other["kl"] == pytest.approx(one["kl"], abs=1e-6)
+    assert other["loss"] == pytest.approx(other["cross_entropy"] + other["kl"], rel=1e-6) and other["kl"] > 1e-4
+
+
+def test_free_text_counts_only_where_no_answer_is_needed(policy, tmp_path):
+    """Of a batch of letters and free text, the shares that need the current answer are those of the letters alone."""
+    letters, free = CASES[:4], [with_free_text(case) for case in CASES[4:]]
+    both = {case.case_id: case for case in (*letters, *free)}
+    m0 = make_pairs([*letters, *free])
+    path = build_reference(policy[0], list(both.values()), m0, str(tmp_path))
+
+    def step(cases):
+        learner = Learner(make_config(), policy[0], path, both)
+        return learner.step(make_labels(cases), m0), learner.last_logprobs
+
+    mixed, logprobs = step([*letters, *free])
+    alone, _ = step(letters)
+    without, _ = step(free)
+    needing = ("explanation_self", "behavior_em", "realised_at_consumption")
+    assert [mixed[name] for name in needing] == [alone[name] for name in needing]
+    assert [without[name] for name in needing] == [None, None, None]
+    assert mixed["explanation_orig"] == (alone["explanation_orig"] + without["explanation_orig"]) / 2
+    assert logprobs["case-4"] == ((), ()) and len(logprobs["case-3"][0]) == 4
+
+
+def test_calibrated_answers_are_those_of_the_calibration(policy):
+    """Offsets of 1,000 nats for all labels but C on x and D on x∖C: every answer is C and D, whatever the policy says.
+
+    The raw logprobs stay as they are.
+    """
+    offsets = {"cued": (1e3, 1e3, 0.0, 1e3), "ablated": (1e3, 1e3, 1e3, 0.0)}
+    calibrated = Learner(make_config(), *policy, TOKENIZED, calibration=Calibration({LETTERS: offsets}))
+    m0 = {case_id: replace(pair, cued="C", ablated="D") for case_id, pair in M0.items()}
+    truth = Explanation(True, "D")
+    labels = [replace(x, explanation=truth if i < 3 else _other(truth)) for i, x in enumerate(LABELS)]
+    plain = make_learner(policy)
+    result, raw = calibrated.step(labels, m0), plain.step(labels, m0)
+    assert result["behavior_em"] == 1.0 and result["realised_at_consumption"] == 3 / 8
+    assert result["explanation_self"] == result["explanation_orig"]
+    assert raw["behavior_em"] < 1 and calibrated.last_logprobs == plain.last_logprobs
+
+
 def _other(explanation):
     return Explanation(not explanation.changed, explanation.content)
 
@@ -80,7 +168,7 @@ def test_training_learns_and_kl_holds_behaviour(policy):
 def test_small_token_budget_gives_the_same_training(policy):
     one, many = make_learner(policy), make_learner(policy, train={"token_budget": 50})
     for _ in range(3):
-        a, b = one.step(LABELS, M0), many.step(LABELS, M0)
+        a, b = one.step(LABELS, M0, TEXTS), many.step(LABELS, M0, TEXTS)
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
@@ -180,7 +268,7 @@ def test_live_reference_equals_the_cached_one(policy):
         make_config(method="lora", lora_rank=4, train={"reference": "live"}), policy[0], None, TOKENIZED
     )  # fmt: skip
     for _ in range(3):
-        a, b = cached.step(LABELS, M0), live.step(LABELS, M0)
+        a, b = cached.step(LABELS, M0, TEXTS), live.step(LABELS, M0, TEXTS)
     assert a["kl"] > 1e-4
     assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 

@@ -1,23 +1,33 @@
 """Two FSDP2 ranks on gloo equal one process: the weights after three steps, and the pairs labelled before each step.
 
-The shards of the three steps are even, uneven, and empty on one rank.
+The shards of the three steps are even, uneven, and empty on one rank. Half of the cases have labels of several tokens.
 """
 
 import os
 
 import pytest
 import torch
-from learner_helpers import make_cases, make_config, make_labels, make_model, make_pairs, save_model
+from learner_helpers import (
+    make_cases,
+    make_config,
+    make_labels,
+    make_model,
+    make_pairs,
+    make_texts,
+    save_model,
+    with_words,
+)
 from ranks import on_two_ranks
 
 from introspect_ray.errors import UserError
 from introspect_ray.training.learner import Learner
 from introspect_ray.training.reference import build_reference
 
-CASES = make_cases(8)
+CASES = [*make_cases(8)[:4], *map(with_words, make_cases(8)[4:])]
 TOKENIZED = {case.case_id: case for case in CASES}
 LABELS = make_labels(CASES)
 M0 = make_pairs(CASES)
+TEXTS = make_texts(3)  # all on rank 0
 SHARDS = ((slice(0, 4), slice(4, 8)), (slice(0, 7), slice(7, 8)), (slice(0, 8), slice(8, 8)))  # even, uneven, empty
 ONE_PROCESS = {"offload": {"train": {"token_budget": 60}}}  # the variants that one process cannot run as they are
 VARIANTS = {
@@ -52,7 +62,7 @@ def run_variant(changes, policy, reference, folder, rank, world):
     for version, shards in enumerate(SHARDS):
         learner.probe(CASES[0])  # a forward without backward must not leave stale weights behind
         pairs.append(learner.label_pairs(CASES[shards[rank]] if world > 1 else CASES, version))
-        metrics.append(learner.step(LABELS[shards[rank]] if world > 1 else LABELS, M0))
+        metrics.append(learner.step(LABELS[shards[rank]] if world > 1 else LABELS, M0, [] if rank else TEXTS))
     probe = learner.probe(CASES[0])
     learner.save_checkpoint(f"{folder}/checkpoint-{world}").result()
     learner.export(f"{folder}/export-{world}")
@@ -85,7 +95,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     policies = {"float32": save_model(folder / "model"), "bfloat16": str(folder / "half")}
     make_model().to(torch.bfloat16).save_pretrained(policies["bfloat16"])
-    reference = {d: build_reference(path, CASES, None, str(folder / "cache"), d) for d, path in policies.items()}
+    reference = {d: build_reference(path, CASES, M0, str(folder / "cache"), d) for d, path in policies.items()}
     ranks = on_two_ranks(run_variants, folder, policies, reference, str(folder))
     return folder, policies, reference, ranks
 
