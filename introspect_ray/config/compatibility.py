@@ -91,6 +91,15 @@ def _batch_over_workers(cfg: RunConfig) -> str | None:
     return None
 
 
+def _auxiliary_source(cfg: RunConfig) -> str | None:
+    if cfg.auxiliary.path is not None and cfg.auxiliary.hub_id is not None:
+        return (
+            f"auxiliary.path={cfg.auxiliary.path} and auxiliary.hub_id={cfg.auxiliary.hub_id} name two sources of one "
+            "set: leave one of them out"
+        )
+    return None
+
+
 def _transfer(cfg: RunConfig) -> str | None:
     asked = cfg.rollout.weight_transfer
     obstacle = None if asked == "auto" else _transfer_obstacle(cfg, asked)
@@ -143,5 +152,6 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _live_reference,
     _gpu_only,
     _batch_over_workers,
+    _auxiliary_source,
     _transfer,
 )

@@ -24,7 +24,7 @@ class TaskConfig(_Section):
     """organism (bundled), hint_mmlu, jsonl (your own cases), a public set (docs/tasks.md), or a task that an installed
     package registers."""
     path: str | None = None
-    """Training cases, a local file (jsonl: cases; else rows of the set). Without a file the set is read from `hub_id`."""
+    """Training cases, a local file (jsonl: cases; else rows of the set). null: the set is read from `hub_id`."""
     test_path: str | None = None
     """File of held-out cases; null: `test_fraction` of the cases in `path` is held out."""
     test_fraction: float = Field(0.25, gt=0, lt=1)

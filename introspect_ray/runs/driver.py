@@ -85,6 +85,7 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
         pool=setup.pool,
         status=setup.status,
         identity=run_identity(cfg, setup.prepared),
+        auxiliary=setup.auxiliary,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig
@@ -13,6 +14,7 @@ from introspect_ray.engines import check_installed
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
 from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
+from introspect_ray.runs.auxiliary import read_auxiliary
 from introspect_ray.runs.placement import check_local_room, cluster_address
 from introspect_ray.storage import check_writable
 from introspect_ray.tasks import load_cases, open_task
@@ -31,13 +33,14 @@ class Prepared:
     max_model_len: int
     max_explanation_tokens: int
     cache_uri: str
+    auxiliary: AuxiliaryTable | None = None  # None: no auxiliary data, or none is needed
 
 
-def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
+def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> Prepared:
     """Resolve and check all inputs of a run. Raises UserError with the remedy; writes nothing but caches.
 
     engines: False where none will be started (a replay): neither engines nor the policies that only they would serve
-    have to be here.
+    have to be here. training: False where nothing is trained (an evaluation): auxiliary data is not read.
     """
     open_task(cfg.task)  # refuses an unknown name before policies are looked for
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
@@ -73,6 +76,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
         max_model_len=model_len(cfg, tables),
         max_explanation_tokens=_new_tokens(cfg, tables),
         cache_uri=cache,
+        auxiliary=read_auxiliary(cfg.auxiliary, tokenizer, policy_path) if engines and training else None,
     )
 
 

@@ -44,6 +44,7 @@ class SharedSetup:
     m0_explanations: list[Explanation | None]  # untrained, on the test cases
     second: Mapping[str, BehaviorPair] | None  # the second policy's, for mixed supervision
     train: Any  # ref of the training cases, a CaseTable
+    auxiliary: Any  # ref of the AuxiliaryTable; None without auxiliary data
     prefix_hit_rate: float | None  # of labelling with M0; None where its labels were cached
     seconds: dict[str, float]  # spent here, by "setup" and "eval"
 
@@ -79,6 +80,7 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
         m0_explanations=explanations,
         second=second,
         train=train,
+        auxiliary=ray.put(prepared.auxiliary) if prepared.auxiliary is not None else None,
         prefix_hit_rate=hit_rate,
         seconds={"setup": ready - began, "eval": evaluated - ready},
     )

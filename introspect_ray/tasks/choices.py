@@ -68,9 +68,10 @@ def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [None]
-    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where} has content that is no text ({type(content).__name__}); keep text turns only")
-    return "".join(part["text"] for part in parts)
+    return "".join(map(str, texts))
 
 
 def user(text: str) -> tuple[Message, ...]:
