@@ -35,10 +35,25 @@ def sweep(args: Arguments) -> None:
 
 
 def evaluate(args: Arguments) -> None:
-    """Evaluate a trained policy (eval.policy=FOLDER) against M0 (policy=...) on the held-out cases: evaluation.json."""
-    from introspect_ray.runs.jobs import evaluate_job
+    """Evaluate a trained policy (eval.policy=FOLDER) against M0 (policy=...) on the held-out cases: evaluation.json.
 
-    evaluate_job(args)
+    --from FOLDER alone: recompute the metrics of a finished run or evaluation from its evaluation/*.parquet and compare
+    them with its summary.json and evaluation.json. Exit code 1: they differ.
+    """
+    if args.flags["from"] is None:
+        from introspect_ray.runs.jobs import evaluate_job
+
+        evaluate_job(args)
+        return
+    from introspect_ray.runs.recompute import recompute_job
+
+    if not recompute_job(args):
+        sys.exit(1)
+
+
+def evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate`."""
+    parser.add_argument("--from", metavar="FOLDER", help="recompute from the evaluated cases of a finished run")
 
 
 def audit(args: Arguments) -> None:
@@ -101,7 +116,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command(train),
     "sweep": Command(sweep, takes_names=True),
-    "evaluate": Command(evaluate),
+    "evaluate": Command(evaluate, evaluate_flags),
     "audit": Command(audit),
     "replay": Command(replay),
     "plan": Command(plan, plan_flags),

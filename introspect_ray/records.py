@@ -34,13 +34,13 @@ class Templates:
     Example: Templates("It would say {label}.", "It would still say {label}.", (("YTA", "you are in the wrong"),)).
     """
 
-    changed: str = "The response would change to {label}."
-    unchanged: str = "The response would not change from {label}."
+    changed: str = ""  # "": a case says nothing about it, the configuration decides (cases/wording.py)
+    unchanged: str = ""
     names: tuple[tuple[str, str], ...] = ()  # (label, display text), for labels that are not written as they are
 
 
-OWN_WORDING = Templates()
-PAPER_WORDING = Templates(unchanged="The response would not change to {label}.")  # paper §2.1
+OWN_WORDING = Templates("The response would change to {label}.", "The response would not change from {label}.")
+PAPER_WORDING = Templates(OWN_WORDING.changed, "The response would not change to {label}.")  # paper §2.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Case:
     meta_question: str
     labels: tuple[str, ...]  # the allowed answers, at least two
     response: Response = Response()
-    templates: Templates = OWN_WORDING
+    templates: Templates = Templates()  # what the case itself says about its wording
     group: str = ""  # the kind of cue; metrics are also reported by group
     metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON values that ride along into the evaluation
 
@@ -85,7 +85,7 @@ class TokenizedCase:
     question: tuple[int, ...]  # q
     explanations: dict[Explanation, tuple[int, ...]]
     max_response: int = 0  # free text: most tokens of a response; 0: one of the labels
-    templates: Templates = OWN_WORDING
+    templates: Templates = OWN_WORDING  # complete: both sentences are set
     group: str = ""
     metadata: str = ""  # a JSON object; "" for none
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import ray
@@ -21,7 +23,8 @@ from introspect_ray.actors.weight_sync import verify
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
-from introspect_ray.records import BehaviorPair, Delivery
+from introspect_ray.judges import JudgeReport, check_unjudged
+from introspect_ray.records import BehaviorPair, Delivery, Message
 from introspect_ray.schedule import deal
 
 RESTART_S = 900.0  # for a dead engine to come back: a large policy, on a node that an autoscaler has to start
@@ -50,6 +53,8 @@ class RolloutPool:
         """cases: refs of CaseTables, which Ray keeps once per node."""
         self._size, self._limit = cfg.rollout.group_size, cfg.train.max_failures
         self.prompt_tokens = PromptTokens()  # of all label_now and explain_now so far
+        self.judging = spec.judging  # who judges free responses; its identity is the Provenance.judge of their labels
+        self._judged: JudgeReport | None = None
         self._cases = list(cases)  # refs in a list, which Ray passes unresolved: each engine resolves them once
         rollout = cfg.rollout
         actor: Any = ray.remote(num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, max_restarts=-1)(RolloutWorker)
@@ -77,10 +82,29 @@ class RolloutPool:
         return [self._send(request) for request in self._groups("label", case_ids, serving, first)]
 
     def label_now(self, case_ids: Sequence[str], serving: Serving) -> list[BehaviorPair]:
-        return self._now(self.label(case_ids, serving))
+        """The pairs of a set of cases. Raises AlarmError where the judge gave no verdict on too many free responses."""
+        results = self._results(self.label(case_ids, serving))
+        reports = [result.judged for result in results if result.judged]
+        if reports and self.judging:
+            found = reduce(add, reports)
+            self._judged = self._judged + found if self._judged else found
+            check_unjudged(found, self.judging.max_unjudged)
+        return _answers(results)
+
+    def take_judged(self) -> JudgeReport | None:
+        """What the judges made of all label_now since the last call of this; None without free responses."""
+        taken, self._judged = self._judged, None
+        return taken
 
     def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[tuple[int, ...]]:
-        return self._now([self._send(r) for r in self._groups("explain", case_ids, serving, 0, max_tokens)])
+        requests = self._groups("explain", case_ids, serving, 0, max_tokens)
+        return _answers(self._results([self._send(request) for request in requests]))
+
+    def chat_now(self, chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
+        """One greedy answer per chat, in order, of a pool whose actors serve a judging policy (EngineSpec.chats)."""
+        dealt = deal(list(chats), self._size, len(self.actors), 0)
+        requests = [Request("chat", (), Serving(), home, max_tokens, list(group)) for home, group in dealt]
+        return _answers(self._results([self._send(request) for request in requests], "judging"))
 
     async def collect(
         self, sent: Sequence[PendingRequest], where: str, note: Callable[[str], None]
@@ -100,13 +124,15 @@ class RolloutPool:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _now(self, sent: Sequence[PendingRequest]) -> list[Any]:
+    def _results(self, sent: Sequence[PendingRequest], where: str = "evaluation") -> list[RolloutResult]:
+        """Waits for all of them; adds up their prompt tokens."""
+
         def note(line: str) -> None:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
-        results = asyncio.run(self.collect(sent, "evaluation", note))
+        results = asyncio.run(self.collect(sent, where, note))
         self.prompt_tokens = sum((result.prompt_tokens for result in results), self.prompt_tokens)
-        return [answer for result in results for answer in result.answers]
+        return results
 
     def _send(self, request: Request, again: int = 0) -> PendingRequest:
         return PendingRequest(request, self._actor(request, again).answer.remote(request, self._cases))
@@ -181,6 +207,10 @@ class RolloutPool:
     ) -> list[Request]:
         dealt = deal(list(case_ids), self._size, len(self.actors), first)
         return [Request(task, list(group), serving, home, max_tokens) for home, group in dealt]
+
+
+def _answers(results: Sequence[RolloutResult]) -> list[Any]:
+    return [answer for result in results for answer in result.answers]
 
 
 def reason(error: BaseException) -> str:

@@ -181,7 +181,7 @@ class Relabeler:
             raise RuntimeError(
                 f"step {step}: {len(wrong)} pairs are not of weight version {version}, e.g. {wrong[0]!r}"
             )
-        ids = plan_ids(self._cfg, self._ids, step)
+        ids, pairs = plan_ids(self._cfg, self._ids, step), self._sources.reading.pairs(pairs, self._sources.labels)
         labels = make_labels(self._cfg, self._sources, step, ids, pairs)
         self._writer.append(labels)
         self._agreement.add(labels)

@@ -11,8 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,17 +19,19 @@ from typing import Any, Literal
 import ray
 
 from introspect_ray.actors.weight_sync import Expected, unpack
-from introspect_ray.cases.lookup import records_of
+from introspect_ray.cases.answers import Tokens
+from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
 from introspect_ray.errors import UserError
-from introspect_ray.policy import load_saved, local_policy
-from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
+from introspect_ray.judges import JudgeReport, Judging, Panel
+from introspect_ray.policy import load_saved, load_tokenizer, local_policy
+from introspect_ray.records import BehaviorPair, Delivery, Message, TokenizedCase
 from introspect_ray.storage import is_remote, open_store
 
 _REPLY_S = 0.5  # for an error to reach its caller before the process ends
-Task = Literal["label", "explain"]
+Task = Literal["label", "explain", "chat"]
 Method = Literal["full", "lora"]
 
 
@@ -43,6 +44,8 @@ class EngineSpec:
     method: Method
     lora_rank: int
     seed: int
+    judging: Judging | None = None  # who judges free responses; None where all labels are closed
+    chats: bool = False  # a judging policy: it answers chats instead of cases
 
 
 @dataclass(frozen=True)
@@ -67,21 +70,24 @@ class Serving:
 
 @dataclass(frozen=True)
 class Request:
-    """What to do with one fixed group of cases. home: the number of the actor that is asked first."""
+    """What to do with one fixed group of cases, or of chats. home: the number of the actor that is asked first."""
 
     task: Task
     case_ids: Sequence[str]
     serving: Serving
     home: int
     max_tokens: int = 1
+    chats: Sequence[tuple[Message, ...]] = ()  # task "chat", which is about no cases
 
     def __str__(self) -> str:
+        if self.task == "chat":
+            return f"chat {len(self.chats)} replies to be judged"
         return f"{self.task} {len(self.case_ids)} cases from {self.case_ids[0]!r} on version {self.serving.version}"
 
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """Behaviour pairs (task "label") or explanation tokens ("explain") of one group, in its order.
+    """Behaviour pairs (task "label"), explanation tokens ("explain") or texts ("chat") of one group, in its order.
 
     receipt: of the weights they were made with; None for M0 as started. seconds: spent on the request; idle_s: between
     the last request and this one.
@@ -92,6 +98,7 @@ class RolloutResult:
     seconds: float
     idle_s: float
     prompt_tokens: PromptTokens
+    judged: JudgeReport | None = None  # on the group's free responses; None without any
 
     @property
     def pairs(self) -> list[BehaviorPair]:
@@ -131,10 +138,12 @@ class RolloutWorker:
                     lora_rank=spec.lora_rank,
                     seed=spec.seed,
                 )
+                self._tokenizer = load_tokenizer(folder) if spec.judging or spec.chats else None
         except UserError as error:
             self._refused = UserError(f"{error} (a rollout actor, on node {socket.gethostname()})")
         self._method = spec.method
-        self._cases: Mapping[str, TokenizedCase] = {}
+        self._panel = Panel(spec.judging, self._tokenizer) if spec.judging and not self._refused else None
+        self._tables: list[CaseTable] = []
         self._receipt: Delivery | None = None
         self._condemned = False
         self._free_since = time.perf_counter()
@@ -176,18 +185,52 @@ class RolloutWorker:
             serving.expected and (serving.expected.version, serving.expected.fingerprints)
         ):
             self._load(self._fetch(serving))
-        if not self._cases:
-            self._cases = ChainMap(*(table.by_id for table in ray.get(all_cases)))
-        cases = records_of(self._cases, request.case_ids)
+        if all_cases and not self._tables:
+            self._tables = ray.get(all_cases)
+        cases = cases_of(self._tables, request.case_ids)
         before = self._engine.prompt_tokens
-        with self._condemned_on_error():
-            if request.task == "label":
-                answers: list[Any] = self._engine.label_pairs(cases)
-            else:
-                answers = self._engine.generate([case.question for case in cases], request.max_tokens)
+        answers: list[Any]
+        judged = None
+        if request.task == "label":
+            answers, judged = self._label(cases)
+        elif request.task == "explain":
+            answers = self._generate([case.question for case in cases], request.max_tokens)
+        else:
+            answers = self._chat(request.chats, request.max_tokens)
         self._free_since = time.perf_counter()
         tokens = self._engine.prompt_tokens - before
-        return RolloutResult(answers, self._receipt, self._free_since - began, idle, tokens)
+        return RolloutResult(answers, self._receipt, self._free_since - began, idle, tokens, judged)
+
+    def _label(self, cases: Sequence[TokenizedCase]) -> tuple[list[BehaviorPair], JudgeReport | None]:
+        """The pairs of `cases` in order. Free responses are judged here: a judge that fails is no broken engine."""
+        free = [case for case in cases if case.max_response]
+        closed = [case for case in cases if not case.max_response]
+        with self._condemned_on_error():
+            pairs = self._engine.label_pairs(closed) if closed else []
+            responses = self._engine.respond(free) if free else []
+        if not free:
+            return pairs, None
+        if self._panel is None:
+            raise ValueError(f"case {free[0].case_id} is answered in free text, but these engines have no judge")
+        found, judged = self._panel.pairs(free, responses, self._engine.weight_version)
+        of_closed, of_free = iter(pairs), iter(found)
+        return [next(of_free) if case.max_response else next(of_closed) for case in cases], judged
+
+    def _generate(self, prompts: Sequence[Tokens], max_tokens: int) -> list[Tokens]:
+        with self._condemned_on_error():
+            return self._engine.generate(prompts, max_tokens)
+
+    def _chat(self, chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
+        """Greedy answers as text, through this policy's own chat template, without a thinking mode."""
+        tokenizer: Any = self._tokenizer
+        prompts = [
+            tokenizer.apply_chat_template(
+                list(chat), tokenize=True, add_generation_prompt=True, enable_thinking=False, return_dict=True
+            )["input_ids"]
+            for chat in chats
+        ]
+        answers = self._generate([tuple(prompt) for prompt in prompts], max_tokens)
+        return [tokenizer.decode(list(answer), skip_special_tokens=True) for answer in answers]
 
     def _require_engine(self) -> None:
         if self._refused:
@@ -231,3 +274,12 @@ class RolloutWorker:
             self._condemned = True
             threading.Timer(_REPLY_S, os._exit, [1]).start()
             raise
+
+
+def cases_of(tables: Sequence[CaseTable], case_ids: Sequence[str]) -> list[TokenizedCase]:
+    """The cases of these ids, in their order: one call per table. Raises KeyError for an id that is in no table."""
+    found: dict[str, TokenizedCase] = {}
+    for table in tables:
+        here = [case_id for case_id in case_ids if case_id not in found and case_id in table.by_id]
+        found.update(zip(here, table.take(here), strict=True))
+    return [found[case_id] for case_id in case_ids]

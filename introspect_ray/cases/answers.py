@@ -16,6 +16,7 @@ from typing import NamedTuple
 from introspect_ray.records import TokenizedCase
 
 Tokens = tuple[int, ...]
+PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,17 @@ def read_label(
         scores = logprobs[where]
         where = nodes[where].leads_to[max(range(len(scores)), key=scores.__getitem__)]
     return Reading(~where, tuple(totals[i] for i in range(len(totals))), off_format, tuple(path))
+
+
+def probe_tokens(case: TokenizedCase) -> Tokens:
+    """The tokens whose logprobs at the ends of x and of x∖C say whether an engine serves the trainer's weights.
+
+    Closed labels: the children of the trie's root; one-token labels: the labels. Free text has none: the first
+    PROBE_TOKENS distinct tokens of x, as good as any others.
+    """
+    if case.max_response:
+        return tuple(dict.fromkeys(case.prompt))[:PROBE_TOKENS]
+    return label_nodes(case.label_tokens)[0].tokens
 
 
 def response_path(case: TokenizedCase, label: str, response: Tokens) -> Tokens:

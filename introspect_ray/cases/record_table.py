@@ -175,6 +175,13 @@ class ById(RecordMapping[V]):
     def __getitem__(self, case_id: str) -> V:
         return self.table[self.table.row(case_id)]
 
+    def __contains__(self, case_id: object) -> bool:
+        """Without decoding the record."""
+        try:
+            return isinstance(case_id, str) and self.table.row(case_id) >= 0
+        except KeyError:
+            return False
+
     def values(self) -> Sequence[V]:  # type: ignore[override]
         return self.table
 

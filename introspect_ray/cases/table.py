@@ -18,33 +18,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from introspect_ray.cases.record_table import CASE_ID, IdIndex, RecordTable, id_key
+from introspect_ray.cases.record_table import CASE_ID, IdIndex, RecordTable
+from introspect_ray.cases.table_batches import (
+    CASE_SCHEMA,
+    TEXT_COLUMNS,
+    TOKEN_COLUMNS,
+    AnswerSet,
+    AnswerSets,
+    case_batches,
+)
 from introspect_ray.errors import UserError
-from introspect_ray.records import Explanation, TokenizedCase
+from introspect_ray.records import TokenizedCase
 
 Ints = NDArray[np.int32]
-TOKEN_COLUMNS = ("prompt", "ablated", "question")
-CASE_SCHEMA = pa.schema(
-    [
-        pa.field(CASE_ID, pa.string(), nullable=False),
-        pa.field("answers", pa.int32(), nullable=False),  # which of the table's answer sets
-        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in TOKEN_COLUMNS),
-    ]
-)
-BATCH_ROWS, BATCH_TOKENS = 1024, 1 << 18  # a batch ends where it reaches either
 RELEASE_EVERY = 64  # rows read (batches, at the start) before the pages of the mapped file are released
-
-
-class AnswerSet(NamedTuple):
-    """The possible answers and explanations of a case; the fields are those of TokenizedCase.
-
-    Sets are Python objects: the cases of a task usually share a few. If each case has labels of its own, there is
-    one set per case.
-    """
-
-    labels: tuple[str, ...]
-    label_tokens: tuple[tuple[int, ...], ...]
-    explanations: dict[Explanation, tuple[int, ...]]
 
 
 class CaseTable(RecordTable[TokenizedCase]):
@@ -68,12 +55,12 @@ class CaseTable(RecordTable[TokenizedCase]):
         folder: by default the user's cache. The file is unlinked once it is mapped, so it disappears with the table.
         Raises UserError if the folder cannot be written to, ValueError if an id occurs twice.
         """
-        keys, answers = array("Q"), _Answers()
+        keys, answers = array("Q"), AnswerSets()
         place = Path(folder) if folder else scratch()
         try:
             with tempfile.NamedTemporaryFile(dir=place, prefix="cases-", suffix=".arrow") as file:
                 with pa.ipc.new_file(file, CASE_SCHEMA) as writer:
-                    for batch in _batches(cases, keys, answers):
+                    for batch in case_batches(cases, keys, answers):
                         writer.write_batch(batch)
                 file.flush()
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -130,21 +117,40 @@ class CaseTable(RecordTable[TokenizedCase]):
     @property
     def longest_explanation(self) -> int:
         """Most tokens of any explanation, its end of turn included."""
-        return max((len(tokens) for used in self.answers for tokens in used.explanations.values()), default=0)
+        return max((used.longest_explanation for used in self.answers), default=0)
 
     @property
     def longest_explained(self) -> int:
         """Most tokens of any q together with the longest explanation of its case."""
-        explained = np.array([max(map(len, used.explanations.values()), default=0) for used in self.answers])
-        return max(
-            (int((self._lengths(b, "question") + explained[_numpy(b.column("answers"))]).max()) for b in self.batches),
-            default=0,
-        )
+        return self._longest(("question",), [used.longest_explanation for used in self.answers])
+
+    @property
+    def longest_answered(self) -> int:
+        """Most tokens of any x or x∖C together with the longest answer of its case."""
+        return self._longest(TOKEN_COLUMNS[:2], [used.longest_response for used in self.answers])
 
     @property
     def longest_sequence(self) -> int:
-        """Tokens of the longest sequence: a prompt with its answer, or q with its explanation."""
-        return max(self.longest_prompt + 1, self.longest_explained)
+        """Tokens of the longest sequence: x or x∖C with its answer, or q with its explanation."""
+        return max(self.longest_answered, self.longest_explained)
+
+    @property
+    def longest_tree_path(self) -> int:
+        """Most tokens on a path of a training tree: of a response all but the last, after which nothing is predicted;
+        of q with its explanation all."""
+        return max(self.longest_answered - 1, self.longest_explained)
+
+    def _longest(self, columns: Sequence[str], more: Sequence[int]) -> int:
+        """Most tokens in any of these columns together with the tokens `more` of the case's answer set."""
+        added = np.array(more, np.int32)
+        return max(
+            (
+                int((self._lengths(b, name) + added[_numpy(b.column("answers"))]).max())
+                for b in self.batches
+                for name in columns
+            ),
+            default=0,
+        )
 
     @staticmethod
     def _lengths(batch: pa.RecordBatch, name: str) -> Ints:
@@ -153,7 +159,8 @@ class CaseTable(RecordTable[TokenizedCase]):
     def _open(self, batch: pa.RecordBatch) -> _Columns:
         lists = (batch.column(name) for name in TOKEN_COLUMNS)
         views = [(_numpy(column.offsets), _numpy(column.values)) for column in lists]
-        return _Columns(batch.column(CASE_ID), _numpy(batch.column("answers")), *views)
+        texts = (batch.column(name) for name in TEXT_COLUMNS)
+        return _Columns(batch.column(CASE_ID), _numpy(batch.column("answers")), *views, *texts)
 
     def _decode(self, columns: _Columns, row: int) -> TokenizedCase:
         used = self.answers[columns.answers[row]]
@@ -161,8 +168,19 @@ class CaseTable(RecordTable[TokenizedCase]):
             tuple(values[offsets[row] : offsets[row + 1]].tolist())
             for offsets, values in (columns.prompt, columns.ablated, columns.question)
         )
-        case_id = columns.ids[row].as_py()
-        return TokenizedCase(case_id, used.labels, used.label_tokens, prompt, ablated, question, used.explanations)
+        return TokenizedCase(
+            columns.ids[row].as_py(),
+            used.labels,
+            used.label_tokens,
+            prompt,
+            ablated,
+            question,
+            used.explanations,
+            used.max_response,
+            used.templates,
+            columns.group[row].as_py(),
+            columns.metadata[row].as_py(),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_mapped": None}
@@ -200,74 +218,11 @@ class _Columns(NamedTuple):
     prompt: tuple[Ints, Ints]
     ablated: tuple[Ints, Ints]
     question: tuple[Ints, Ints]
+    group: pa.Array
+    metadata: pa.Array
 
 
-class _Answers:
-    """The distinct answer sets of the cases so far, numbered in order of appearance."""
-
-    def __init__(self) -> None:
-        self.sets: list[AnswerSet] = []
-        self._at: dict[tuple[Any, ...], int] = {}
-
-    def number(self, case: TokenizedCase) -> int:
-        """The number of the case's answer set, which is added if it is new."""
-        key = (case.labels, case.label_tokens, tuple(case.explanations.items()))
-        at = self._at.setdefault(key, len(self.sets))
-        if at == len(self.sets):
-            self.sets.append(AnswerSet(case.labels, case.label_tokens, case.explanations))
-        return at
-
-
-class _BatchBuilder:
-    """A batch that is being filled; its tokens go straight into flat arrays."""
-
-    def __init__(self) -> None:
-        self.ids, self.id_ends = bytearray(), array("i", [0])
-        self.answers = array("i")
-        self.offsets = {name: array("i", [0]) for name in TOKEN_COLUMNS}
-        self.tokens = {name: array("i") for name in TOKEN_COLUMNS}
-
-    def add(self, case: TokenizedCase, answers: int) -> None:
-        self.ids += case.case_id.encode()
-        self.id_ends.append(len(self.ids))
-        self.answers.append(answers)
-        for name in TOKEN_COLUMNS:
-            self.tokens[name].extend(getattr(case, name))
-            self.offsets[name].append(len(self.tokens[name]))
-
-    def __len__(self) -> int:
-        return len(self.answers)
-
-    @property
-    def full(self) -> bool:
-        return len(self) >= BATCH_ROWS or max(map(len, self.tokens.values())) >= BATCH_TOKENS
-
-    def batch(self) -> pa.RecordBatch:
-        lists = [
-            pa.ListArray.from_arrays(_arrow(self.offsets[name]), _arrow(self.tokens[name])) for name in TOKEN_COLUMNS
-        ]
-        ids = pa.StringArray.from_buffers(len(self), pa.py_buffer(self.id_ends), pa.py_buffer(self.ids))
-        return pa.RecordBatch.from_arrays([ids, _arrow(self.answers), *lists], schema=CASE_SCHEMA)
-
-
-def _batches(cases: Iterable[TokenizedCase], keys: array[int], answers: _Answers) -> Iterator[pa.RecordBatch]:
-    """`cases` in batches. Adds their keys and answer sets to `keys` and `answers`."""
-    builder = _BatchBuilder()
-    for case in cases:
-        builder.add(case, answers.number(case))
-        keys.append(id_key(case.case_id))
-        if builder.full:
-            yield builder.batch()
-            builder = _BatchBuilder()
-    if len(builder):
-        yield builder.batch()
-
-
-# pyarrow's own conversions, to_numpy and pa.array, import pandas (0.3 s).
-def _arrow(values: array[int]) -> pa.Int32Array:
-    return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
-
-
+# pyarrow's own conversion, to_numpy, imports pandas (0.3 s).
 def _numpy(column: pa.Int32Array) -> Ints:
     """An int32 column without nulls, not copied."""
     if not len(column):

@@ -6,36 +6,50 @@ templates write their own BOS and role tokens, so every other text is encoded wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from introspect_ray.cases.explanations import all_explanations, parse, render
+from introspect_ray.cases.label_tokens import find_label_tokens
+from introspect_ray.cases.wording import complete, wording_problem
 from introspect_ray.errors import UserError
-from introspect_ray.records import Case, Explanation, Message, TokenizedCase
+from introspect_ray.records import Case, Explanation, Message, Templates, TokenizedCase
 
 Ids = tuple[int, ...]
 
 
-def tokenize_case(case: Case, tokenizer: Any, answer_prefix: str = "") -> TokenizedCase:
+def tokenize_case(
+    case: Case, tokenizer: Any, answer_prefix: str = "", question: Sequence[Message] | None = None
+) -> TokenizedCase:
     """A case as tokens.
 
     prompt, ablated: the chat up to where the answer starts, then the tokens of `answer_prefix`.
     question: q = x with the meta-question on a line of its own at the end of the last user turn, up to
-    where the explanation starts; it has no answer prefix. Thinking modes are switched off, so that the
-    answer is the next token. Raises UserError if the tokenizer has no chat template, the template refuses the
-    roles, a label is not one token, or an explanation does not survive encoding and decoding.
+    where the explanation starts, or the chat `question` instead; it has no answer prefix. Thinking modes are
+    switched off, so that the answer is the next token. Raises UserError if the tokenizer has no chat template, the
+    template refuses the roles, x or x∖C are nothing but <unk>, the labels cannot be told apart as tokens, the
+    case's templates cannot be told apart, or an explanation does not survive encoding and decoding.
     """
     template = _template(tokenizer)
     prefix = _encode(tokenizer, answer_prefix)
+    free = case.response.kind == "free"
+    wording = complete(case.templates)
+    asked = with_meta_question(case) if question is None else question
     return TokenizedCase(
         case_id=case.case_id,
         labels=case.labels,
-        label_tokens=tuple((token,) for token in _label_ids(tokenizer, template, case.labels, answer_prefix)),
-        prompt=_chat(tokenizer, case.messages, case.case_id) + prefix,
-        ablated=_chat(tokenizer, case.ablated_messages, case.case_id) + prefix,
-        question=_chat(tokenizer, with_meta_question(case), case.case_id),
-        explanations=dict(_explanations(tokenizer, template, case.labels)),
+        label_tokens=() if free else _label_tokens(tokenizer, template, case.labels, answer_prefix),
+        prompt=_known_chat(tokenizer, case.messages, case.case_id) + prefix,
+        ablated=_known_chat(tokenizer, case.ablated_messages, case.case_id) + prefix,
+        question=_chat(tokenizer, asked, case.case_id),
+        explanations=dict(_explanations(tokenizer, template, case.labels, wording)),
+        max_response=case.response.max_tokens if free else 0,
+        templates=wording,
+        group=case.group,
+        metadata=json.dumps(dict(case.metadata), ensure_ascii=False) if case.metadata else "",
     )
 
 
@@ -46,16 +60,22 @@ def with_meta_question(case: Case) -> tuple[Message, ...]:
     return (*case.messages[:last], asked, *case.messages[last + 1 :])
 
 
-def decode_explanation(ids: Sequence[int], tokenizer: Any, labels: Sequence[str]) -> Explanation | None:
+def decode_explanation(
+    ids: Sequence[int], tokenizer: Any, labels: Sequence[str], templates: Templates
+) -> Explanation | None:
     """The explanation in generated ids, with or without the end of turn; None if it does not parse.
 
-    Tokens after the first end of turn are dropped. Other special tokens stay in the text, which then
-    does not parse.
+    labels, templates: those of the TokenizedCase.
     """
+    return parse(decode_turn(ids, tokenizer), labels, templates)
+
+
+def decode_turn(ids: Sequence[int], tokenizer: Any) -> str:
+    """The text of generated ids up to the first end of turn; other special tokens stay in the text."""
     stops = {end_of_turn(tokenizer), tokenizer.eos_token_id}
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    text = tokenizer.decode(list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return parse(text, labels)
+    text: str = tokenizer.decode(list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
 
 
 def max_explanation_tokens(case: TokenizedCase) -> int:
@@ -63,9 +83,20 @@ def max_explanation_tokens(case: TokenizedCase) -> int:
     return max(map(len, case.explanations.values()))
 
 
+def max_response_tokens(case: TokenizedCase) -> int:
+    """Most tokens of an answer of a case: of its longest label, or of a free text."""
+    return case.max_response or max(map(len, case.label_tokens))
+
+
 def longest_sequence(cases: Sequence[TokenizedCase]) -> int:
     """Tokens of the longest sequence of these cases: a prompt with its answer, or q with its explanation."""
-    return max(max(len(c.prompt) + 1, len(c.ablated) + 1, len(c.question) + max_explanation_tokens(c)) for c in cases)
+    return max(
+        max(
+            max(len(case.prompt), len(case.ablated)) + max_response_tokens(case),
+            len(case.question) + max_explanation_tokens(case),
+        )
+        for case in cases
+    )
 
 
 def end_of_turn(tokenizer: Any) -> int:
@@ -131,38 +162,23 @@ def _encode(tokenizer: Any, text: str) -> Ids:
     return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
 
 
-@lru_cache(maxsize=64)
-def _label_ids(tokenizer: Any, template: str, labels: tuple[str, ...], answer_prefix: str) -> Ids:
-    """One token per label, by the first rule that fits all labels: after the prompt, alone, or after a space."""
-    opening = _generation_prompt(tokenizer)
-    before = _encode(tokenizer, opening) + _encode(tokenizer, answer_prefix)
-    tried: dict[str, tuple[Ids, ...]] = {}
-
-    def continued(label: str) -> Ids:
-        after = _encode(tokenizer, opening + answer_prefix + label)
-        return after[len(before) :] if after[: len(before)] == before else ()
-
-    rules: dict[str, Callable[[str], Ids]] = {
-        "after the prompt": continued,
-        "alone": lambda label: _encode(tokenizer, label),
-        "after a space": lambda label: _encode(tokenizer, f" {label}"),
-    }
-    for name, rule in rules.items():
-        tried[name] = tuple(rule(label) for label in labels)
-        known = tokenizer.unk_token_id is None or all(tokenizer.unk_token_id not in ids for ids in tried[name])
-        if known and all(len(ids) == 1 for ids in tried[name]) and len(set(tried[name])) == len(labels):
-            return tuple(ids[0] for ids in tried[name])
-    raise UserError(_label_problem(tokenizer, labels, tried["alone"]))
+@lru_cache(maxsize=4096)
+def _label_tokens(tokenizer: Any, template: str, labels: tuple[str, ...], answer_prefix: str) -> tuple[Ids, ...]:
+    return find_label_tokens(tokenizer, labels, _generation_prompt(tokenizer), answer_prefix)
 
 
-def _label_problem(tokenizer: Any, labels: Sequence[str], alone: Sequence[Ids]) -> str:
-    """A message that names the label to blame and the remedy. ids: the tokens of each label alone."""
-    remedy = "choose short labels that are one token each, such as letters"
-    for label, ids in zip(labels, alone, strict=True):
-        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-            tokens = tokenizer.convert_ids_to_tokens(list(ids))
-            return f"label {label!r} is not one token of the policy's tokenizer but {len(ids)}: {tokens}; {remedy}"
-    return f"labels {tuple(labels)} share answer tokens {[ids[0] for ids in alone]}; {remedy} and differ"
+def _known_chat(tokenizer: Any, messages: Sequence[Message], case_id: str) -> Ids:
+    """The chat as tokens. Raises UserError if all that the messages themselves give is <unk>."""
+    ids = _chat(tokenizer, messages, case_id)
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown in ids:  # encoding the messages a second time is for these few cases
+        own = set(chain.from_iterable(_encode(tokenizer, message["content"]) for message in messages))
+        if own == {unknown}:
+            raise UserError(
+                f"case {case_id!r}: all tokens of its prompt {messages[-1]['content']!r:.80} are "
+                f"{tokenizer.unk_token}: use a policy whose tokenizer knows this language, or drop the case"
+            )
+    return ids
 
 
 def _generation_prompt(tokenizer: Any) -> str:
@@ -172,18 +188,23 @@ def _generation_prompt(tokenizer: Any) -> str:
     return opened[len(closed) :] if opened.startswith(closed) else ""
 
 
-@lru_cache(maxsize=64)
-def _explanations(tokenizer: Any, template: str, labels: tuple[str, ...]) -> Mapping[Explanation, Ids]:
+@lru_cache(maxsize=4096)
+def _explanations(
+    tokenizer: Any, template: str, labels: tuple[str, ...], wording: Templates
+) -> Mapping[Explanation, Ids]:
     """Target tokens of all explanations. Each is decoded and parsed again, and must come back as itself."""
+    if problem := wording_problem(labels, wording):
+        raise UserError(problem)
     targets = {}
     for explanation in all_explanations(labels):
-        text = render(explanation)
+        text = render(explanation, wording)
         ids = (*_encode(tokenizer, text), end_of_turn(tokenizer))
-        if decode_explanation(ids, tokenizer, labels) != explanation:
+        if decode_explanation(ids, tokenizer, labels, wording) != explanation:
             back = tokenizer.decode(list(ids[:-1]))
             raise UserError(
-                f"the policy's tokenizer does not keep the explanation {text!r} (it decodes to {back!r}): "
-                "choose labels whose text survives encoding, and do not let them differ by case or white space only"
+                f"the policy's tokenizer does not keep the explanation {text!r} (it decodes to {back!r}): choose "
+                "labels and templates whose text survives encoding, and do not let labels differ by case or white "
+                "space only"
             )
         targets[explanation] = ids
     return targets

@@ -35,6 +35,11 @@ def learner_labels(cfg: RunConfig) -> bool:
     return cfg.supervision.rule == "online" and cfg.rollout.engine == "learner"
 
 
+def reference_policy(cfg: RunConfig) -> str | None:
+    """The reference policy, where it is another one than the policy that training starts from."""
+    return None if cfg.reference_policy == cfg.policy else cfg.reference_policy
+
+
 def trainer_gpus(cfg: RunConfig) -> float:
     """GPUs per training worker: a whole one, or what an engine that shares it leaves."""
     if not cfg.train.use_gpu:
@@ -71,6 +76,11 @@ def _tensor_parallel(cfg: RunConfig) -> str | None:
 def _live_reference(cfg: RunConfig) -> str | None:
     if cfg.train.reference == "live" and cfg.method != "lora":
         return "train.reference=live needs method=lora (the reference is the policy with adapters off)"
+    if cfg.train.reference == "live" and reference_policy(cfg):
+        return (
+            f"train.reference=live keeps to the policy that training starts from, and reference_policy="
+            f"{cfg.reference_policy} is another one: leave train.reference out (cache)"
+        )
     return None
 
 
@@ -97,6 +107,13 @@ def _auxiliary_source(cfg: RunConfig) -> str | None:
             f"auxiliary.path={cfg.auxiliary.path} and auxiliary.hub_id={cfg.auxiliary.hub_id} name two sources of one "
             "set: leave one of them out"
         )
+    return None
+
+
+def _sentences(cfg: RunConfig) -> str | None:
+    for key, sentence in (("task.changed", cfg.task.changed), ("task.unchanged", cfg.task.unchanged)):
+        if sentence is not None and (count := sentence.count("{label}")) != 1:
+            return f"{key}={sentence!r} has {count} times {{label}}: write it exactly once, where the answer stands"
     return None
 
 
@@ -153,5 +170,6 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _gpu_only,
     _batch_over_workers,
     _auxiliary_source,
+    _sentences,
     _transfer,
 )

@@ -41,6 +41,8 @@ class JudgeConfig(BaseModel):
     """llm, endpoint: seconds during which a request that failed (no connection, 429, 5xx) is tried again."""
     max_unjudged: float = Field(0.05, ge=0, le=1)
     """Largest share of replies without a verdict; beyond it the run stops."""
+    unjudged: str | None = None
+    """The label of a reply without a verdict; None: the judge's last label."""
     second: JudgeConfig | None = None
     """A second judge of the same labels; how often the two disagree is reported, the first one's verdicts count."""
 
@@ -62,6 +64,8 @@ class JudgeConfig(BaseModel):
             raise ValueError("judge.request is for judge.endpoint: leave it out with judge.policy")
         if self.second and self.second.second:
             raise ValueError("judge.second has a second judge of its own: two judges are compared, leave it out")
-        if self.second and self.second == self.model_copy(update={"second": None}):
+        if self.second and self.second.unjudged:
+            raise ValueError("judge.second.unjudged has no effect, the first judge's verdicts count: leave it out")
+        if self.second and self.second == self.model_copy(update={"second": None, "unjudged": None}):
             raise ValueError("judge.second is the same judge as the first: change it or leave it out")
         return self

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from introspect_ray.cases.answers import Reading, has_nan
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
 from introspect_ray.policy import weight_files
@@ -19,35 +20,35 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[int, ...]]
 _PEFT_PREFIX = "base_model.model."
 _HEAD, _EMBEDDING_SUFFIX = "lm_head.weight", "embed_tokens.weight"
-VLLM_MAX_LABELS = 128  # vLLM's limit on logprob_token_ids
+VLLM_MAX_TOKENS = 128  # vLLM's limit on logprob_token_ids
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM accepts for max_lora_rank
 
 
-class Answer(NamedTuple):
-    """What a policy answers to one prompt."""
+class NextToken(NamedTuple):
+    """What a policy would write after one prompt."""
 
-    logprobs: tuple[float, ...]  # one per label, natural logs of the full-vocabulary softmax
+    logprobs: tuple[float, ...]  # of the tokens asked for, natural logs of the full-vocabulary softmax
     argmax_token: int  # over the full vocabulary
 
 
-def make_pair(case: TokenizedCase, cued: Answer, ablated: Answer, version: int) -> BehaviorPair:
-    """The behaviour pair of `case`: the argmax over its labels (the first one of equals) and the off-format flags.
+def make_pair(case: TokenizedCase, cued: Reading, ablated: Reading, version: int) -> BehaviorPair:
+    """The behaviour pair of a case with closed labels, from the readings of x and of x∖C.
 
-    Raises ValueError where a logprob is NaN: the argmax would be arbitrary.
+    Raises ValueError where a logprob is NaN: the greedy walk would be arbitrary.
     """
-    for side, answer in (("x", cued), ("x∖C", ablated)):
-        if any(value != value for value in answer.logprobs):
+    for side, reading in (("x", cued), ("x∖C", ablated)):
+        if has_nan(reading.logprobs):
             raise ValueError(
-                f"case {case.case_id}: label logprobs on {side} are {answer.logprobs} at version {version}"
+                f"case {case.case_id}: label logprobs on {side} are {reading.logprobs} at version {version}"
             )
     return BehaviorPair(
         case_id=case.case_id,
-        cued=case.labels[cued.logprobs.index(max(cued.logprobs))],
-        ablated=case.labels[ablated.logprobs.index(max(ablated.logprobs))],
+        cued=case.labels[cued.label],
+        ablated=case.labels[ablated.label],
         cued_logprobs=cued.logprobs,
         ablated_logprobs=ablated.logprobs,
-        cued_off_format=cued.argmax_token not in case.label_ids,
-        ablated_off_format=ablated.argmax_token not in case.label_ids,
+        cued_off_format=cued.off_format,
+        ablated_off_format=ablated.off_format,
         weight_version=version,
     )
 
@@ -74,13 +75,16 @@ def policy_shapes(policy_path: str) -> Shapes:
     return shapes
 
 
-def check_vllm_limits(label_ids: Iterable[Sequence[int]], lora_rank: int = 0) -> None:
-    """Raises UserError for a case with more labels, or a larger LoRA rank (0: no LoRA), than vLLM serves."""
-    most = max(map(len, label_ids), default=0)
-    if most > VLLM_MAX_LABELS:
+def check_vllm_limits(choices: Iterable[Sequence[int]], lora_rank: int = 0) -> None:
+    """Raises UserError for a larger choice of next tokens, or a larger LoRA rank (0: no LoRA), than vLLM serves.
+
+    choices: the children of each inner node of the cases' label tries; the labels themselves if they have one token.
+    """
+    most = max(map(len, choices), default=0)
+    if most > VLLM_MAX_TOKENS:
         raise UserError(
-            f"a case has {most} labels, but vLLM returns the logprobs of at most {VLLM_MAX_LABELS} given tokens: use "
-            "fewer labels, or rollout.engine=transformers"
+            f"the labels of a case go on with {most} different tokens at one place, but vLLM returns the logprobs of "
+            f"at most {VLLM_MAX_TOKENS} given tokens: use fewer labels, or rollout.engine=transformers"
         )
     if lora_rank > VLLM_LORA_RANKS[-1]:
         raise UserError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from introspect_ray.cases.answers import Tokens
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ class WeightUpdate:
     kind "full": `tensors` are CPU tensors of the whole policy by Hugging Face name, tied heads included.
     kind "adapter": they are the state of the PEFT adapter, and `adapter_config` is the content of its
     adapter_config.json.
-    probe: trainer and engines compare their label logprobs on this case, to verify which weights are served.
+    probe: trainer and engines compare the logprobs of probe_tokens(probe) after x and x∖C, to verify which weights are
+    served.
     """
 
     version: int
@@ -70,7 +72,12 @@ class Engine(Protocol):
         ...
 
     def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
-        """y(x), y(x∖C) of each case: the argmax over label_ids at the next position, on one weight version."""
+        """y(x), y(x∖C) of each case with closed labels: the greedy walks over its label trie, on one weight version."""
+        ...
+
+    def respond(self, cases: Sequence[TokenizedCase]) -> list[tuple[Tokens, Tokens]]:
+        """The greedy responses to x and to x∖C of each free-text case, on one weight version: at most `max_response`
+        tokens each, without the end of turn."""
         ...
 
     def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from introspect_ray.cases.answers import Tokens
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
 from introspect_ray.engines.protocol import WeightUpdate
@@ -40,7 +41,7 @@ class TransformersEngine(VersionedEngine):
         model: Any = AutoModelForCausalLM.from_pretrained(policy_path, dtype=dtype)
         self._model: Any = model.to(self._device).eval()
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
+    def generate(self, prompts: Sequence[Tokens], max_tokens: int) -> list[Tokens]:
         """Greedy continuations without the end-of-turn token, at most `max_tokens` each. Raises as label_pairs."""
         import torch
         from transformers import GenerationConfig
@@ -55,7 +56,7 @@ class TransformersEngine(VersionedEngine):
             eos_token_id=list(self._eos),
             pad_token_id=self._eos[0],
         )
-        out: list[tuple[int, ...]] = []
+        out: list[Tokens] = []
         for start in range(0, len(prompts), _BATCH):
             tokens_BT, mask_BT = self._left_padded(prompts[start : start + _BATCH])
             with torch.inference_mode():
@@ -84,10 +85,10 @@ class TransformersEngine(VersionedEngine):
             self._adapter_config = config
         set_peft_model_state_dict(self._model, dict(update.tensors))
 
-    def _answers(self, prompts: Sequence[tuple[int, ...]], label_ids: Sequence[tuple[int, ...]]) -> list[checks.Answer]:
+    def _next_tokens(self, prompts: Sequence[Tokens], asked: Sequence[Tokens]) -> list[checks.NextToken]:
         import torch
 
-        answers: list[checks.Answer] = []
+        answers: list[checks.NextToken] = []
         for start in range(0, len(prompts), _BATCH):
             tokens_BT, mask_BT = self._left_padded(prompts[start : start + _BATCH])
             positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
@@ -101,11 +102,11 @@ class TransformersEngine(VersionedEngine):
                 ).logits[:, -1]
                 logprobs_BV = logits_BV.float().log_softmax(-1)
             free_B = logprobs_BV.argmax(-1).tolist()
-            for row, free, ids in zip(logprobs_BV.cpu(), free_B, label_ids[start : start + _BATCH], strict=True):
-                answers.append(checks.Answer(tuple(row[list(ids)].tolist()), free))
+            for row, free, ids in zip(logprobs_BV.cpu(), free_B, asked[start : start + _BATCH], strict=True):
+                answers.append(checks.NextToken(tuple(row[list(ids)].tolist()), free))
         return answers
 
-    def _left_padded(self, prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _left_padded(self, prompts: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
         """int64 tokens [batch, time] and mask, padded on the left: the last column holds all answer positions."""
         import torch
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+from introspect_ray.cases.answers import LabelNode, Reading, Tokens, label_nodes, probe_tokens, read_label
 from introspect_ray.engines import checks
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
@@ -15,10 +16,10 @@ from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
 
 class VersionedEngine(ABC):
-    """The Engine protocol in terms of `_apply`, `_answers` and `generate`. It starts at version 0, the policy folder.
+    """The Engine protocol in terms of `_apply`, `_next_tokens` and `generate`.
 
-    An exception within a weight update leaves the weights undefined: from then on every call raises RuntimeError, and
-    the engine must be replaced.
+    An engine starts at version 0, the policy folder. An exception within a weight update leaves the weights undefined:
+    from then on every call raises RuntimeError, and the engine must be replaced.
     """
 
     def __init__(self, policy_path: str, max_model_len: int, method: Literal["full", "lora"], lora_rank: int) -> None:
@@ -45,25 +46,38 @@ class VersionedEngine(ABC):
         return PromptTokens()
 
     def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
-        """y(x), y(x∖C) of each case, in order, on one weight version.
+        """y(x), y(x∖C) of each case with closed labels, in order, on one weight version.
 
-        Raises ValueError for prompts that do not fit, and RuntimeError for an unusable engine or a change of weights
-        within the call.
+        Every inner node of a case's label trie is a prompt of its own, on x and on x∖C. Labels of one token have one
+        such node, the end of the prompt. Raises ValueError for prompts that do not fit, and RuntimeError for an
+        unusable engine or a change of weights within the call.
         """
         self._require_usable()
-        prompts = [prompt for case in cases for prompt in (case.prompt, case.ablated)]
+        sides = [(side, label_nodes(case.label_tokens)) for case in cases for side in (case.prompt, case.ablated)]
+        prompts = [side + node.prefix for side, nodes in sides for node in nodes]
         checks.check_prompts(prompts, 1, self._max_model_len)
-        version = self._version
-        answers = self._answers(prompts, [ids for case in cases for ids in (case.label_ids, case.label_ids)])
-        if self._version != version:
-            raise RuntimeError(
-                f"the weights changed from version {version} to {self._version} while cases were labelled"
-            )
-        pairs = zip(cases, answers[::2], answers[1::2], strict=True)
-        return [checks.make_pair(case, cued, ablated, version) for case, cued, ablated in pairs]
+        with self._one_version() as version:
+            answers = iter(self._next_tokens(prompts, [node.tokens for _, nodes in sides for node in nodes]))
+        readings = iter([_read(nodes, answers) for _, nodes in sides])
+        return [checks.make_pair(case, next(readings), next(readings), version) for case in cases]
+
+    def respond(self, cases: Sequence[TokenizedCase]) -> list[tuple[Tokens, Tokens]]:
+        """The greedy responses to x and to x∖C of each free-text case, in order, on one weight version.
+
+        At most the case's `max_response` tokens each, without the end of turn. Raises as label_pairs.
+        """
+        self._require_usable()
+        responses: dict[int, tuple[Tokens, Tokens]] = {}
+        with self._one_version():
+            for length in sorted({case.max_response for case in cases}):
+                rows = [row for row, case in enumerate(cases) if case.max_response == length]
+                prompts = [prompt for row in rows for prompt in (cases[row].prompt, cases[row].ablated)]
+                tokens = self.generate(prompts, length)
+                responses |= dict(zip(rows, zip(tokens[::2], tokens[1::2], strict=True), strict=True))
+        return [responses[row] for row in range(len(cases))]
 
     @abstractmethod
-    def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
+    def generate(self, prompts: Sequence[Tokens], max_tokens: int) -> list[Tokens]:
         """Greedy continuations without the end-of-turn token, at most `max_tokens` each. Raises as label_pairs."""
 
     def load_weights(self, update: WeightUpdate) -> Delivery:
@@ -86,8 +100,8 @@ class VersionedEngine(ABC):
         return Delivery(update.version, received, probe, seconds, checks.nbytes(update.tensors))
 
     def _probe(self, case: TokenizedCase) -> tuple[float, ...]:
-        """Label logprobs at x, then at x∖C, on the weights now served."""
-        cued, ablated = self._answers([case.prompt, case.ablated], [case.label_ids] * 2)
+        """Logprobs of the case's probe tokens after x, then after x∖C, on the weights now served."""
+        cued, ablated = self._next_tokens([case.prompt, case.ablated], [probe_tokens(case)] * 2)
         return cued.logprobs + ablated.logprobs
 
     def close(self) -> None:
@@ -99,8 +113,11 @@ class VersionedEngine(ABC):
         """Replace the weights by those of the update, which has been checked."""
 
     @abstractmethod
-    def _answers(self, prompts: Sequence[tuple[int, ...]], label_ids: Sequence[tuple[int, ...]]) -> list[checks.Answer]:
-        """The answer to each prompt, on the weights now served. Nothing cached from older weights may be used."""
+    def _next_tokens(self, prompts: Sequence[Tokens], asked: Sequence[Tokens]) -> list[checks.NextToken]:
+        """After each prompt: the logprobs of the tokens `asked` for it and the argmax, on the weights now served.
+
+        Nothing cached from older weights may be used.
+        """
 
     def _check(self, update: WeightUpdate) -> None:
         """Raise ValueError for an update that does not fit this engine, before anything changes."""
@@ -119,9 +136,25 @@ class VersionedEngine(ABC):
             raise RuntimeError(f"this {type(self).__name__} cannot be used: {self._unusable}. Replace the engine")
 
     @contextmanager
+    def _one_version(self) -> Iterator[int]:
+        """Raises RuntimeError at the end if the weights changed meanwhile."""
+        version = self._version
+        yield version
+        if self._version != version:
+            raise RuntimeError(
+                f"the weights changed from version {version} to {self._version} while cases were labelled"
+            )
+
+    @contextmanager
     def _unusable_on_error(self, reason: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
             self._unusable = f"{reason} ({error!r})"
             raise
+
+
+def _read(nodes: Sequence[LabelNode], answers: Iterator[checks.NextToken]) -> Reading:
+    """Read one side of a case off the next answers, one per node."""
+    at_nodes = [next(answers) for _ in nodes]
+    return read_label(nodes, [at.logprobs for at in at_nodes], [at.argmax_token for at in at_nodes])

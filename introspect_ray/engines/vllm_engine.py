@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from introspect_ray.cases.answers import Tokens
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
 from introspect_ray.engines.device_updates import DeviceUpdates
@@ -60,7 +61,7 @@ class VLLMEngine(DeviceUpdates):
         super().__init__(policy_path, max_model_len, method, lora_rank)
         self._request = 0
         self._prompt_tokens = self._cached_tokens = 0
-        self._params: dict[tuple[int, ...], Any] = {}
+        self._params: dict[Tokens, Any] = {}
         self._adapter: Any = None  # the LoRARequest now served
         self._adapters = 0  # how many were loaded so far
         self._adapter_dir: tempfile.TemporaryDirectory[str] | None = None
@@ -106,7 +107,7 @@ class VLLMEngine(DeviceUpdates):
     def prompt_tokens(self) -> PromptTokens:
         return PromptTokens(self._prompt_tokens, self._cached_tokens)
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[tuple[int, ...]]:
+    def generate(self, prompts: Sequence[Tokens], max_tokens: int) -> list[Tokens]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -178,32 +179,32 @@ class VLLMEngine(DeviceUpdates):
             self._adapter_dir.cleanup()
             self._adapter_dir = None
 
-    def _answers(self, prompts: Sequence[tuple[int, ...]], label_ids: Sequence[tuple[int, ...]]) -> list[checks.Answer]:
-        outputs = self._run(prompts, [self._label_params(ids) for ids in label_ids])
+    def _next_tokens(self, prompts: Sequence[Tokens], asked: Sequence[Tokens]) -> list[checks.NextToken]:
+        outputs = self._run(prompts, [self._params_of(ids) for ids in asked])
         answers = []
-        for output, ids in zip(outputs, label_ids, strict=True):
-            logprobs = output.logprobs[0]  # of the labels and of the sampled token
-            answers.append(checks.Answer(tuple(logprobs[i].logprob for i in ids), output.token_ids[0]))
+        for output, ids in zip(outputs, asked, strict=True):
+            logprobs = output.logprobs[0]  # of the tokens asked for and of the sampled one
+            answers.append(checks.NextToken(tuple(logprobs[i].logprob for i in ids), output.token_ids[0]))
         return answers
 
-    def _label_params(self, label_ids: tuple[int, ...]) -> Any:
-        """One greedy token over the full vocabulary, with the raw logprobs of the labels. Made once per label set."""
-        if label_ids not in self._params:
+    def _params_of(self, asked: Tokens) -> Any:
+        """One greedy token over the full vocabulary, with the raw logprobs of `asked`. Made once for them."""
+        if asked not in self._params:
             from vllm import SamplingParams
             from vllm.sampling_params import RequestOutputKind
 
-            checks.check_vllm_limits([label_ids])
-            self._params[label_ids] = SamplingParams(
+            checks.check_vllm_limits([asked])
+            self._params[asked] = SamplingParams(
                 max_tokens=1,
                 temperature=0.0,
-                logprob_token_ids=list(label_ids),
+                logprob_token_ids=list(asked),
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 skip_clone=True,  # vLLM's deep copy of each request takes a third of the labelling time
             )
-        return self._params[label_ids]
+        return self._params[asked]
 
-    def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence[Any]) -> list[Any]:
+    def _run(self, prompts: Sequence[Tokens], params: Sequence[Any]) -> list[Any]:
         """vLLM's completion output of each prompt, in order.
 
         Raises RuntimeError where an answer is missing or was not sampled on the version now served.

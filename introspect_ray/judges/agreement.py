@@ -1,4 +1,4 @@
-"""How far two judges agree on the same replies, and the bound on replies that a judge gave no verdict on."""
+"""What judges made of a set of replies: how far two agree, how many got no verdict, and the bound on these."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ class JudgeAgreement:
     unjudged: tuple[int, int]  # replies without a verdict, by judge
     counts: dict[tuple[str, str], int]  # (first's label, second's label) -> replies
     examples: tuple[dict[str, str], ...]  # the first disagreements: case_id, response (its opening), first, second
+
+    def __add__(self, other: JudgeAgreement) -> JudgeAgreement:
+        """Both sets of replies together."""
+        unjudged = (self.unjudged[0] + other.unjudged[0], self.unjudged[1] + other.unjudged[1])
+        counts = dict(Counter(self.counts) + Counter(other.counts))
+        examples = (self.examples + other.examples)[:EXAMPLES]
+        return JudgeAgreement(self.replies + other.replies, unjudged, counts, examples)
 
     @property
     def compared(self) -> int:
@@ -82,18 +89,56 @@ def compare(replies: Sequence[Reply], first: Sequence[Verdict], second: Sequence
     return JudgeAgreement(len(replies), unjudged, dict(counts), tuple(examples))
 
 
-def check_unjudged(verdicts: Sequence[Verdict], bound: float, judge: str = "the judge") -> None:
-    """Raises AlarmError if the share of `verdicts` without a label exceeds `bound` (0..1); `judge` names who gave them.
+@dataclass(frozen=True, slots=True)
+class JudgeReport:
+    """What the judges made of a labelled set. Reports of one judge add up."""
 
-    Meant for many verdicts at once, such as a label set: on a handful one unclear answer is a large share.
-    """
+    identity: str  # of the first judge, whose verdicts count
+    replies: int
+    unjudged: int  # replies without a verdict of the first judge
+    said: str  # the opening of its first answer that was no verdict; "" if there is none
+    agreement: JudgeAgreement | None  # with the second judge; None without one
+
+    def __add__(self, other: JudgeReport) -> JudgeReport:
+        """Both sets of replies together. Raises ValueError for reports of different judges."""
+        if self.identity != other.identity or (self.agreement is None) != (other.agreement is None):
+            raise ValueError(f"reports of different judges do not add up: {self.identity}, {other.identity}")
+        agreement = self.agreement + other.agreement if self.agreement and other.agreement else None
+        replies, unjudged = self.replies + other.replies, self.unjudged + other.unjudged
+        return JudgeReport(self.identity, replies, unjudged, self.said or other.said, agreement)
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON values, for summary.json; `agreement` is None without a second judge."""
+        agreement = self.agreement.summary() if self.agreement else None
+        return {
+            "identity": self.identity,
+            "replies": self.replies,
+            "unjudged": self.unjudged,
+            "agreement": agreement,
+        }
+
+
+def report(
+    identity: str, replies: Sequence[Reply], verdicts: Sequence[Verdict], second: Sequence[Verdict] | None = None
+) -> JudgeReport:
+    """The report on `replies`. second: the second judge's verdicts on them, if there is one."""
     none = [verdict for verdict in verdicts if verdict.label is None]
-    if len(none) <= bound * len(verdicts):
-        return
     said = next((" ".join(verdict.said.split()) for verdict in none if verdict.said.strip()), "")
-    example = f"it answered e.g. {said[:_OPENING]!r}" if said else "the responses or its answers were empty"
+    agreement = None if second is None else compare(replies, verdicts, second)
+    return JudgeReport(identity, len(replies), len(none), said[:_OPENING], agreement)
+
+
+def check_unjudged(found: JudgeReport, bound: float) -> None:
+    """Raises AlarmError if the share of replies without a verdict exceeds `bound` (0..1).
+
+    Meant for many replies at once, such as a label set: on a handful one unclear answer is a large share.
+    """
+    if found.unjudged <= bound * found.replies:
+        return
+    example = f"it answered e.g. {found.said!r}" if found.said else "the responses or its answers were empty"
     raise AlarmError(
-        f"{judge} gave no verdict on {len(none)} of {len(verdicts)} replies ({len(none) / len(verdicts):.1%}, bound "
-        f"{bound:.1%}): {example}; look at these responses, make judge.instruction ask for one of the labels alone "
-        "(a thinking model: switch thinking off), or raise judge.max_unjudged"
+        f"judge {found.identity} gave no verdict on {found.unjudged} of {found.replies} replies "
+        f"({found.unjudged / found.replies:.1%}, bound {bound:.1%}): {example}; look at these responses, make "
+        "judge.instruction ask for one of the labels alone (a thinking model: switch thinking off), or raise "
+        "judge.max_unjudged"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from introspect_ray.config.judges import JudgeConfig
@@ -13,6 +14,8 @@ from introspect_ray.judges.keyword import REFUSAL, KeywordJudge, WordLists, read
 from introspect_ray.judges.llm import LLMJudge, check_instruction, check_labels
 from introspect_ray.judges.protocol import Complete, Judge
 
+Labels = tuple[str, ...]
+
 
 def make_judge(cfg: JudgeConfig, complete: Complete | None = None, policy_id: str | None = None) -> Judge:
     """The judge that `cfg` describes; not its second one, which is made by a call of its own on cfg.second.
@@ -22,11 +25,7 @@ def make_judge(cfg: JudgeConfig, complete: Complete | None = None, policy_id: st
     {response} or one of the labels, for labels that cannot be told apart, and for a second judge of other labels.
     """
     labels = judge_labels(cfg)
-    if cfg.second and set(judge_labels(cfg.second)) != set(labels):
-        raise UserError(
-            f"judge.second has the labels {list(judge_labels(cfg.second))}, the first judge {list(labels)}: two judges "
-            "are compared on the same labels"
-        )
+    _check_second(cfg, labels)
     if cfg.kind == "keyword":
         return KeywordJudge(_words(cfg), Path(cfg.words).stem if cfg.words else "refusal")
     instruction = _instruction(cfg, labels)
@@ -62,6 +61,52 @@ def judge_labels(cfg: JudgeConfig) -> tuple[str, ...]:
             )
     check_labels(labels)
     return labels
+
+
+def unjudged_label(cfg: JudgeConfig) -> str:
+    """The label of a reply without a verdict. Raises UserError for judge.unjudged that is none of the labels."""
+    labels = judge_labels(cfg)
+    if cfg.unjudged is None:
+        return labels[-1]
+    if cfg.unjudged not in labels:
+        raise UserError(
+            f"judge.unjudged={cfg.unjudged!r} is none of the judge's labels {list(labels)}: name one of them"
+        )
+    return cfg.unjudged
+
+
+def check_judge(cfg: JudgeConfig, case_labels: Iterable[Labels]) -> None:
+    """Check `cfg` and its second judge before a run: files, labels, and that the servers of judge.endpoint answer.
+
+    case_labels: the label sets of the free-text cases. Raises UserError with the remedy; judge.policy is not looked at.
+    """
+    labels = judge_labels(cfg)
+    for used in case_labels:
+        check_case_labels(labels, used)
+    unjudged_label(cfg)
+    _check_second(cfg, labels)
+    for judge in filter(None, (cfg, cfg.second)):
+        if judge.kind == "llm":
+            _instruction(judge, judge_labels(judge))
+        if judge.endpoint:
+            make_endpoint(judge).check()
+
+
+def check_case_labels(labels: Labels, case_labels: Labels) -> None:
+    """Raises UserError where a free-text case has other labels than the judge's, in any order."""
+    if set(case_labels) != set(labels):
+        raise UserError(
+            f"free-text cases have the labels {list(case_labels)}, the judge {list(labels)}: give the judge theirs "
+            "(judge.labels and judge.instruction, or judge.words)"
+        )
+
+
+def _check_second(cfg: JudgeConfig, labels: Labels) -> None:
+    if cfg.second and set(judge_labels(cfg.second)) != set(labels):
+        raise UserError(
+            f"judge.second has the labels {list(judge_labels(cfg.second))}, the first judge {list(labels)}: two judges "
+            "are compared on the same labels"
+        )
 
 
 def _words(cfg: JudgeConfig) -> WordLists:

@@ -21,16 +21,18 @@ from introspect_ray.errors import UserError
 from introspect_ray.labels.alarms import AgreementCounts
 from introspect_ray.labels.binomial import binomial_interval
 from introspect_ray.labels.checks import problems
+from introspect_ray.labels.reading import Reading, load_reading
 from introspect_ray.labels.store import LABEL_SCHEMA, LabelCounts, agrees, count_true, labels_from_table, read_tables
 from introspect_ray.storage import Store, open_store
 
 TAIL = 1e-5  # probability per side with which the realised agreement of a correct run is reported as wrong
 REQUIRED = [column.name for column in LABEL_SCHEMA if not column.nullable]
+NAMED = ("rule", "source_model")  # of these "" is missing as well
 
 # The meaning of each violation, by its name in audit.json and in the report.
 CHECKS = {
     "no_provenance": "labels with a field of their provenance missing",
-    "foreign": "labels made by another rule, seed or source than the run's config names",
+    "foreign": "labels of another rule, seed, source, judge or calibration than the run's",
     "split_pair": "labels whose y(x) and y(x∖C) come from different weight versions",
     "wrong_version": "labels of another weight version than the lag asks for",
     "wrong_draw": "labels whose draw is not that of their seed, step and case",
@@ -130,7 +132,7 @@ def audit(store: Store) -> Audit:
     found = Audit(finished=store.exists("summary.json"))
     per_step = np.zeros(cfg.steps, np.int64)
     beyond: Counter[int] = Counter()
-    draws, counts = AgreementCounts(), LabelCounts()
+    draws, counts, reading = AgreementCounts(), LabelCounts(), load_reading(store)
     for table in read_tables(store.join("labels")):
         found.labels += len(table)
         if "step" in table.column_names:
@@ -140,7 +142,7 @@ def audit(store: Store) -> Audit:
             beyond.update(steps[~inside].tolist())
         table = _complete(table, found)
         found.flipped += count_true(table["flipped"])
-        _check(table, cfg, found)
+        _check(table, cfg, reading, found)
         draws.add_rows(_sampled_rows(table))
         counts.add(table)
     _check_steps(per_step, beyond, cfg, found)
@@ -169,21 +171,21 @@ def _complete(table: pa.Table, found: Audit) -> pa.Table:
     complete = np.ones(len(table), bool)
     for name in REQUIRED:
         complete &= table[name].is_valid().to_numpy()
-    for name in ("rule", "source_model"):
+    for name in NAMED:
         complete &= pc.not_equal(table[name], "").fill_null(False).to_numpy()
     if not complete.all():
         first = table.slice(int(complete.argmin()), 1).to_pylist()[0]
-        empty = [name for name in REQUIRED if first[name] in (None, "")]
+        empty = [name for name in REQUIRED if first[name] is None or (first[name] == "" and name in NAMED)]
         example = f"case {first['case_id']!r} of step {first['step']}: no {', '.join(empty)}"
         found.add("no_provenance", example, int((~complete).sum()))
         table = table.filter(pa.array(complete))
     return table
 
 
-def _check(table: pa.Table, cfg: RunConfig, found: Audit) -> None:
+def _check(table: pa.Table, cfg: RunConfig, reading: Reading, found: Audit) -> None:
     """Check the labels of a part against `cfg`. A label counts once per name, with the first problem of that name."""
     counted = dict.fromkeys(CHECKS, np.zeros(len(table), bool))
-    for problem in problems(table, cfg):
+    for problem in problems(table, cfg, reading):
         rows = problem.rows & ~counted[problem.name]
         counted[problem.name] = counted[problem.name] | rows
         if rows.any():

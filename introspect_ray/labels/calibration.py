@@ -2,7 +2,8 @@
 
 Small policies answer one letter nearly always. With calibration the answer is the argmax over the labels of logprob -
 M0's mean logprob of that label over the training cases, for x and x∖C apart. The offsets are made once, from M0, and
-stay fixed for the run; wherever a behaviour is read, they are applied.
+stay fixed for the run; wherever a behaviour is read, they are applied. M0 is the reference policy here, where that is
+another one than the policy that training starts from.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 from introspect_ray.records import BehaviorPair
 
@@ -27,11 +29,16 @@ class Calibration:
 
     offsets: Mapping[Labels, Mapping[Side, Offsets]]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """16 hex digits over all offsets, for label sets and provenance."""
-        content = sorted((list(labels), sorted(sides.items())) for labels, sides in self.offsets.items())
+        content = [(list(labels), sorted(sides.items())) for labels, sides in self._sorted()]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+    @property
+    def as_json(self) -> list[dict[str, Any]]:
+        """For a file; `from_json` is the inverse."""
+        return [{"labels": list(labels), **{s: list(o) for s, o in sides.items()}} for labels, sides in self._sorted()]
 
     def answer(self, labels: Labels, side: Side, logprobs: Sequence[float]) -> str:
         """The label with the largest calibrated logprob, the first one of equals. Raises KeyError for labels that M0
@@ -45,6 +52,15 @@ class Calibration:
             return pair
         cued = self.answer(labels, "cued", pair.cued_logprobs)
         return replace(pair, cued=cued, ablated=self.answer(labels, "ablated", pair.ablated_logprobs))
+
+    def _sorted(self) -> list[tuple[Labels, Mapping[Side, Offsets]]]:
+        return sorted(self.offsets.items(), key=lambda item: item[0])
+
+
+def from_json(content: Iterable[Mapping[str, Any]]) -> Calibration:
+    """The calibration that `as_json` wrote."""
+    sides: tuple[Side, Side] = ("cued", "ablated")
+    return Calibration({tuple(one["labels"]): {side: tuple(one[side]) for side in sides} for one in content})
 
 
 def contextual(pairs: Iterable[tuple[BehaviorPair, Labels]]) -> Calibration:

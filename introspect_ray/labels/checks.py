@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from introspect_ray.config import RunConfig
-from introspect_ray.labels.rules import NO_STEP, draw
+from introspect_ray.labels.reading import Reading
+from introspect_ray.labels.rules import draw, mixing_draw
 from introspect_ray.labels.store import agrees
 from introspect_ray.records import Label
 from introspect_ray.schedule import label_version
@@ -25,8 +26,8 @@ class Problem(NamedTuple):
     describe: Callable[[Label, int], str]  # what is wrong with one of them, from the label and its row
 
 
-def problems(table: pa.Table, cfg: RunConfig) -> Iterator[Problem]:
-    """Check the labels of `table` against `cfg`, the config of their run.
+def problems(table: pa.Table, cfg: RunConfig, reading: Reading) -> Iterator[Problem]:
+    """Check the labels of `table` against `cfg`, the config of their run, and how it read behaviours.
 
     table: of LABEL_SCHEMA, without nulls in the columns that are not nullable.
     """
@@ -35,8 +36,10 @@ def problems(table: pa.Table, cfg: RunConfig) -> Iterator[Problem]:
     second = expected < rule.mixing_ratio if rule.rule == "mixed" else np.zeros(len(table), bool)
     yield _foreign(table, "rule", rule.rule)
     yield _foreign(table, "seed", cfg.seed)
-    yield _foreign(table, "source_model", cfg.policy, ~second)
+    first = cfg.policy if rule.rule == "online" else cfg.reference_policy or cfg.policy
+    yield _foreign(table, "source_model", first, ~second)
     yield _foreign(table, "source_model", rule.second_policy or "", second)
+    yield from _reading_problems(table, reading)
     cued, ablated = (table[name].to_numpy() for name in ("cued_version", "ablated_version"))
     yield Problem("split_pair", cued != ablated, lambda _, i: f"versions {cued[i]} and {ablated[i]}")
     version = _versions(step, cfg)
@@ -58,13 +61,22 @@ def _foreign(table: pa.Table, name: str, wanted: str | int, among: np.ndarray | 
     return Problem("foreign", rows, lambda _, i: f"{name} is {table[name][i].as_py()!r}, the run's {wanted!r}")
 
 
+def _reading_problems(table: pa.Table, reading: Reading) -> Iterator[Problem]:
+    """Labels read by another judge or calibration than the run's. A judged label, of free text, is not calibrated."""
+    judged = ~pc.equal(table["judge"], "").to_numpy()
+    calibration = reading.calibration.identity if reading.calibration else ""
+    yield _foreign(table, "judge", reading.judge, judged)
+    yield _foreign(table, "calibration", "", judged)
+    yield _foreign(table, "calibration", calibration, ~judged)
+
+
 def _draws(table: pa.Table, cfg: RunConfig) -> np.ndarray:
     """The draws that the labels must record, float64 [n]; NaN if the rule draws nothing."""
     steps, ids = table["step"].to_pylist(), table["case_id"].to_pylist()
     if cfg.supervision.rule == "online":
         found = (draw(cfg.seed, step, case_id, "agreement") for step, case_id in zip(steps, ids, strict=True))
     elif cfg.supervision.rule == "mixed":
-        found = (draw(cfg.seed, NO_STEP, case_id, "mixing") for case_id in ids)
+        found = (mixing_draw(cfg.seed, case_id) for case_id in ids)
     else:
         return np.full(len(table), math.nan)
     return np.fromiter(found, np.float64, len(table))

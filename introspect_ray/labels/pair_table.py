@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +23,12 @@ PAIR_SCHEMA = pa.schema(
         pa.field("cued_off_format", pa.bool_(), nullable=False),
         pa.field("ablated_off_format", pa.bool_(), nullable=False),
         pa.field("weight_version", pa.int64(), nullable=False),
+        pa.field("cued_response", pa.list_(pa.int32()), nullable=False),  # free text: the tokens of M's response to x
+        pa.field("ablated_response", pa.list_(pa.int32()), nullable=False),  # and to x∖C; empty for closed labels
     ],
-    metadata={"format": "introspect-ray pairs 1"},
+    metadata={"format": "introspect-ray pairs 2"},  # pairs 1 had no responses
 )
+RESPONSES = ("cued_response", "ablated_response")
 BATCH_ROWS = 4096
 
 
@@ -39,8 +42,8 @@ class PairTable(RecordTable[BehaviorPair]):
 
     @classmethod
     def from_batches(cls, batches: Iterable[pa.RecordBatch]) -> PairTable:
-        """batches: of PAIR_SCHEMA. Raises ValueError for a case that occurs twice."""
-        kept, keys = list(batches), array("Q")
+        """batches: of PAIR_SCHEMA, or of files without responses. Raises ValueError for a case that occurs twice."""
+        kept, keys = [_with_responses(batch) for batch in batches], array("Q")
         for batch in kept:
             keys.extend(map(id_key, batch.column(CASE_ID).to_pylist()))
         return cls(kept, IdIndex.build(np.asarray(keys)))
@@ -53,8 +56,8 @@ class PairTable(RecordTable[BehaviorPair]):
         return _Columns(*(batch.column(name) for name in PAIR_SCHEMA.names))
 
     def _decode(self, columns: _Columns, row: int) -> BehaviorPair:
-        case_id, cued, ablated, cued_logprobs, ablated_logprobs, *rest = (column[row].as_py() for column in columns)
-        return BehaviorPair(case_id, cued, ablated, tuple(cued_logprobs), tuple(ablated_logprobs), *rest)
+        values: Iterator[Any] = (column[row].as_py() for column in columns)
+        return BehaviorPair(*(tuple(value) if isinstance(value, list) else value for value in values))
 
 
 class _Columns(NamedTuple):
@@ -68,6 +71,16 @@ class _Columns(NamedTuple):
     cued_off_format: pa.Array
     ablated_off_format: pa.Array
     weight_version: pa.Array
+    cued_response: pa.Array
+    ablated_response: pa.Array
+
+
+def _with_responses(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, with empty responses where its file is from before free text."""
+    if RESPONSES[0] in batch.schema.names:
+        return batch
+    empty = pa.array([[]] * batch.num_rows, pa.list_(pa.int32()))
+    return pa.RecordBatch.from_arrays([*batch.columns, empty, empty], schema=PAIR_SCHEMA)
 
 
 def _batches(pairs: Iterator[BehaviorPair]) -> Iterator[pa.RecordBatch]:

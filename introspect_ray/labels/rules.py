@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from introspect_ray.cases.explanations import all_explanations
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.config import RunConfig
+from introspect_ray.labels.reading import RAW, Reading
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance
 from introspect_ray.rng import bits
 
@@ -26,10 +27,12 @@ class Sources:
     """What labels are made from, apart from the pairs that a step samples. All mappings are by case id."""
 
     labels: Mapping[str, tuple[str, ...]]  # the allowed labels of the training cases, in plan order
-    policy: str  # the name of M0
+    policy: str  # the name of the policy that is trained
     m0: Mapping[str, BehaviorPair]
     second_policy: str | None = None  # mixed: the name of the second policy
     second: Mapping[str, BehaviorPair] | None = None  # mixed: the pairs of the second policy
+    reference: str | None = None  # the name of M0, if that is not `policy` as it was before training
+    reading: Reading = RAW  # how pairs are read; those above are read already
 
 
 def draw(seed: int, step: int, case_id: str, stream: str) -> float:
@@ -91,9 +94,14 @@ def mixed_label(
     """
     if pair_m0.case_id != pair_second.case_id:
         raise ValueError(f"mixed_label got pairs of two cases, {pair_m0.case_id!r} and {pair_second.case_id!r}")
-    mask = draw(seed, NO_STEP, pair_m0.case_id, "mixing")
+    mask = mixing_draw(seed, pair_m0.case_id)
     pair, source = (pair_second, sources[1]) if mask < mixing_ratio else (pair_m0, sources[0])
     return Label(pair.case_id, pair.explanation, None, _provenance("mixed", source, pair, seed, step, False, mask))
+
+
+def mixing_draw(seed: int, case_id: str) -> float:
+    """The mask of rule 3: below α a case has the second policy's label, training and held-out cases alike."""
+    return draw(seed, NO_STEP, case_id, "mixing")
 
 
 def _provenance(
@@ -114,20 +122,38 @@ def make_labels(
     """The labels of `step`, in the order of `case_ids`, by the rule of `cfg`.
 
     fixed, mixed: made from `sources`; `pairs` is not used. online: made from `pairs`, the current policy's on the same
-    cases in the same order. Raises RuntimeError if those are of other cases, ValueError if `sources` has no second
-    policy for a mixed rule.
+    cases in the same order, as `sources.reading` reads them. Raises RuntimeError if those are of other cases,
+    ValueError if `sources` has no second policy for a mixed rule.
     """
-    rule = cfg.supervision
+    labels = _labels(cfg, sources, step, case_ids, pairs)
+    if sources.reading == RAW:
+        return labels
+    parents = pairs if cfg.supervision.rule == "online" else records_of(sources.m0, case_ids)
+    return [_with_reading(label, pair, sources.reading) for label, pair in zip(labels, parents, strict=True)]
+
+
+def _with_reading(label: Label, parent: BehaviorPair, reading: Reading) -> Label:
+    """The label with how its parents were read. Free text, which has no logprobs, is judged; all else is calibrated."""
+    free = not parent.cued_logprobs
+    judge = reading.judge if free else ""
+    calibration = reading.calibration.identity if reading.calibration and not free else ""
+    return replace(label, provenance=replace(label.provenance, judge=judge, calibration=calibration))
+
+
+def _labels(
+    cfg: RunConfig, sources: Sources, step: int, case_ids: Sequence[str], pairs: Sequence[BehaviorPair]
+) -> list[Label]:
+    rule, m0 = cfg.supervision, sources.reference or sources.policy
     if rule.rule == "fixed":
-        return [fixed_label(pair, sources.policy, cfg.seed, step) for pair in records_of(sources.m0, case_ids)]
+        return [fixed_label(pair, m0, cfg.seed, step) for pair in records_of(sources.m0, case_ids)]
     if rule.rule == "mixed":
         if sources.second is None or sources.second_policy is None:
             raise ValueError("supervision.rule=mixed needs the pairs of a second policy")
-        names = (sources.policy, sources.second_policy)
+        names = (m0, sources.second_policy)
         both = zip(records_of(sources.m0, case_ids), records_of(sources.second, case_ids), strict=True)
         return [
-            mixed_label(m0, second, mixing_ratio=rule.mixing_ratio, seed=cfg.seed, step=step, sources=names)
-            for m0, second in both
+            mixed_label(first, second, mixing_ratio=rule.mixing_ratio, seed=cfg.seed, step=step, sources=names)
+            for first, second in both
         ]
     if [pair.case_id for pair in pairs] != list(case_ids):
         raise RuntimeError(f"step {step}: the engines returned pairs of other cases than were asked for")

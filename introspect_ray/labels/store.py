@@ -43,8 +43,10 @@ LABEL_SCHEMA = pa.schema(
         pa.field("judge", pa.string(), nullable=False),  # "" for closed labels; tables of version 0.1 lack it
         pa.field("calibration", pa.string(), nullable=False),  # "" without calibration; likewise
     ],
-    metadata={"format": "introspect-ray labels 1"},
+    metadata={"format": "introspect-ray labels 2"},
 )
+_FORMAT_1 = b"introspect-ray labels 1"  # of version 0.1: without the columns _LATER
+_LATER = ("judge", "calibration")  # "" in every label of version 0.1, which had neither
 _PROVENANCE = [field.name for field in fields(Provenance)]
 FLUSH_ROWS = 4096
 
@@ -181,11 +183,22 @@ def truncate_labels(uri: str, step: int) -> int:
 def read_tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The label table at `uri`, one part at a time in the order of steps; all columns, or `columns` only.
 
-    Raises UserError if a part is damaged.
+    Parts of version 0.1 get the columns that they lack. Raises UserError if a part is damaged.
     """
     store = open_store(uri)
     for name in _parts(store):
-        yield _read(store, name, columns)
+        table = _read(store, name, columns)
+        yield table if columns else _with_later(table)
+
+
+def _with_later(table: pa.Table) -> pa.Table:
+    """The table, with empty columns _LATER if it is of version 0.1."""
+    if (table.schema.metadata or {}).get(b"format") != _FORMAT_1:
+        return table
+    for name in _LATER:
+        if name not in table.column_names:
+            table = table.append_column(LABEL_SCHEMA.field(name), pa.array([""] * len(table), pa.string()))
+    return table
 
 
 def read_labels(uri: str) -> Iterator[Label]:
@@ -194,8 +207,11 @@ def read_labels(uri: str) -> Iterator[Label]:
         yield from labels_from_table(table)
 
 
-def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: RolloutConfig) -> str:
+def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: RolloutConfig, judge: str = "") -> str:
     """The name of a policy's label set on `cases`: a hash of everything that decides the pairs.
+
+    judge: what decides the labels of free responses (Judging.key). Sets of one-token labels keep the names that they
+    had before there were other answers.
 
     Besides the policy and the tokens this is the engine, its version and what moves its near-ties (data type, group
     size, tokens per forward, threads and sharding), but not the number of actors or their memory.
@@ -206,9 +222,18 @@ def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: Rollo
     head = {"format": 1, "policy": policy_id, "version": _engine_version(engine), "engine": engine, **numerics}
     digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=16)
     for case in cases:
-        line = [case.case_id, case.labels, case.label_ids, case.prompt, case.ablated]
+        line: list[object] = [case.case_id, case.labels, _answer(case, judge), case.prompt, case.ablated]
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _answer(case: TokenizedCase, judge: str) -> object:
+    """How the answer of a case is read, as JSON."""
+    if case.max_response:
+        return {"free": case.max_response, "judge": judge}
+    if all(len(tokens) == 1 for tokens in case.label_tokens):
+        return [token for (token,) in case.label_tokens]
+    return case.label_tokens
 
 
 def load_pairs(uri: str, key: str) -> PairTable | None:

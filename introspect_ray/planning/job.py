@@ -19,7 +19,7 @@ from introspect_ray.planning.report import Plan, as_text
 from introspect_ray.planning.split import choose_split, splits, tensor_parallel
 from introspect_ray.planning.work import CaseSizes, assumed_sizes, counted_sizes, flops_per, work_parts
 from introspect_ray.policy import BUNDLED, load_tokenizer
-from introspect_ray.runs.preflight import model_len
+from introspect_ray.runs.policy_cases import model_len
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config
 from introspect_ray.tasks import load_cases, open_task
 

@@ -28,13 +28,6 @@ def weight_files(folder: str | Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def context_length(path: str) -> int | None:
-    """The longest sequence that a policy folder's model takes, in tokens; None where its config does not say."""
-    config = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
-    found = (config.get("text_config") or config).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
-
-
 def is_adapter(path: str | None) -> bool:
     """Whether `path` is a PEFT adapter folder."""
     return path is not None and Path(path, "adapter_config.json").is_file()

@@ -12,8 +12,8 @@ from introspect_ray.cases.auxiliary import NotRendered, check_template, tokenize
 from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.config.sections import AuxiliaryConfig
 from introspect_ray.errors import UserError
-from introspect_ray.policy import context_length
 from introspect_ray.records import AuxiliaryText
+from introspect_ray.runs.policy_cases import context_length
 from introspect_ray.tasks.auxiliary import auxiliary_files, auxiliary_rows
 
 log = logging.getLogger(__name__)

@@ -14,14 +14,18 @@ from introspect_ray.actors.rollout import Exported, Serving
 from introspect_ray.actors.trainer import WorkerSpec
 from introspect_ray.actors.weight_sync import probe_case
 from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
+from introspect_ray.runs.evaluated import behavior_of, trained_cases, write_cases
 from introspect_ray.runs.identity import run_identity
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
-from introspect_ray.runs.results import missing_rows, numbers_of, run_summary, step_rows, track_results
-from introspect_ray.runs.setup import SharedSetup, explain, findings, untrained_scores
+from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, tracked
+from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, untrained_scores
+from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
+from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
 from introspect_ray.storage import open_store
 from introspect_ray.storage.tracker import Tracker
 
@@ -31,9 +35,11 @@ def train_once(
 ) -> dict[str, Any]:
     """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
     began = time.perf_counter()
-    tracker.log_metrics({"before": _before(setup)}, 0)
     store = open_store(cfg.output_dir)
+    write_cases(store, UNTRAINED, setup.untrained)
+    tracker.log_metrics({"before": _before(setup)}, 0)
     store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
+    setup.reading.save(store)
     steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every)
     with steps.following():
         labelled, done = train_with_recovery(_worker_spec(cfg, setup, run_name), lambda: _relabeler(cfg, setup))
@@ -41,18 +47,19 @@ def train_once(
     # An engine that dies from here on loads the policy that the workers exported.
     exported = Exported(store.join("policy"), probe_case(setup.prepared.train[0]))
     serving = Serving(cfg.steps, done.served, exported)
-    pairs = setup.pool.label_now(setup.prepared.test.case_ids, serving)
-    predicted = explain(setup.pool, setup.prepared, serving)
-    scores = evaluate(pairs, setup.m0_test, predicted)
+    evaluated = write_cases(store, TRAINED, _evaluated(cfg, setup, serving))
+    scores = evaluate(evaluated)
     finished = time.perf_counter()
     seconds = {"train": trained - began, "eval": finished - trained}
     tracker.flush()
     rows = step_rows(store)
     cases = (len(setup.prepared.train), len(setup.prepared.test))
-    out = run_summary(cfg, cases, scores, {**labelled, **done.seconds}, rows, setup.seconds, seconds)
+    totals = {**labelled, **done.seconds}
+    judged = [*setup.judged, *judged_of("trained", setup.pool)]
+    out = run_summary(cfg, cases, scores, (setup.reading, judged), totals, rows, setup.seconds, seconds)
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # these are in the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
-    extra = details(setup.m0_test, pairs, predicted, (used.labels for used in setup.prepared.test.answers))
+    extra = details(evaluated)
     extra["findings"] += _warned(missing_rows(rows, cfg.steps))  # kept, as nobody sees the output of a sweep's trial
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
@@ -61,10 +68,18 @@ def train_once(
     return out
 
 
+def _evaluated(cfg: RunConfig, setup: SharedSetup, serving: Serving) -> EvaluatedCases:
+    """The held-out cases with what the trained policy does and says."""
+    tokens = setup.prepared.tokens_of(cfg.policy)
+    pairs = setup.reading.pairs(setup.pool.label_now(tokens.test.case_ids, serving), tokens.test.labels)
+    explanations = explain(setup.pool, tokens, serving)
+    return trained_cases(cfg, setup.untrained, behavior_of(pairs, tokens.tokenizer), explanations)
+
+
 def _before(setup: SharedSetup) -> dict[str, Any]:
     """M0's metrics and the findings of the collapse check."""
     one_sided = {finding.name: finding.value for finding in findings(setup)}
-    return {**numbers_of(untrained_scores(setup)), "collapse": one_sided, "prefix_hit_rate": setup.prefix_hit_rate}
+    return {**tracked(untrained_scores(setup)), "collapse": one_sided, "prefix_hit_rate": setup.prefix_hit_rate}
 
 
 def _warned(lines: list[str]) -> list[str]:
@@ -96,6 +111,8 @@ def _relabeler(cfg: RunConfig, setup: SharedSetup) -> Any:
         m0=ray.get(setup.m0),
         second_policy=cfg.supervision.second_policy,
         second=setup.second,
+        reference=reference_policy(cfg),
+        reading=setup.reading,
     )
     labels = f"{cfg.output_dir.rstrip('/')}/labels"
     actor = RelabelerActor.options(scheduling_strategy=on_this_node())

@@ -4,48 +4,108 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.rollout import Serving
+from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig, override
+from introspect_ray.config.compatibility import reference_policy
+from introspect_ray.judges import Judging
+from introspect_ray.labels.reading import Reading
 from introspect_ray.policy import is_adapter, merge_adapter
-from introspect_ray.records import BehaviorPair, Explanation
+from introspect_ray.records import BehaviorPair
+from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, write_cases
+from introspect_ray.runs.few_shot import few_shot_cases
+from introspect_ray.runs.judging import start_judging
+from introspect_ray.runs.policy_cases import PolicyCases
 from introspect_ray.runs.preflight import Prepared
-from introspect_ray.runs.setup import PLAIN, explain, start_pool
-from introspect_ray.scores.evaluation import evaluate
-from introspect_ray.scores.metrics import explanation_scores
-from introspect_ray.storage import open_store
+from introspect_ray.runs.setup import PLAIN, explain, judged_of, reading_of, start_pool
+from introspect_ray.scores.evaluated_cases import AGAINST, M0, POLICY, REFERENCE
+from introspect_ray.scores.evaluation import against_scores, evaluate
+from introspect_ray.scores.evaluation_table import EVALUATED
+from introspect_ray.storage import Store, open_store
 
 
-def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None) -> dict[str, Any]:
+def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None, store: Store) -> dict[str, Any]:
     """Scores of eval.policy (or adapter) on the held-out cases; each policy is served by a pool of its own.
 
-    folder: eval.policy on this machine. Returns the scores of scores.evaluation.evaluate with M0 = cfg.policy, and
-    "against": the explanations scored against each policy of eval.against (A→B).
+    folder: eval.policy on this machine. store: of the results; the table of evaluated cases is written to it. Returns
+    the scores of scores.evaluation.evaluate with M0 = cfg.policy (or reference_policy), and "against": the explanations
+    scored against each policy of eval.against (A→B).
     """
-    ids = prepared.test.case_ids
-    cases = [ray.put(prepared.test)]
-    pairs: dict[str, list[BehaviorPair]] = {}
-    predicted: list[Explanation | None] = []
+    reference = reference_policy(cfg)
+    # The tokenizer of eval.policy is that of its folder here; an adapter has M0's.
+    own = cfg.policy if folder is None or is_adapter(folder) else folder
+    asked = _Asked(cfg, prepared, start_judging(cfg, prepared))
     with _served(cfg, prepared, folder) as trained:
-        for policy in dict.fromkeys([cfg.policy, *cfg.eval.against, trained]):
-            pool = start_pool(override(cfg, PLAIN), policy, prepared, 1, cases)
-            pairs[policy] = pool.label_now(ids, Serving())
-            if policy == trained:
-                predicted = explain(pool, prepared, Serving())
-            pool.close()
-    truths = {policy: [pair.explanation for pair in pairs[policy]] for policy in cfg.eval.against}
+        names = {M0: cfg.policy, **({REFERENCE: reference} if reference else {}), POLICY: trained}
+        names |= {f"{AGAINST}{policy}": policy for policy in cfg.eval.against}
+        for policy in dict.fromkeys([reference or cfg.policy, *names.values()]):
+            tokens = prepared.tokens_of(own if policy == trained else policy)
+            asked.ask(policy, tokens, explain_too=policy == trained)
+    behaviors = {name: asked.behaviors[policy] for name, policy in names.items()}
+    cases = write_cases(store, EVALUATED, evaluated_cases(prepared.test, behaviors, asked.explanations))
     return {
         "base": cfg.policy,
-        "cases": len(ids),
-        **evaluate(pairs[trained], pairs[cfg.policy], predicted),
-        "against": {policy: explanation_scores(predicted, truth) for policy, truth in truths.items()},
+        "cases": len(cases),
+        "calibration": asked.reading.summary if asked.reading else None,
+        "judges": asked.judged or None,
+        **evaluate(cases),
+        "against": against_scores(cases),
     }
+
+
+class _Asked:
+    """What policies answer and explain on the held-out cases. The first one that is asked gives the calibration."""
+
+    def __init__(self, cfg: RunConfig, prepared: Prepared, judging: Judging | None) -> None:
+        self._cfg, self._prepared, self._judging = cfg, prepared, judging
+        self.reading: Reading | None = None
+        self.behaviors: dict[str, Behavior] = {}
+        self.explanations: list[Said] = []
+        self.judged: list[dict[str, Any]] = []
+
+    def ask(self, policy: str, tokens: PolicyCases, *, explain_too: bool) -> None:
+        """Start an engine for `policy`, and another one if its explanations are prompted with examples."""
+        few_shot = explain_too and self._cfg.task.shots > 0
+        with _pool(self._cfg, policy, tokens, self._judging) as pool:
+            if self.reading is None:
+                calibrated = self._cfg.task.calibration != "none"
+                raw = pool.label_now(tokens.train.case_ids, Serving()) if calibrated else []
+                m0 = {pair.case_id: pair for pair in raw}
+                self.reading = reading_of(self._cfg, self._prepared, m0, self._judging)
+            self.behaviors[policy] = behavior_of(self._answers(pool, tokens.test), tokens.tokenizer)
+            if few_shot:
+                tokens = few_shot_cases(self._cfg, tokens, partial(self._answers, pool, tokens.train))
+            elif explain_too:
+                self.explanations = explain(pool, tokens, Serving())
+            self.judged += judged_of(policy, pool)
+        if few_shot:  # engines keep the cases that they were started with
+            with _pool(self._cfg, policy, tokens, self._judging) as pool:
+                self.explanations = explain(pool, tokens, Serving())
+
+    def _answers(
+        self, pool: RolloutPool, table: CaseTable, case_ids: Sequence[str] | None = None
+    ) -> Sequence[BehaviorPair]:
+        """Pairs on the cases of a table, or on some of them."""
+        assert self.reading is not None
+        pairs = pool.label_now(table.case_ids if case_ids is None else case_ids, Serving())
+        return self.reading.pairs(pairs, table.labels)
+
+
+@contextmanager
+def _pool(cfg: RunConfig, policy: str, tokens: PolicyCases, judging: Judging | None) -> Iterator[RolloutPool]:
+    """A pool that serves one policy. tokens: the cases as it reads them."""
+    pool = start_pool(override(cfg, PLAIN), policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)], judging)
+    yield pool
+    pool.close()
 
 
 @contextmanager

@@ -21,6 +21,10 @@ _FREE = (
     "train.max_failures",
     "train.checkpoint_every",
     "alarms",
+    "judge.parallel",
+    "judge.timeout_s",
+    "judge.patience_s",
+    "judge.max_unjudged",
     "rollout.weight_transfer",
     "rollout.probe_tolerance",
 )
@@ -47,9 +51,15 @@ def run_identity(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
     differs."""
     digest = hashlib.blake2b(digest_size=8)
     for case in prepared.train:
-        line = [case.case_id, case.labels, case.prompt, case.ablated, case.question]
+        line: list[Any] = [case.case_id, case.labels, case.label_tokens, case.prompt, case.ablated, case.question]
+        line += [case.max_response, list(case.explanations.values())]
         digest.update(json.dumps(line).encode() + b"\n")
     config = {key: value for key, value in flatten(cfg.model_dump(mode="json")).items() if not key.startswith(_FREE)}
-    content = {"policy": prepared.policy_id, "second policy": prepared.second_id, "training cases": digest.hexdigest()}
-    content["auxiliary texts"] = prepared.auxiliary.digest if prepared.auxiliary is not None else None
+    content = {
+        "policy": prepared.policy_id,
+        "reference policy": prepared.reference_id,
+        "second policy": prepared.second_id,
+        "training cases": digest.hexdigest(),
+        "auxiliary texts": prepared.auxiliary.digest if prepared.auxiliary is not None else None,
+    }
     return {**config, **{f"content of {what}": value for what, value in content.items()}}

@@ -104,6 +104,11 @@ class Sweep:
 
 def check(cfg: RunConfig, trials: Sequence[RunConfig], *, resume: bool, overwrite: bool) -> Checked:
     """All that can be refused before anything starts. Writes nothing but caches. Raises UserError."""
+    if cfg.task.shots:
+        raise UserError(
+            f"task.shots={cfg.task.shots} prompts a policy that is not trained: use it with `introspect-ray evaluate`, "
+            "or leave it out"
+        )
     prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the largest, which may not fit
     return Checked(prepared, reachable(cfg, resume=resume, overwrite=overwrite), resume, overwrite)
 
@@ -184,7 +189,7 @@ def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[s
 
     with claimed(cfg, checked, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
         trained = cfg.eval.policy or cfg.policy
-        result = {"policy": trained, **evaluate_policies(cfg, checked.prepared, local.eval.policy)}
+        result = {"policy": trained, **evaluate_policies(cfg, checked.prepared, local.eval.policy, store)}
         store.write_json("evaluation.json", result)
     return result
 

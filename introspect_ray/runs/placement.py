@@ -8,6 +8,7 @@ import yaml
 
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import learner_labels, trainer_gpus
+from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.errors import UserError
 
 OVERSUBSCRIPTION = 2  # logical CPUs per core: at lag 0 trainer and engine take turns
@@ -18,17 +19,24 @@ def resources(cfg: RunConfig) -> dict[str, float]:
     """Logical resources of a run at its widest: {"CPU", "GPU"}.
 
     Two phases run beside the engines: first the worker that makes the reference cache together with the second engine
-    of a mixed run; then, when both have ended, the training workers.
+    of a mixed run; then, when both have ended, the training workers. Each judging policy (judge.policy) has an engine
+    all the time.
     """
     cached, mixed = cfg.train.reference == "cache", cfg.supervision.rule == "mixed"
 
     def widest(trainer: float, engine: float) -> float:
-        return cfg.rollout.num_actors * engine + max(cfg.train.num_workers * trainer, cached * trainer + mixed * engine)
+        engines = cfg.rollout.num_actors + len(judging_policies(cfg))
+        return engines * engine + max(cfg.train.num_workers * trainer, cached * trainer + mixed * engine)
 
     return {
         "CPU": widest(cfg.train.num_cpus, cfg.rollout.num_cpus),
         "GPU": widest(trainer_gpus(cfg), cfg.rollout.num_gpus),
     }
+
+
+def judging_policies(cfg: RunConfig) -> list[JudgeConfig]:
+    """The judges of the run that are local policies: none, one, or two."""
+    return [judge for judge in (cfg.judge, cfg.judge.second) if judge and judge.policy]
 
 
 def plan_text(cfg: RunConfig, trials: int, train_cases: int, test_cases: int, longest: int) -> str:
@@ -42,9 +50,14 @@ def plan_text(cfg: RunConfig, trials: int, train_cases: int, test_cases: int, lo
         f"placement: {cfg.train.num_workers} training worker(s) x {cfg.train.num_cpus:g} CPU"
         f"{' + 1 GPU' if cfg.train.use_gpu else ''}; "
         f"{cfg.rollout.num_actors} {cfg.rollout.served_by} rollout actor(s) x {cfg.rollout.num_cpus:g} CPU + "
-        f"{cfg.rollout.num_gpus:g} GPU; relabeler and status board: 0 CPU\n"
+        f"{cfg.rollout.num_gpus:g} GPU; {_judged_by(cfg)}relabeler and status board: 0 CPU\n"
         f"labels: {_labelled_by(cfg)}"
     )
+
+
+def _judged_by(cfg: RunConfig) -> str:
+    count = len(judging_policies(cfg))
+    return f"{count} judging engine(s) x the same; " if count else ""
 
 
 def _labelled_by(cfg: RunConfig) -> str:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.cases.table import CaseTable
-from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.engines import check_installed
-from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
+from introspect_ray.judges import check_judge
 from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
 from introspect_ray.runs.auxiliary import read_auxiliary
-from introspect_ray.runs.placement import check_local_room, cluster_address
+from introspect_ray.runs.placement import check_local_room, cluster_address, judging_policies
+from introspect_ray.runs.policy_cases import PolicyCases, tokenize_cases
 from introspect_ray.storage import check_writable
-from introspect_ray.tasks import load_cases, open_task
+from introspect_ray.tasks import CaseStream, load_cases, open_task
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Prepared:
 
     policy_path: str
     policy_id: str  # content hash
+    reference_path: str  # of reference_policy; policy_path if that is no other
+    reference_id: str
     second_id: str | None  # of the second policy of a mixed run
     train: CaseTable
     test: CaseTable
@@ -33,7 +36,13 @@ class Prepared:
     max_model_len: int
     max_explanation_tokens: int
     cache_uri: str
+    others: Mapping[str, PolicyCases] = field(default_factory=dict)  # of each other policy that answers, by its name
     auxiliary: AuxiliaryTable | None = None  # None: no auxiliary data, or none is needed
+
+    def tokens_of(self, policy: str) -> PolicyCases:
+        """The cases as tokens of a policy of the config; of one that is not named there (an adapter of M0) as M0's."""
+        own = PolicyCases(self.train, self.test, self.tokenizer, self.max_model_len, self.max_explanation_tokens)
+        return self.others.get(policy, own)
 
 
 def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> Prepared:
@@ -46,63 +55,93 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
-    others = [name for name in (second, trained, *cfg.eval.against) if engines and name]
-    for name in (cfg.policy, *others):
+    others = [name for name in (second, trained, *cfg.eval.against) if engines and name and name != cfg.policy]
+    reference = reference_policy(cfg)
+    judging = [str(judge.policy) for judge in judging_policies(cfg) if engines]
+    for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
         check_policy(name)
     if cluster_address(cfg) is None:
         if engines:
             check_installed(cfg.rollout)
         check_local_room(cfg)
-    train, test = load_cases(cfg.task)
+    sides = load_cases(cfg.task)
     check_writable(cfg.output_dir)
     policy_path = local_policy(cfg.policy)
-    tokenizer = load_tokenizer(policy_path)
-    for other in others:
-        _check_same_tokens(tokenizer, policy_path, local_policy(other))
-    tables = [
-        CaseTable.build(tokenize_case(case, tokenizer, cfg.task.answer_prefix) for case in side)
-        for side in (train, test)
-    ]
-    if cfg.rollout.served_by == "vllm":
-        label_ids = ([t for (t,) in answers.label_tokens] for table in tables for answers in table.answers)
-        check_vllm_limits(label_ids, cfg.lora_rank if cfg.method == "lora" else 0)
+    own = tokenize_cases(cfg, sides, policy_path, load_tokenizer(policy_path))
+    if reference:
+        _check_same_tokens(own.tokenizer, cfg.policy, reference)
+    _check_task(cfg, own)
+    if engines:
+        _check_judges(cfg, (own.train, own.test))
+    reference_path = local_policy(reference) if reference else policy_path
     return Prepared(
         policy_path=policy_path,
         policy_id=policy_id(policy_path),
+        reference_path=reference_path,
+        reference_id=policy_id(reference_path),
         second_id=policy_id(local_policy(second)) if second else None,
-        train=tables[0],
-        test=tables[1],
-        tokenizer=tokenizer,
-        max_model_len=model_len(cfg, tables),
-        max_explanation_tokens=_new_tokens(cfg, tables),
+        train=own.train,
+        test=own.test,
+        tokenizer=own.tokenizer,
+        max_model_len=own.max_model_len,
+        max_explanation_tokens=own.max_explanation_tokens,
         cache_uri=cache,
-        auxiliary=read_auxiliary(cfg.auxiliary, tokenizer, policy_path) if engines and training else None,
+        auxiliary=read_auxiliary(cfg.auxiliary, own.tokenizer, policy_path) if engines and training else None,
+        others={name: _other_cases(cfg, sides, name, own) for name in dict.fromkeys(others)},
     )
 
 
-def _check_same_tokens(tokenizer: Any, path: str, other: str) -> None:
-    """Refuse policies of different tokenizers: they exchange token ids, which would stand for different text."""
-    theirs = load_tokenizer(other)
-    for what, same in (
-        ("vocabulary", tokenizer.get_vocab() == theirs.get_vocab()),
-        ("chat template", tokenizer.chat_template == theirs.chat_template),
-    ):
-        if not same:
-            raise UserError(f"policy {other!r} has another {what} than {path!r}: use two policies of one tokenizer")
+def _other_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], name: str, own: PolicyCases) -> PolicyCases:
+    """The cases as tokens of another policy, whose errors name it. With M0's tokenizer they share M0's tables."""
+    path = local_policy(name)
+    theirs = load_tokenizer(path)
+    try:
+        if _difference(own.tokenizer, theirs) is None:
+            return own.served_by(cfg, path)
+        return tokenize_cases(cfg, sides, path, theirs)
+    except UserError as error:
+        raise UserError(f"policy {name!r}: {error}") from None
 
 
-def _new_tokens(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:
-    return cfg.eval.max_new_tokens or max(table.longest_explanation for table in tables)
+def _check_judges(cfg: RunConfig, tables: Sequence[CaseTable]) -> None:
+    """Check the judges where any case is answered in free text; a judge.endpoint is asked whether it answers."""
+    free = dict.fromkeys(used.labels for table in tables for used in table.answers if not used.label_tokens)
+    if free:
+        check_judge(cfg.judge, free)
 
 
-def model_len(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:
-    """Tokens of the longest sequence that an engine sees (x and its answer, or q and its explanation), rounded up to a
-    multiple of 32, unless rollout.max_model_len is given. Raises UserError if that is too small."""
-    new_tokens = _new_tokens(cfg, tables)
-    need = max(max(table.longest_sequence + 1, table.longest_question + new_tokens) for table in tables)
-    given = cfg.rollout.max_model_len
-    if given is not None and given < need:
+def _check_task(cfg: RunConfig, cases: PolicyCases) -> None:
+    """Refuse display texts for labels that no case has, calibration where all is free text, and more shots than there
+    are training cases."""
+    answers = (*cases.train.answers, *cases.test.answers)
+    if cfg.task.calibration != "none" and not any(used.label_tokens for used in answers):
         raise UserError(
-            f"rollout.max_model_len={given}, but the longest case needs {need} tokens: raise it or leave it out"
+            f"task.calibration={cfg.task.calibration} is for closed labels, and all {len(cases.train)} training cases "
+            "have free text: set task.calibration=none"
         )
-    return given or -(-need // 32) * 32
+    known = {label for used in answers for label in used.labels}
+    foreign = sorted(set(cfg.task.label_names) - known)
+    if foreign:
+        raise UserError(
+            f"task.label_names has {foreign[0]!r}, which is a label of no case: the labels are "
+            f"{', '.join(sorted(known)[:20])}"
+        )
+    if cfg.task.shots > len(cases.train):
+        raise UserError(f"task.shots={cfg.task.shots}, but there are only {len(cases.train)} training cases: lower it")
+
+
+def _check_same_tokens(tokenizer: Any, policy: str, reference: str) -> None:
+    """Refuse a reference policy of another tokenizer: the KL compares its distribution over the vocabulary."""
+    what = _difference(tokenizer, load_tokenizer(local_policy(reference)))
+    if what:
+        raise UserError(
+            f"reference_policy={reference} has another {what} than policy={policy}, but the KL compares the two token "
+            "by token: take policies of one tokenizer and chat template"
+        )
+
+
+def _difference(ours: Any, theirs: Any) -> str | None:
+    """What makes two tokenizers give other tokens for a case; None if they give the same."""
+    if ours.get_vocab() != theirs.get_vocab():
+        return "vocabulary"
+    return None if ours.chat_template == theirs.chat_template else "chat template"

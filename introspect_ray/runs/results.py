@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from introspect_ray.config import RunConfig
+from introspect_ray.labels.reading import Reading
+from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
 from introspect_ray.scores.figures import training_figure
 from introspect_ray.scores.summary import make_summary
 from introspect_ray.storage import Store, open_store
@@ -34,6 +36,7 @@ def run_summary(
     cfg: RunConfig,
     cases: tuple[int, int],
     scores: dict[str, Any],
+    how_read: tuple[Reading, Sequence[Mapping[str, Any]]],
     totals: dict[str, Any],
     rows: list[dict[str, Any]],
     shared: dict[str, float],
@@ -41,8 +44,9 @@ def run_summary(
 ) -> dict[str, Any]:
     """The content of summary.json. Time in Ray Train outside training, labelling, waiting and syncing counts as set-up.
 
-    cases: numbers of training and held-out cases. totals: of rank 0 and the relabeler, over the run. shared: seconds
-    of the set-up that the trials of a sweep share ("setup", "eval"). seconds: of this run ("train", "eval").
+    cases: numbers of training and held-out cases. how_read: by which calibration, and the judges' reports on free text.
+    totals: of rank 0 and the relabeler, over the run. shared: seconds of the set-up that the trials of a sweep share
+    ("setup", "eval"). seconds: of this run ("train", "eval").
     """
     waited = sum(totals[part] for part in ("train", "sync", "label", "wait"))
     consumed = [row["realised_at_consumption"] for row in rows]
@@ -50,6 +54,8 @@ def run_summary(
         cfg,
         scores,
         cases={"train": cases[0], "test": cases[1]},
+        calibration=how_read[0].summary,
+        judges=how_read[1] or None,
         labels={
             "requested_agreement": cfg.supervision.agreement if cfg.supervision.rule == "online" else None,
             "realised_at_labelling": totals["realised_at_labelling"],
@@ -88,13 +94,13 @@ def missing_rows(rows: Sequence[dict[str, Any]], steps: int) -> list[str]:
 
 def track_results(tracker: Tracker, store: Store, out: dict[str, Any], rows: list[dict]) -> None:
     """Final scores as metrics; summary, label table and the training curves as artifacts."""
-    blocks = ("explanation", "behavior", "disagreement", "labels", "timing_s")
-    tracker.log_metrics(numbers_of({block: out[block] for block in blocks}), out["steps"])
+    tracker.log_metrics({**tracked(out), "labels": out["labels"], "timing_s": out["timing_s"]}, out["steps"])
     if rows:
         with tempfile.TemporaryDirectory() as folder:
             training_figure(rows, f"{folder}/training.png")
             store.write_bytes("training.png", Path(folder, "training.png").read_bytes())
     log_files(tracker, store, ["summary.json", "details.json", *(["training.png"] if rows else [])])
+    log_files(tracker, store, [UNTRAINED, TRAINED], "evaluation")
     log_files(tracker, store, store.list("labels"), "labels")
 
 
@@ -105,6 +111,16 @@ def log_files(tracker: Tracker, store: Store, names: Sequence[str], folder: str 
             local = Path(scratch, Path(name).name)
             local.write_bytes(store.read_bytes(name))
             tracker.log_artifact(local, folder)
+
+
+def tracked(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of an evaluation under the names of a tracker: gap.em, explanation.self.em, ...
+
+    Groups are left out: their names are the task's, and trackers refuse many characters.
+    """
+    blocks = ("explanation", "behavior", "disagreement", "sources")
+    gaps = {part: gap["value"] for part, gap in scores["gap"].items()}
+    return {"gap": gaps, **numbers_of({block: scores[block] for block in blocks if scores[block] is not None})}
 
 
 def numbers_of(tree: dict[str, Any]) -> dict[str, Any]:

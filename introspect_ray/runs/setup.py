@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -15,15 +16,21 @@ from introspect_ray.actors.rollout import EngineSpec, Serving
 from introspect_ray.actors.status import StatusBoardActor
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.table import CaseTable
-from introspect_ray.cases.tokenize import decode_explanation
 from introspect_ray.config import RunConfig, override
-from introspect_ray.config.compatibility import trainer_gpus, weight_transfer
+from introspect_ray.config.compatibility import reference_policy, trainer_gpus, weight_transfer
+from introspect_ray.judges import Judging
+from introspect_ray.labels.calibration import contextual
 from introspect_ray.labels.pair_table import PairTable
+from introspect_ray.labels.reading import Reading
 from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
 from introspect_ray.policy import local_policy
-from introspect_ray.records import BehaviorPair, Explanation
+from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.cluster import on_this_node
+from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said
+from introspect_ray.runs.judging import start_judging
+from introspect_ray.runs.policy_cases import PolicyCases
 from introspect_ray.runs.preflight import Prepared
+from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, EvaluatedCases
 from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
 
@@ -39,14 +46,20 @@ class SharedSetup:
     pool: RolloutPool
     status: Any  # handle of a StatusBoard
     reference_path: str | None  # None: a live reference
-    m0: Any  # ref of Mapping[case id, BehaviorPair], training and test cases
-    m0_test: list[BehaviorPair]
-    m0_explanations: list[Explanation | None]  # untrained, on the test cases
+    m0: Any  # ref of Mapping[case id, BehaviorPair], training and test cases; of the reference policy
+    untrained: EvaluatedCases  # the test cases with what all policies do and say before training
     second: Mapping[str, BehaviorPair] | None  # the second policy's, for mixed supervision
+    reading: Reading  # how all pairs were read, and are to be read
+    judged: list[dict[str, Any]]  # what judges made of the free text of each policy's label set that was not cached
     train: Any  # ref of the training cases, a CaseTable
     auxiliary: Any  # ref of the AuxiliaryTable; None without auxiliary data
     prefix_hit_rate: float | None  # of labelling with M0; None where its labels were cached
     seconds: dict[str, float]  # spent here, by "setup" and "eval"
+
+    @property
+    def m0_test(self) -> Sequence[BehaviorPair]:
+        """M0's pairs of the test cases, which Orig is scored against."""
+        return self.untrained.pairs[self.untrained.orig]
 
 
 def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) -> SharedSetup:
@@ -56,29 +69,31 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
     """
     began = time.perf_counter()
     train, test = ray.put(prepared.train), ray.put(prepared.test)
-    reference: Any = None
-    if cfg.train.reference == "cache":  # made while the engines start
-        options = (cfg.train.dtype, cfg.train.token_budget)
-        reference = _reference_task(cfg).remote(cfg.policy, train, prepared.cache_uri, *options)
-    pool = start_pool(cfg, cfg.policy, prepared, lora_rank or cfg.lora_rank, [train, test])
+    # Where every response is one token it does not matter which, so the reference is made while the engines start.
+    early = all(len(tokens) == 1 for used in prepared.train.answers for tokens in used.label_tokens or [()])
+    reference = _start_reference(cfg, prepared, train, None) if early else None
+    own, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
+    pool = start_pool(cfg, cfg.policy, own, lora_rank or cfg.lora_rank, [train, test], judging)
     status = StatusBoardActor.options(scheduling_strategy=on_this_node()).remote()
     pool.wait()
     ready = time.perf_counter()
-    m0 = _pairs(cfg, prepared, pool, prepared.policy_id)
+    before = behaviors_before(cfg, prepared, pool)
     hit_rate = pool.prompt_tokens.hit_rate
-    m0_test = records_of(m0, prepared.test.case_ids)
-    explanations = explain(pool, prepared, Serving())
-    second = _second_pairs(cfg, prepared, [train, test])
+    m0 = ray.put(before.m0.by_id)
+    if not early:
+        reference = _start_reference(cfg, prepared, train, m0)
+    explanations = explain(pool, own, Serving())
     evaluated = time.perf_counter()
     return SharedSetup(
         prepared=prepared,
         pool=pool,
         status=status,
         reference_path=ray.get(reference) if reference else None,
-        m0=ray.put(m0),
-        m0_test=m0_test,
-        m0_explanations=explanations,
-        second=second,
+        m0=m0,
+        untrained=evaluated_cases(prepared.test, {**before.held_out, POLICY: before.held_out[M0]}, explanations),
+        second=before.second.by_id if before.second else None,
+        reading=before.reading,
+        judged=before.judged,
         train=train,
         auxiliary=ray.put(prepared.auxiliary) if prepared.auxiliary is not None else None,
         prefix_hit_rate=hit_rate,
@@ -86,18 +101,15 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
     )
 
 
-def explain(pool: RolloutPool, prepared: Prepared, serving: Serving) -> list[Explanation | None]:
-    """The served policy's explanations of the test cases, generated greedily and parsed; None: unparseable."""
-    tokens = pool.explain_now(prepared.test.case_ids, prepared.max_explanation_tokens, serving)
-    return [
-        decode_explanation(ids, prepared.tokenizer, case.labels)
-        for ids, case in zip(tokens, prepared.test, strict=True)
-    ]
+def explain(pool: RolloutPool, tokens: PolicyCases, serving: Serving) -> list[Said]:
+    """The served policy's explanations of the test cases, generated greedily. tokens: the cases as it reads them."""
+    generated = pool.explain_now(tokens.test.case_ids, tokens.max_explanation_tokens, serving)
+    return said(generated, tokens.test, tokens.tokenizer)
 
 
 def untrained_scores(setup: SharedSetup) -> dict[str, Any]:
-    """Metrics of M0 itself, before training: Self and Orig coincide."""
-    return evaluate(setup.m0_test, setup.m0_test, setup.m0_explanations)
+    """Metrics of the policy before training: Self and Orig coincide, unless there is another reference policy."""
+    return evaluate(setup.untrained)
 
 
 def findings(setup: SharedSetup) -> list[Finding]:
@@ -105,41 +117,146 @@ def findings(setup: SharedSetup) -> list[Finding]:
     return collapse(setup.m0_test)
 
 
-def start_pool(cfg: RunConfig, policy: str, prepared: Prepared, lora_rank: int, cases: Sequence[Any]) -> RolloutPool:
-    """A pool that answers for `cases`, refs of CaseTables."""
+@dataclass(frozen=True)
+class Before:
+    """All that is known of behaviour before training.
+
+    m0: pairs of the reference policy (M0 itself if there is no other) on training and test cases. second: likewise of
+    the second policy of a mixed run. held_out: by policy, the test cases.
+    """
+
+    m0: PairTable
+    second: PairTable | None
+    reading: Reading
+    held_out: dict[str, Behavior]
+    judged: list[dict[str, Any]]
+
+
+def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool) -> Before:
+    """pool: serves cfg.policy as it is before training. Other policies have engines of their own, one at a time."""
+    own, judging = prepared.tokens_of(cfg.policy), pool.judging
+    other, second_policy = reference_policy(cfg), cfg.supervision.second_policy
+    judged: list[dict[str, Any]] = []
+    if other is None:
+        raw = labelled(cfg, own, pool, prepared.policy_id, prepared.cache_uri)
+        raw_test: Sequence[BehaviorPair] = records_of(raw.by_id, prepared.test.case_ids)
+    else:
+        raw = labelled_apart(cfg, prepared, other, prepared.reference_id, judging, judged)
+        raw_test = pool.label_now(prepared.test.case_ids, Serving())
+    judged += judged_of(cfg.policy, pool)
+    reading = reading_of(cfg, prepared, raw.by_id, judging)
+    m0 = _read(reading, prepared, raw)
+    held_out = {M0: behavior_of(reading.pairs(raw_test, prepared.test.labels), own.tokenizer)}
+    if other is not None:
+        held_out[REFERENCE] = _held_out(prepared, other, m0)
+    second = None
+    if second_policy is not None and prepared.second_id is not None:
+        theirs = labelled_apart(cfg, prepared, second_policy, prepared.second_id, judging, judged)
+        second = _read(reading, prepared, theirs)
+        held_out[SECOND] = _held_out(prepared, second_policy, second)
+    return Before(m0, second, reading, held_out, judged)
+
+
+def judged_of(who: str, pool: RolloutPool) -> list[dict[str, Any]]:
+    """For summary.json: what the judges made of what `who` answered since the last call; empty without free text."""
+    report = pool.take_judged()
+    return [{"policy": who, **report.summary()}] if report else []
+
+
+def reading_of(cfg: RunConfig, prepared: Prepared, m0: Mapping[str, BehaviorPair], judging: Judging | None) -> Reading:
+    """How all behaviours of a run are read. m0: the pairs of the reference policy as engines read them."""
+    labels, judge = prepared.train.labels, judging.identity if judging else ""
+    if cfg.task.calibration == "none":
+        return Reading(None, judge)
+    return Reading(contextual((m0[one], of_case) for one, of_case in labels.items()), judge)
+
+
+def _read(reading: Reading, prepared: Prepared, pairs: PairTable) -> PairTable:
+    """A label set with calibrated answers; it stays in Arrow."""
+    if reading.calibration is None:
+        return pairs
+    labels: Mapping[str, tuple[str, ...]] = ChainMap(prepared.train.labels, prepared.test.labels)  # type: ignore[arg-type]
+    rows = iter(pairs)
+    parts: Iterator[list[BehaviorPair]] = iter(lambda: list(islice(rows, 4096)), [])
+    return PairTable.build(pair for part in parts for pair in reading.pairs(part, labels))
+
+
+def _held_out(prepared: Prepared, policy: str, pairs: PairTable) -> Behavior:
+    return behavior_of(records_of(pairs.by_id, prepared.test.case_ids), prepared.tokens_of(policy).tokenizer)
+
+
+def start_pool(
+    cfg: RunConfig,
+    policy: str,
+    tokens: PolicyCases,
+    lora_rank: int,
+    cases: Sequence[Any],
+    judging: Judging | None,
+) -> RolloutPool:
+    """A pool that answers for `cases`, refs of CaseTables, and judges their free responses.
+
+    tokens: the cases as `policy` reads them. judging: of the run (`start_judging`), so that a judging policy is served
+    once.
+    """
     cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # engines need the choice, not "auto"
-    spec = EngineSpec(policy, prepared.max_model_len, cfg.method, lora_rank, cfg.seed)
+    spec = EngineSpec(policy, tokens.max_model_len, cfg.method, lora_rank, cfg.seed, judging)
     return RolloutPool(cfg, spec, cases)
 
 
-def _pairs(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, policy: str) -> Mapping[str, BehaviorPair]:
-    """All pairs of a policy at version 0: from the cached label set if there is one, else from the engines."""
-    key = label_set_key(policy, chain(prepared.train, prepared.test), cfg.rollout)
-    pairs = load_pairs(prepared.cache_uri, key)
+def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: str, cache_uri: str) -> PairTable:
+    """All pairs of a policy at version 0, as engines read them: from the cached label set, else from the pool."""
+    key = _label_set(cfg, tokens, policy_id, pool.judging)
+    pairs = load_pairs(cache_uri, key)
     if pairs is None:
-        ids = chain(prepared.train.case_ids, prepared.test.case_ids)
+        ids = chain(tokens.train.case_ids, tokens.test.case_ids)
         parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
         pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
-        save_pairs(prepared.cache_uri, key, pairs)
-    return pairs.by_id
+        save_pairs(cache_uri, key, pairs)
+    return pairs
 
 
-def _second_pairs(cfg: RunConfig, prepared: Prepared, cases: Sequence[Any]) -> Mapping[str, BehaviorPair] | None:
-    """The second policy's pairs for mixed supervision, made by an engine that is closed afterwards."""
-    name = cfg.supervision.second_policy
-    if name is None or prepared.second_id is None:
-        return None
+def labelled_apart(
+    cfg: RunConfig,
+    prepared: Prepared,
+    policy: str,
+    policy_id: str,
+    judging: Judging | None,
+    judged: list[dict[str, Any]],
+) -> PairTable:
+    """The same by an engine of its own, which is started unless the label set is cached and closed afterwards.
+
+    The cases are read with the policy's own tokenizer. What the judges made of them is added to `judged`.
+    """
+    tokens = prepared.tokens_of(policy)
+    kept = load_pairs(prepared.cache_uri, _label_set(cfg, tokens, policy_id, judging))
+    if kept is not None:
+        return kept
     plain = override(cfg, {"rollout.num_actors": 1, **PLAIN})
-    pool = start_pool(plain, name, prepared, 1, cases)
-    pairs = _pairs(cfg, prepared, pool, prepared.second_id)
+    pool = start_pool(plain, policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)], judging)
+    pairs = labelled(cfg, tokens, pool, policy_id, prepared.cache_uri)
+    judged += judged_of(policy, pool)
     pool.close()
     return pairs
+
+
+def _label_set(cfg: RunConfig, tokens: PolicyCases, policy_id: str, judging: Judging | None) -> str:
+    judge = judging.key if judging else ""
+    return label_set_key(policy_id, chain(tokens.train, tokens.test), cfg.rollout, judge)
+
+
+def _start_reference(cfg: RunConfig, prepared: Prepared, train: Any, m0: Any) -> Any:
+    """The future of M0's reference cache; None for a live reference. m0: a ref of its pairs, or None."""
+    if cfg.train.reference == "live":
+        return None
+    options = (cfg.train.dtype, cfg.train.token_budget)
+    m0_policy = reference_policy(cfg) or cfg.policy
+    return _reference_task(cfg).remote(m0_policy, train, m0, prepared.cache_uri, *options)
 
 
 def _reference_task(cfg: RunConfig) -> Any:
     """build_reference as a Ray task with the resources of one training worker."""
 
-    def build(policy: str, cases: CaseTable, cache_uri: str, dtype: str, budget: int) -> str:
+    def build(policy: str, cases: CaseTable, m0: Any, cache_uri: str, dtype: str, budget: int) -> str:
         import torch
 
         from introspect_ray.training.reference import build_reference

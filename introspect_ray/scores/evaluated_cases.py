@@ -1,63 +1,88 @@
-"""evaluation/cases.parquet: what was evaluated, one row per held-out case, and the way back from it.
+"""What was evaluated: the held-out cases with every policy's behaviour and the trained policy's explanations. Pure.
 
-Every metric of summary.json is a function of this table alone, so it can be recomputed, regrouped or criticised without
-the policies. Columns: case_id, group; for each policy p ("m0", "policy", further ones by name) p.cued and p.ablated
-(the labels y(x), y(x∖C)), p.cued_logprobs and p.ablated_logprobs (natural, one per label; empty for free text),
-p.cued_off_format and p.ablated_off_format, p.cued_text and p.ablated_text (the responses, free text alone), p.changed
-and p.content (its explanation E); said (the trained policy's explanation as it was written), said_changed and
-said_content (as it was parsed; null: unparseable).
+All metrics of summary.json are a function of these cases alone (evaluation.py). evaluation_table.py keeps them as a
+table, so metrics can be recomputed, regrouped or criticised without the policies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import pyarrow as pa
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from introspect_ray.records import BehaviorPair, Explanation
 
-FORMAT = {"format": "introspect-ray evaluated cases 1"}
-NAME = "evaluation/cases.parquet"
+V = TypeVar("V")
+
+M0, POLICY, SECOND = "m0", "policy", "second"  # the untrained, the evaluated and the second policy (mixed runs)
+REFERENCE = "reference"  # reference_policy, where it is another one than M0
+AGAINST = "against:"  # before the name of a further policy (eval.against), which may be any text
 
 
 @dataclass(frozen=True)
 class EvaluatedCases:
-    """The held-out cases of one evaluation, in order; all sequences have one entry per case.
+    """The held-out cases of one evaluation, in order; every sequence has one value per case.
 
-    pairs: behaviour by policy name; "m0" and "policy" are always there. said: the explanation's text; parsed: what it
-    states, None where it cannot be parsed.
+    Raises ValueError if lengths differ, if a pair is of another case than its row, if "m0" or "policy" is missing, or
+    if `from_second` is given without the pairs of "second".
     """
 
     case_ids: Sequence[str]
-    groups: Sequence[str]
-    labels: Sequence[Sequence[str]]
-    pairs: Mapping[str, Sequence[BehaviorPair]]
-    said: Sequence[str]
-    parsed: Sequence[Explanation | None]
-    texts: Mapping[str, Sequence[tuple[str, str]]]  # responses by policy name; {} for closed labels
+    groups: Sequence[str]  # "" for a case without a group
+    metadata: Sequence[str]  # a JSON object; "" for a case without any
+    labels: Sequence[Sequence[str]]  # the allowed labels; for free text the judge's verdicts
+    pairs: Mapping[str, Sequence[BehaviorPair]]  # by policy: M0, POLICY, perhaps REFERENCE, SECOND, AGAINST + name
+    said: Sequence[str]  # the text of the evaluated policy's explanation
+    parsed: Sequence[Explanation | None]  # what it states; None: unparseable
+    texts: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)  # by policy, free text alone: the
+    # responses to x and to x∖C
+    from_second: Sequence[bool] | None = None  # mixed runs: whether the mask takes the label from the second policy
+
+    def __post_init__(self) -> None:
+        columns: dict[str, Sequence[object]] = {"groups": self.groups, "metadata": self.metadata, "labels": self.labels}
+        columns |= {"said": self.said, "parsed": self.parsed}
+        columns |= {} if self.from_second is None else {"from_second": self.from_second}
+        columns |= {f"pairs of {name!r}": pairs for name, pairs in self.pairs.items()}
+        columns |= {f"texts of {name!r}": texts for name, texts in self.texts.items()}
+        for name, values in columns.items():
+            if len(values) != len(self):
+                raise ValueError(f"{len(self)} evaluated cases, but {len(values)} {name}")
+        for name in (M0, POLICY, *([] if self.from_second is None else [SECOND]), *self.texts):
+            if name not in self.pairs:
+                raise ValueError(f"evaluated cases need the pairs of {name!r}; they have those of {sorted(self.pairs)}")
+        for name, pairs in self.pairs.items():
+            for case_id, pair in zip(self.case_ids, pairs, strict=True):
+                if pair.case_id != case_id:
+                    raise ValueError(f"case {case_id!r} has a pair of {name!r} that is of case {pair.case_id!r}")
 
     def __len__(self) -> int:
         return len(self.case_ids)
 
+    @property
+    def orig(self) -> str:
+        """The policy whose behaviour counts as the original one: the reference, M0 where there is no other."""
+        return REFERENCE if REFERENCE in self.pairs else M0
+
     def truth(self, policy: str) -> list[Explanation]:
-        """E of a policy."""
+        """E of a policy, per case."""
         return [pair.explanation for pair in self.pairs[policy]]
 
-    def where(self, rows: Sequence[int]) -> EvaluatedCases:
-        """The cases of some rows."""
+    def at(self, rows: Sequence[int]) -> EvaluatedCases:
+        """The cases of some rows, in the order of `rows`."""
 
-        def some(values: Sequence) -> list:  # type: ignore[type-arg]
+        def taken(values: Sequence[V]) -> list[V]:
             return [values[row] for row in rows]
 
         return EvaluatedCases(
-            some(self.case_ids),
-            some(self.groups),
-            some(self.labels),
-            {name: some(pairs) for name, pairs in self.pairs.items()},
-            some(self.said),
-            some(self.parsed),
-            {name: some(texts) for name, texts in self.texts.items()},
+            case_ids=taken(self.case_ids),
+            groups=taken(self.groups),
+            metadata=taken(self.metadata),
+            labels=taken(self.labels),
+            pairs={name: taken(pairs) for name, pairs in self.pairs.items()},
+            said=taken(self.said),
+            parsed=taken(self.parsed),
+            texts={name: taken(texts) for name, texts in self.texts.items()},
+            from_second=None if self.from_second is None else taken(self.from_second),
         )
 
     def by_group(self) -> dict[str, EvaluatedCases]:
@@ -65,64 +90,4 @@ class EvaluatedCases:
         rows: dict[str, list[int]] = {}
         for row, group in enumerate(self.groups):
             rows.setdefault(group, []).append(row)
-        return {group: self.where(those) for group, those in rows.items()} if set(rows) != {""} else {}
-
-
-def to_table(cases: EvaluatedCases) -> pa.Table:
-    """The table of the module's docstring."""
-    columns: dict[str, pa.Array] = {
-        "case_id": pa.array(cases.case_ids, pa.string()),
-        "group": pa.array(cases.groups, pa.string()),
-        "labels": pa.array([list(labels) for labels in cases.labels], pa.list_(pa.string())),
-    }
-    for name, pairs in cases.pairs.items():
-        for side in ("cued", "ablated"):
-            columns[f"{name}.{side}"] = pa.array([getattr(pair, side) for pair in pairs], pa.string())
-            logprobs = [list(getattr(pair, f"{side}_logprobs")) for pair in pairs]
-            columns[f"{name}.{side}_logprobs"] = pa.array(logprobs, pa.list_(pa.float64()))
-            off = [getattr(pair, f"{side}_off_format") for pair in pairs]
-            columns[f"{name}.{side}_off_format"] = pa.array(off, pa.bool_())
-        if name in cases.texts:
-            columns[f"{name}.cued_text"] = pa.array([cued for cued, _ in cases.texts[name]], pa.string())
-            columns[f"{name}.ablated_text"] = pa.array([ablated for _, ablated in cases.texts[name]], pa.string())
-        columns[f"{name}.weight_version"] = pa.array([pair.weight_version for pair in pairs], pa.int64())
-        columns[f"{name}.changed"] = pa.array([pair.explanation.changed for pair in pairs], pa.bool_())
-        columns[f"{name}.content"] = pa.array([pair.explanation.content for pair in pairs], pa.string())
-    columns["said"] = pa.array(cases.said, pa.string())
-    columns["said_changed"] = pa.array([None if e is None else e.changed for e in cases.parsed], pa.bool_())
-    columns["said_content"] = pa.array([None if e is None else e.content for e in cases.parsed], pa.string())
-    return pa.table(columns, metadata=FORMAT)
-
-
-def from_table(table: pa.Table) -> EvaluatedCases:
-    """The inverse of to_table."""
-    names = [name.removesuffix(".content") for name in table.column_names if name.endswith(".content")]
-    get = {name: table[name].to_pylist() for name in table.column_names}
-    pairs = {
-        name: [
-            BehaviorPair(case_id, cued, ablated, tuple(cued_lp), tuple(ablated_lp), cued_off, ablated_off, version)
-            for case_id, cued, ablated, cued_lp, ablated_lp, cued_off, ablated_off, version in zip(
-                get["case_id"],
-                get[f"{name}.cued"],
-                get[f"{name}.ablated"],
-                get[f"{name}.cued_logprobs"],
-                get[f"{name}.ablated_logprobs"],
-                get[f"{name}.cued_off_format"],
-                get[f"{name}.ablated_off_format"],
-                get[f"{name}.weight_version"],
-                strict=True,
-            )
-        ]
-        for name in names
-    }
-    texts = {
-        name: list(zip(get[f"{name}.cued_text"], get[f"{name}.ablated_text"], strict=True))
-        for name in names
-        if f"{name}.cued_text" in get
-    }
-    parsed = [
-        None if content is None else Explanation(changed, content)
-        for changed, content in zip(get["said_changed"], get["said_content"], strict=True)
-    ]
-    labels = [tuple(labels) for labels in get["labels"]]
-    return EvaluatedCases(get["case_id"], get["group"], labels, pairs, get["said"], parsed, texts)
+        return {group: self.at(members) for group, members in rows.items()} if any(rows) else {}

@@ -1,59 +1,95 @@
-"""The held-out evaluation of one policy: three blocks of summary.json, and what details.json adds to them."""
+"""The held-out evaluation of one policy: the metric blocks of summary.json and details.json from its cases. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from introspect_ray.records import BehaviorPair
+from introspect_ray.scores.evaluated_cases import AGAINST, M0, POLICY, SECOND, EvaluatedCases
+from introspect_ray.scores.gap import gaps, paired_gap
 from introspect_ray.scores.metrics import (
-    Predictions,
     behavior_scores,
     collapse,
     disagreement,
     explanation_scores,
-    gap_interval,
     label_histogram,
 )
 
 
-def evaluate(
-    pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair], predicted: Predictions
-) -> dict[str, dict[str, Any]]:
-    """The blocks "explanation", "behavior" and "disagreement" of summary.json (see `summary.Summary`).
+def evaluate(cases: EvaluatedCases) -> dict[str, Any]:
+    """The blocks "explanation", "behavior", "disagreement", "gap", "groups" and "sources" (see `summary.Summary`).
 
-    pairs: the current policy's behaviour, which gives E(M_t) (Self). m0_pairs: that of M0 (Orig). predicted: the
-    current policy's parsed explanations. All three hold the same cases in the same order, at least one. Raises
-    ValueError if they do not.
+    Self is the policy "policy", Orig is "m0", or "reference" where there is one. groups: {} where no case has a group.
+    sources: None without a mask (`from_second`). Raises ValueError for no cases.
     """
-    behavior = behavior_scores(pairs, m0_pairs)  # first: it checks that the cases are the same
-    truth, origin = [p.explanation for p in pairs], [p.explanation for p in m0_pairs]
+    own, orig = cases.truth(POLICY), cases.truth(cases.orig)
     return {
-        "explanation": {
-            "orig": explanation_scores(predicted, origin),
-            "self": explanation_scores(predicted, truth),
+        **_explanation_and_behavior(cases),
+        "disagreement": disagreement(cases.parsed, own, orig),
+        "gap": {
+            part: {"value": gap.value, "ci": [gap.low, gap.high]} for part, gap in gaps(cases.parsed, own, orig).items()
         },
-        "behavior": behavior,
-        "disagreement": disagreement(predicted, truth, origin),
+        "groups": {
+            group: {**_explanation_and_behavior(members), "cases": len(members)}
+            for group, members in cases.by_group().items()
+        },
+        "sources": None if cases.from_second is None else mixture_scores(cases, cases.from_second),
     }
 
 
-def details(
-    m0_pairs: Sequence[BehaviorPair],
-    pairs: Sequence[BehaviorPair],
-    predicted: Predictions,
-    allowed: Iterable[Sequence[str]],
-) -> dict[str, Any]:
+def _explanation_and_behavior(cases: EvaluatedCases) -> dict[str, Any]:
+    return {
+        "explanation": {
+            "orig": explanation_scores(cases.parsed, cases.truth(cases.orig)),
+            "self": explanation_scores(cases.parsed, cases.truth(POLICY)),
+        },
+        "behavior": behavior_scores(cases.pairs[POLICY], cases.pairs[cases.orig]),
+    }
+
+
+def mixture_scores(cases: EvaluatedCases, mask: Sequence[bool]) -> dict[str, Any]:
+    """The block "sources" of a mixed run (paper fig. 6): explanations against Self and every source, behaviour to both.
+
+    mask: per case, whether the mixture takes the second policy's explanation (else M0's). "self", "m0", "second" and
+    "mixture" are explanation scores; "behavior" holds the behaviour scores to "m0" and to "second". With a reference
+    policy "m0" is that one, as everywhere in a run's formulas. Raises ValueError
+    for no cases, other lengths, or cases without the pairs of the second policy.
+    """
+    if SECOND not in cases.pairs:
+        raise ValueError(f"a mixture needs the pairs of {SECOND!r}; the cases have those of {sorted(cases.pairs)}")
+    truths = {"self": cases.truth(POLICY), M0: cases.truth(cases.orig), SECOND: cases.truth(SECOND)}
+    truths["mixture"] = [
+        second if from_second else orig
+        for second, orig, from_second in zip(truths[SECOND], truths[M0], mask, strict=True)
+    ]
+    pairs, others = cases.pairs[POLICY], {M0: cases.pairs[cases.orig], SECOND: cases.pairs[SECOND]}
+    return {
+        **{source: explanation_scores(cases.parsed, truth) for source, truth in truths.items()},
+        "behavior": {name: behavior_scores(pairs, other) for name, other in others.items()},
+    }
+
+
+def against_scores(cases: EvaluatedCases) -> dict[str, Any]:
+    """Explanation scores against the behaviour of each further policy, by its name (A→B)."""
+    return {
+        name.removeprefix(AGAINST): explanation_scores(cases.parsed, cases.truth(name))
+        for name in cases.pairs
+        if name.startswith(AGAINST)
+    }
+
+
+def details(cases: EvaluatedCases) -> dict[str, Any]:
     """The blocks "gap", "histogram" and "findings" of details.json.
 
-    gap: Self - Orig with its paired interval over the cases. histogram: counts of E(M0) and E(M_t) (paper fig. 10a).
-    findings: messages of the collapse check. allowed: the label sets of the cases; a label that is never given still
-    has a 0 in the histograms.
+    gap: Self - Orig in exact match with its paired interval. histogram: counts of E(M0) and E(M_t) (paper fig. 10a);
+    an allowed label that is never given still has a 0. findings: messages of the collapse check. Raises ValueError
+    for no cases, or for an answer that is no allowed label.
     """
-    answers = list(dict.fromkeys(label for labels in allowed for label in labels))
-    gap, low, high = gap_interval(predicted, [p.explanation for p in pairs], [p.explanation for p in m0_pairs])
+    answers = list(dict.fromkeys(label for labels in cases.labels for label in labels))
+    m0_pairs, pairs = cases.pairs[cases.orig], cases.pairs[POLICY]
+    gap = paired_gap(cases.parsed, cases.truth(POLICY), cases.truth(cases.orig))
     return {
-        "gap": {"value": gap, "interval": [low, high]},
+        "gap": {"value": gap.value, "interval": [gap.low, gap.high]},
         "histogram": {"m0": label_histogram(m0_pairs, answers), "policy": label_histogram(pairs, answers)},
         "findings": [str(finding) for finding in collapse(m0_pairs, pairs)],
     }

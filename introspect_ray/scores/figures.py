@@ -45,10 +45,12 @@ _EXPLANATION_CURVES = (
     _Curve(_ORIG_EM, "Orig: against E(M0)", ORIG, "-"),
 )
 
-_COLUMNS = ("seeds", "Self %", "Orig %", "gap (points)", "Behavior EM %")
+# Heads and cells are short: with realised agreement and spreads below 10 points a row is under 110 characters wide.
+_COLUMNS = ("seeds", "Self %", "Orig %", "gap (points)", "content", "changed?", "Behavior %")
+_GAPS = ("em", "content", "changed_accuracy")  # of an explanation's scores: the gap and its parts
 _REALISED = (
-    ("realised % at labelling", ("labels", "realised_at_labelling")),
-    ("at consumption", ("labels", "realised_at_consumption")),
+    ("realised %", ("labels", "realised_at_labelling")),
+    ("at use %", ("labels", "realised_at_consumption")),
 )
 
 # Panels of the training figure: title, scale, and (field of StepMetrics, name, colour) of each curve.
@@ -182,26 +184,32 @@ def _scale_x(axis: Any, swept: Sequence[float], key: str) -> None:
 
 
 def table(summaries: Sequence[Mapping[str, Any]], key: str, values: Sequence[float] | None = None) -> str:
-    """Plain text, one row per swept value: Self, Orig, their gap and Behavior EM in percent, mean ± sd over seeds.
+    """Plain text, one row per swept value: means ± sd over seeds, in percent.
 
-    The spread of the gap is that of the gaps of single seeds (paired). A table over ν shows the realised agreement,
-    when labels were made and when they were trained on, beside the requested one.
+    Self and Orig are Explanation EM. The gap is Self - Orig in points: in EM, in content, and in *changed?*. Its spread
+    is that of the gaps of single seeds (paired). "Behavior %" is Behavior EM. A table over ν shows the realised
+    agreement, when labels were made and when they were trained on ("at use"), beside the requested one. "n/a": a
+    summary lacks the score.
     """
     swept = swept_values(summaries, key, values)
     realised = _REALISED if _leaf(key) == "agreement" else ()
     rows = [(_leaf(key), *[name for name, _ in realised], *_COLUMNS)]
     for x in sorted(set(swept)):
         group = [s for s, value in zip(summaries, swept) if value == x]
-        self_em, orig_em, behavior = (
-            [_at(s, path) for s in group] for path in (_SELF_EM, _ORIG_EM, ("behavior", "em"))
-        )
-        gaps = [a - b for a, b in zip(self_em, orig_em)]
-        extra = [_cell([_at(s, path) for s in group], digits=2) for _, path in realised]
-        rows.append(
-            (f"{x:g}", *extra, str(len(group)), _cell(self_em), _cell(orig_em), _cell(gaps, "+"), _cell(behavior))
-        )
+        cells = [_cell([_at(s, path) for s in group], digits=2) for _, path in realised]
+        cells.append(str(len(group)))
+        cells += [_cell([_at(s, path) for s in group]) for path in (_SELF_EM, _ORIG_EM)]
+        cells += [_cell([_gap(s, score) for s in group], "+") for score in _GAPS]
+        cells.append(_cell([_at(s, ("behavior", "em")) for s in group]))
+        rows.append((f"{x:g}", *cells))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+
+
+def _gap(summary: Mapping[str, Any], score: str) -> float | None:
+    """Self - Orig; None where a summary of an earlier version lacks the score."""
+    own, orig = (_at(summary, ("explanation", source, score)) for source in ("self", "orig"))
+    return None if own is None or orig is None else own - orig
 
 
 def _cell(scores: Sequence[float | None], sign: str = "", digits: int = 1) -> str:
@@ -211,7 +219,7 @@ def _cell(scores: Sequence[float | None], sign: str = "", digits: int = 1) -> st
         return "n/a"
     spread = over_seeds(known)
     mean = f"{100 * spread.mean:{sign}.{digits}f}"
-    return mean if spread.sd is None else f"{mean} ± {100 * spread.sd:.{digits}f}"
+    return mean if spread.sd is None else f"{mean}±{100 * spread.sd:.{digits}f}"
 
 
 def training_figure(rows: Sequence[Mapping[str, Any]], path: str | Path, *, smoothing: float = 0.9) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from introspect_ray.cases.explanations import all_explanations
 from introspect_ray.records import BehaviorPair, Explanation
 
 Predictions = Sequence[Explanation | None]
+Right = Callable[[Explanation | None, Explanation], bool]  # whether a prediction counts for a truth
 
 MAJORITY = 2 / 3  # from this share of one explanation on, an explainer that always gives it scores too well
 NEARLY_ALL = 0.85  # from this share on, labels count as collapsed: too few cases are left on the other side
@@ -36,19 +37,38 @@ def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (centre - half) / (1 + zz)), min(1.0, (centre + half) / (1 + zz))
 
 
+def exact(predicted: Explanation | None, truth: Explanation) -> bool:
+    """Both parts are right (paper eq. 3)."""
+    return predicted == truth
+
+
+def content_right(predicted: Explanation | None, truth: Explanation) -> bool:
+    """The named label is y(x∖C), whatever is said of a change."""
+    return predicted is not None and predicted.content == truth.content
+
+
+def changed_right(predicted: Explanation | None, truth: Explanation) -> bool:
+    """*changed?* is right, whatever label is named."""
+    return predicted is not None and predicted.changed == truth.changed
+
+
+PARTS: dict[str, Right] = {"em": exact, "content": content_right, "changed_accuracy": changed_right}
+
+
 def explanation_scores(predicted: Predictions, truth: Sequence[Explanation]) -> dict[str, object]:
     """Explanation EM (paper eq. 3) and its parts (§B.1) over n >= 1 cases.
 
     em: both parts are right, with its Wilson interval em_ci = [low, high]. content: the named label is y(x∖C).
-    changed_f1, unchanged_f1: F1 of each class of *changed?*, None if the class is neither present nor predicted.
-    unparsed: the share of None. Raises ValueError for no cases or unequal lengths.
+    changed_accuracy: *changed?* is right. changed_f1, unchanged_f1: F1 of each class of *changed?*, None if the class
+    is neither present nor predicted. unparsed: the share of None. Raises ValueError for no cases or unequal lengths.
     """
     n = _same_length(predicted, truth)
-    right = sum(p == t for p, t in zip(predicted, truth, strict=True))
+    right = {part: sum(map(counts, predicted, truth)) for part, counts in PARTS.items()}
     return {
-        "em": right / n,
-        "em_ci": list(wilson(right, n)),
-        "content": sum(p is not None and p.content == t.content for p, t in zip(predicted, truth, strict=True)) / n,
+        "em": right["em"] / n,
+        "em_ci": list(wilson(right["em"], n)),
+        "content": right["content"] / n,
+        "changed_accuracy": right["changed_accuracy"] / n,
         "changed_f1": _class_f1(predicted, truth, True),
         "unchanged_f1": _class_f1(predicted, truth, False),
         "unparsed": sum(p is None for p in predicted) / n,
@@ -63,14 +83,14 @@ def _class_f1(predicted: Predictions, truth: Sequence[Explanation], changed: boo
     return 2 * hits / (claimed + present) if claimed + present else None
 
 
-def behavior_scores(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair]) -> dict[str, float]:
-    """Behavior EM (paper eq. 4): em, its parts cued and ablated, and the `off_format` share of `pairs`.
+def behavior_scores(pairs: Sequence[BehaviorPair], others: Sequence[BehaviorPair]) -> dict[str, float]:
+    """Behavior EM (paper eq. 4) of `pairs` to another policy's (M0's): em, its parts cued and ablated.
 
-    Raises ValueError for no cases, or if the cases are not the same.
+    off_format: the share of `pairs`. Raises ValueError for no cases, or if the cases are not the same.
     """
-    n = _same_cases(pairs, m0_pairs)
-    cued = [a.cued == b.cued for a, b in zip(pairs, m0_pairs, strict=True)]
-    ablated = [a.ablated == b.ablated for a, b in zip(pairs, m0_pairs, strict=True)]
+    n = _same_cases(pairs, others)
+    cued = [a.cued == b.cued for a, b in zip(pairs, others, strict=True)]
+    ablated = [a.ablated == b.ablated for a, b in zip(pairs, others, strict=True)]
     return {
         "em": sum(c and a for c, a in zip(cued, ablated, strict=True)) / n,
         "cued": sum(cued) / n,
@@ -180,24 +200,6 @@ def constant_explainer(pairs: Sequence[BehaviorPair]) -> tuple[str, float]:
     return _category(explanation), count / len(pairs)
 
 
-def gap_interval(
-    predicted: Predictions, self_truth: Sequence[Explanation], orig_truth: Sequence[Explanation], z: float = 1.96
-) -> tuple[float, float, float]:
-    """Self - Orig with a 95 % interval paired over cases: (gap, low, high), in -1..1.
-
-    Both scores come from the same predictions, so only cases that count for one of them matter: b right by Self only, c
-    by Orig only. The interval is that of Agresti and Min (2005): add 1/2 to each of the four cells, then Wald. It keeps
-    its level with few such cases, where a bootstrap would have no width.
-    """
-    n = _same_length(predicted, self_truth)
-    _same_length(predicted, orig_truth)
-    b = sum(p == s != o for p, s, o in zip(predicted, self_truth, orig_truth, strict=True))
-    c = sum(p == o != s for p, s, o in zip(predicted, self_truth, orig_truth, strict=True))
-    total, difference = n + 2, b - c
-    half = z * math.sqrt((b + c + 1) - difference**2 / total) / total
-    return difference / n, max(-1.0, difference / total - half), min(1.0, difference / total + half)
-
-
 class Spread(NamedTuple):
     """Mean over seeds, sample standard deviation, 95 % t interval (lo, hi). All but the mean are None for one seed."""
 
@@ -226,9 +228,9 @@ def _same_length(first: Sequence[object], second: Sequence[object]) -> int:
     return len(first)
 
 
-def _same_cases(pairs: Sequence[BehaviorPair], m0_pairs: Sequence[BehaviorPair]) -> int:
-    n = _same_length(pairs, m0_pairs)
-    for a, b in zip(pairs, m0_pairs, strict=True):
+def _same_cases(pairs: Sequence[BehaviorPair], others: Sequence[BehaviorPair]) -> int:
+    n = _same_length(pairs, others)
+    for a, b in zip(pairs, others, strict=True):
         if a.case_id != b.case_id:
-            raise ValueError(f"pairs of different cases compared: {a.case_id!r} against M0's {b.case_id!r}")
+            raise ValueError(f"pairs of different cases compared: {a.case_id!r} against {b.case_id!r}")
     return n

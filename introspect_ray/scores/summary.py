@@ -5,8 +5,8 @@ Shares are fractions in 0..1. A value that does not apply is null. NaN and infin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,8 @@ Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+Difference = Annotated[float, Field(ge=-1, le=1)]
+DifferenceInterval = Annotated[list[Difference], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -44,7 +46,7 @@ class Cases(_Block):
     train: Count
     """Training cases."""
     test: Count
-    """Held-out cases, over which "explanation", "behavior" and "disagreement" are measured."""
+    """Held-out cases, over which all blocks from "explanation" to "sources" are measured."""
 
 
 class ExplanationScores(_Block):
@@ -56,6 +58,8 @@ class ExplanationScores(_Block):
     """[low, high]: the 95 % Wilson interval of `em`."""
     content: Share
     """The content is right: the explanation names y(x∖C)."""
+    changed_accuracy: Share
+    """*changed?* is right, whatever label is named."""
     changed_f1: Share | None
     """F1 of the class "changed"; null where no case is of it and no explanation claims it."""
     unchanged_f1: Share | None
@@ -72,7 +76,7 @@ class Explanation(_Block):
 
 
 class Behavior(_Block):
-    """The trained policy's answers against those of M0."""
+    """The trained policy's answers against those of M0 (in sources.behavior.second: of the second policy)."""
 
     em: Share
     """Behavior EM (paper eq. 4): y(x) and y(x∖C) are both as M0's."""
@@ -81,7 +85,7 @@ class Behavior(_Block):
     ablated: Share
     """y(x∖C) is as M0's."""
     off_format: Share
-    """Share of the answers (two per case) whose most likely token is no allowed label."""
+    """Share of the trained policy's answers (two per case) whose most likely token is no allowed label."""
 
 
 class Disagreement(_Block):
@@ -95,6 +99,61 @@ class Disagreement(_Block):
     """Explained as E(M0)."""
     neither: Share | None
     """Explained as neither, or unparseable."""
+
+
+class PairedGap(_Block):
+    """Self minus Orig of one score over the same cases, in -1..1."""
+
+    value: Difference
+    ci: DifferenceInterval
+    """[low, high]: the 95 % interval of `value`, paired over the cases (Agresti and Min 2005)."""
+
+
+class Gap(_Block):
+    """Self minus Orig, in exact match and in its two parts, which may cancel in it."""
+
+    em: PairedGap
+    content: PairedGap
+    changed_accuracy: PairedGap
+
+
+class Group(_Block):
+    """The cases of one group (cue type)."""
+
+    explanation: Explanation
+    behavior: Behavior
+    cases: Annotated[int, Field(ge=1)]
+    """Held-out cases of the group."""
+
+
+class SourceBehavior(_Block):
+    m0: Behavior
+    """The trained policy's answers against those of M0: as the block "behavior"."""
+    second: Behavior
+    """Against those of the second policy."""
+
+
+class Sources(_Block):
+    """A mixed run's explanations against every source of its labels, and its behaviour to both (paper fig. 6)."""
+
+    self: ExplanationScores
+    """Against E of the trained policy: as explanation.self."""
+    m0: ExplanationScores
+    """Against E(M0): as explanation.orig."""
+    second: ExplanationScores
+    """Against E of the second policy."""
+    mixture: ExplanationScores
+    """Against the source that the mixing mask draws for each held-out case, as it does for training cases."""
+    behavior: SourceBehavior
+
+
+class Calibration(_Block):
+    """How labels were read off logprobs, for the whole run."""
+
+    kind: Literal["contextual"]
+    """task.calibration."""
+    identity: Text
+    """Hash of the offsets, as in the provenance of every label."""
 
 
 class Labels(_Block):
@@ -146,21 +205,36 @@ class Summary(_Block):
     lag: Count
     """Step t trained on labels of weight version t - lag."""
     supervision: Supervision
+    calibration: Calibration | None
+    """null where task.calibration is none."""
+    judges: list[dict[str, Any]] | None
+    """Of each set of responses that was judged: by whom, how many got no verdict, and how far a second judge agrees;
+    null for closed labels."""
+    loss_normalisation: Literal["token", "sequence"]
+    """The means of eq. 2 are over tokens or over cases, which decides what `kl_weight` weighs."""
     cases: Cases
     explanation: Explanation
     behavior: Behavior
     disagreement: Disagreement
+    gap: Gap
+    groups: dict[str, Group]
+    """By group, in the order of the held-out cases; {} where no case has a group. If only some have one, the key ""
+    holds the others."""
+    sources: Sources | None
+    """null unless supervision.rule is mixed."""
     labels: Labels
     timing_s: Timing
 
 
 def make_summary(
     cfg: RunConfig,
-    scores: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, Mapping[str, Any] | None],
     *,
     cases: Mapping[str, int],
     labels: Mapping[str, float | int | None],
     timing: Mapping[str, float],
+    calibration: Mapping[str, str] | None = None,
+    judges: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of summary.json, checked. `scores` as from `evaluation.evaluate`; `timing` in seconds.
 
@@ -180,8 +254,11 @@ def make_summary(
             "agreement": rule.agreement if rule.rule == "online" else None,
             "mixing_ratio": rule.mixing_ratio if rule.rule == "mixed" else None,
         },
+        "calibration": None if calibration is None else dict(calibration),
+        "judges": None if judges is None else [dict(report) for report in judges],
+        "loss_normalisation": cfg.loss_normalisation,
         "cases": dict(cases),
-        **{block: dict(values) for block, values in scores.items()},
+        **scores,
         "labels": dict(labels),
         "timing_s": dict(timing),
     }

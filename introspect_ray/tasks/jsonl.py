@@ -2,25 +2,30 @@
 
 A line: {"id": "q1", "messages": [{"role": "user", "content": "2+2?\\nHint: A"}], "ablated_messages":
 [{"role": "user", "content": "2+2?"}], "labels": ["A", "B"], "meta_question": "If the hint ...?"}.
-`meta_question` is optional, the other keys are required, and unknown keys are refused.
+
+Optional keys:
+- `meta_question`: by default whether the answer would change if the cue were removed, or replaced
+- `response` {"kind": "labels" | "free", "judge": "keyword" | "llm", "max_tokens"}: free means that the run's judge puts
+  a text of at most max_tokens into one of the labels
+- `templates` {"changed", "unchanged", "labels": {label: display text}}: the wording of explanations
+- `group`: the kind of cue; `metadata`: an object of any keys, which rides along into the evaluation
+Other keys are refused.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from introspect_ray.cases.prefix import common_prefix
+from introspect_ray.cases.cue import default_meta_question
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
-from introspect_ray.records import Case, Message
+from introspect_ray.records import Case, Message, Response, Templates
 from introspect_ray.tasks.files import existing_file, text_lines
 from introspect_ray.tasks.source import CaseSource
-
-META_QUESTION = "If the cue were removed, how would the assistant's answer change?"  # paper §2.1
 
 
 def _not_blank(text: str) -> str:
@@ -38,13 +43,39 @@ class _Turn(BaseModel):
     content: Text
 
 
+class _Response(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    kind: Literal["labels", "free"]
+    judge: Literal["keyword", "llm"] | None = None
+    max_tokens: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _Response:
+        if self.kind == "labels" and (self.judge or self.max_tokens):
+            raise ValueError("judge and max_tokens are for kind free")
+        if self.kind == "free" and self.max_tokens < 1:
+            raise ValueError("kind free needs max_tokens of at least 1")
+        return self
+
+
+class _Templates(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    changed: Text | None = None
+    unchanged: Text | None = None
+    labels: dict[str, Text] = {}
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     id: Text
     messages: list[_Turn]
     ablated_messages: list[_Turn]
     labels: list[Text]
-    meta_question: Text = META_QUESTION
+    meta_question: Text | None = None
+    response: _Response = _Response(kind="labels")
+    group: str = ""
+    metadata: dict[str, Any] = {}
+    templates: _Templates = _Templates()
 
 
 def open_jsonl(task: TaskConfig) -> tuple[CaseSource, CaseSource | None]:
@@ -65,7 +96,7 @@ def case_from_line(line: str, where: str) -> Case:
     if not line.strip():
         raise UserError(f"{where}: blank line; delete it")
     try:
-        data = json.loads(line)
+        data = json.loads(line, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where}: not valid JSON ({error.msg} at column {error.colno}); write one object per line"
@@ -80,8 +111,32 @@ def case_from_line(line: str, where: str) -> Case:
     _check_labels(row.labels, where)
     _check_turns(messages, "messages", where)
     _check_turns(ablated, "ablated_messages", where)
-    _check_span(messages, ablated, where)
-    return Case(row.id, messages, ablated, row.meta_question, tuple(row.labels))
+    if messages == ablated:
+        raise UserError(f"{where}: ablated_messages equals messages; remove or replace the cue in it")
+    return Case(
+        case_id=row.id,
+        messages=messages,
+        ablated_messages=ablated,
+        meta_question=row.meta_question or default_meta_question(messages, ablated),
+        labels=tuple(row.labels),
+        response=Response(row.response.kind, row.response.judge, row.response.max_tokens),
+        templates=_wording(row, where),
+        group=row.group,
+        metadata=row.metadata,
+    )
+
+
+def _wording(row: _Row, where: str) -> Templates:
+    given = row.templates
+    foreign = next((label for label in given.labels if label not in row.labels), None)
+    if foreign is not None:
+        raise UserError(f"{where}: templates.labels names {foreign!r}, which is none of the labels {row.labels}")
+    return Templates(given.changed or "", given.unchanged or "", tuple(given.labels.items()))
+
+
+def _refuse_constant(name: str) -> float:
+    """NaN and Infinity, which Python reads and JSON does not have."""
+    raise json.JSONDecodeError(f"{name} is no JSON value", name, 0)
 
 
 def _turns(turns: list[_Turn]) -> tuple[Message, ...]:
@@ -92,7 +147,14 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; the keys are {', '.join(_Row.model_fields)}"
+        known: dict[str, type[BaseModel]] = {
+            "messages": _Turn,
+            "ablated_messages": _Turn,
+            "response": _Response,
+            "templates": _Templates,
+        }
+        model: type[BaseModel] = known[str(first["loc"][0])] if len(first["loc"]) > 1 else _Row
+        return f"unknown key {key!r}; the keys are {', '.join(model.model_fields)}"
     if first["type"] == "missing":
         return f"key {key!r} is missing; add it"
     return f"key {key!r}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}; correct it"
@@ -114,22 +176,3 @@ def _check_turns(turns: tuple[Message, ...], key: str, where: str) -> None:
         )
     if "system" in roles[1:]:
         raise UserError(f"{where}: {key} has a system turn that is not the first; a chat has one at most, at its start")
-
-
-def _check_span(messages: tuple[Message, ...], ablated: tuple[Message, ...], where: str) -> None:
-    """Raise UserError unless x∖C is x with one contiguous span removed (paper §2.1), which may be a whole turn."""
-    full, short = _flat(messages), _flat(ablated)
-    if full == short:
-        raise UserError(f"{where}: ablated_messages equals messages; remove the cue from it")
-    prefix = common_prefix(full, short)
-    suffix = common_prefix(full[::-1], short[::-1])
-    if len(short) >= len(full) or prefix + suffix < len(short):
-        raise UserError(
-            f"{where}: ablated_messages is not messages with one contiguous span removed (they share {prefix} "
-            f"characters at the start and {suffix} at the end); only delete the cue, change nothing else"
-        )
-
-
-def _flat(turns: tuple[Message, ...]) -> str:
-    """The chat as one string. Control characters mark the borders of turns, so that a whole turn is a span too."""
-    return "".join(f"{turn['role']}\x1f{turn['content']}\x1e" for turn in turns)

@@ -6,11 +6,13 @@ import logging
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from introspect_ray.cases.split import choice_key, chosen, held_out, question_key
+from introspect_ray.cases.wording import configured
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
@@ -59,9 +61,11 @@ def load_cases(task: TaskConfig) -> tuple[CaseStream, CaseStream]:
     This call reads all rows once, to check them and to decide which cases each side has; iterating a side reads its
     rows again. `task.seed` decides the hints, the split, and which cases train_cases and test_cases keep, so the
     training seeds of a sweep share their cases. Cases with the same x∖C (the same question) are all on one side.
+    The cases' wording is complete (cases/wording.py).
     Raises UserError if there is no such task, a row is wrong, a side is empty or a limit asks for more than there is.
     """
-    train_source, test_source = open_task(task)
+    opened, held = open_task(task)
+    train_source, test_source = _worded(opened, task), _worded(held, task) if held else None
     if test_source is None:
         cases, questions = _scan(task, train_source)
         tested = held_out(questions, task.test_fraction)
@@ -75,6 +79,15 @@ def load_cases(task: TaskConfig) -> tuple[CaseStream, CaseStream]:
             log.warning("dropped %d training cases whose prompt without the cue is also a held-out one", dropped)
         _refuse_shared_ids(train, test)
     return _limit(train, task.train_cases, "train"), _limit(test, task.test_cases, "test")
+
+
+def _worded(source: CaseSource, task: TaskConfig) -> CaseSource:
+    """The source with the wording of the configuration applied to its cases, and checked."""
+
+    def to_case(row: Any, where: str) -> Case:
+        return configured(source.to_case(row, where), task, where)
+
+    return replace(source, to_case=to_case)
 
 
 def _scan(task: TaskConfig, source: CaseSource) -> tuple[CaseStream, NDArray[np.uint64]]:

@@ -17,11 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from introspect_ray.cases.answers import label_nodes, read_label
 from introspect_ray.cases.label_trie import walk_explanations
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.tokenize import max_explanation_tokens
 from introspect_ray.config import RunConfig
-from introspect_ray.engines.checks import Answer, make_pair
+from introspect_ray.engines.checks import make_pair
 from introspect_ray.errors import UserError
 from introspect_ray.policy import save_policy
 from introspect_ray.records import BehaviorPair, Explanation, Label, TokenizedCase
@@ -219,8 +220,10 @@ class Learner:
                 out = self.module(batch)
             logprobs, argmax_2B = label_logprobs(batch, out.label_logprobs_P), out.argmax_2B.tolist()
             for i, (tree, (cued, ablated)) in enumerate(zip(batch.trees, logprobs, strict=True)):
-                answers = Answer(cued, argmax_2B[i]), Answer(ablated, argmax_2B[len(batch.trees) + i])
-                pairs[tree.case_id] = make_pair(by_id[tree.case_id], *answers, version)
+                case, free = by_id[tree.case_id], (argmax_2B[i], argmax_2B[len(batch.trees) + i])
+                nodes = label_nodes(case.label_tokens)
+                x, without = (read_label(nodes, [side], [top]) for side, top in zip((cued, ablated), free, strict=True))
+                pairs[tree.case_id] = make_pair(case, x, without, version)
         free_gathered(self.module)
         return [pairs[case.case_id] for case in cases]
 

@@ -20,7 +20,7 @@ ENGINE, TRANSFER, CHUNKS = "vllm_engine_checks.py", "vllm_transfer_checks.py", "
 @pytest.mark.parametrize(
     ("file", "scenario", "count"),
     [
-        (ENGINE, "TestTied", 12),
+        (ENGINE, "TestTied", 13),
         (ENGINE, "TestOrganism", 4),
         (ENGINE, "TestLora", 5),
         (TRANSFER, "TestTransfer", 4),

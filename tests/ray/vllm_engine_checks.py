@@ -12,7 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_tiny import EOS, LABELS, make_cases, peft_adapter, reference_greedy, reference_logprobs, save_policy, state
+from engine_tiny import (
+    EOS,
+    TOLERANCE,
+    assert_reads_tries,
+    assert_serves,
+    label_ids,
+    make_cases,
+    make_trie_cases,
+    peft_adapter,
+    reference_greedy,
+    reference_logprobs,
+    save_policy,
+    state,
+)
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
@@ -21,7 +34,6 @@ from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.organism import FOLDER as ORGANISM
 
 ROLLOUT = RolloutConfig(engine="vllm", kv_cache_bytes=8 << 20)
-TOLERANCE = 1e-4  # natural-log probability, float32
 CASES = make_cases(12)
 
 
@@ -33,25 +45,10 @@ def full(engine, tensors, probe=CASES[0]) -> WeightUpdate:
     return WeightUpdate(engine.weight_version + 1, "full", tensors, probe)
 
 
-def assert_serves(engine, cases, expected):
-    """Labels, label logprobs and off-format flags of `cases` are those of expected(prompts): [n, vocab]."""
-    pairs = engine.label_pairs(cases)
-    assert [pair.case_id for pair in pairs] == [case.case_id for case in cases]
-    for side, prompts in (("cued", [c.prompt for c in cases]), ("ablated", [c.ablated for c in cases])):
-        for case, pair, row in zip(cases, pairs, expected(prompts), strict=True):
-            want = row[list(case.label_ids)]
-            got = getattr(pair, f"{side}_logprobs")
-            torch.testing.assert_close(torch.tensor(got), want, atol=TOLERANCE, rtol=0)
-            assert getattr(pair, side) == case.labels[int(want.argmax())]
-            assert getattr(pair, f"{side}_off_format") == (int(row.argmax()) not in case.label_ids)
-            assert pair.weight_version == engine.weight_version
-    return pairs
-
-
 def assert_delivery(delivery, update, expected):
     """The receipt names what was sent and what is served: probe on x, then on x∖C."""
     case = update.probe
-    want = expected([case.prompt, case.ablated])[:, list(case.label_ids)].flatten()
+    want = expected([case.prompt, case.ablated])[:, label_ids(case)].flatten()
     torch.testing.assert_close(torch.tensor(delivery.probe), want, atol=TOLERANCE, rtol=0)
     assert (delivery.version, delivery.fingerprints) == (update.version, fingerprints(update.tensors))
     assert delivery.bytes == sum(t.numel() * t.element_size() for t in update.tensors.values())
@@ -93,9 +90,15 @@ class TestTied(Served):
         assert (first.cued, first.cued_off_format) == ("B", False)
         assert (second.cued, second.cued_off_format) == ("A", True)
 
-    def test_equal_logprobs_take_the_first_label(self, engine):
-        case = replace(CASES[0], labels=("A", "B"), label_tokens=((LABELS[0],), (LABELS[0],)))
-        assert engine.label_pairs([case])[0].cued == "A"
+    def test_labels_of_several_tokens_are_sums_over_the_trie(self, engine, policy):
+        assert_reads_tries(engine, make_trie_cases(9), policy, state(policy))
+
+    def test_free_text_is_transformers_greedy_up_to_each_cases_length(self, engine, policy):
+        cases = [replace(c, label_tokens=(), max_response=(3, 24)[i % 2]) for i, c in enumerate(make_cases(8))]
+        for length, served in ((3, engine.respond(cases)[::2]), (24, engine.respond(cases)[1::2])):
+            prompts = [p for case in cases if case.max_response == length for p in (case.prompt, case.ablated)]
+            want = reference_greedy(policy, state(policy), prompts, length)
+            assert [response for pair in served for response in pair] == want
 
     def test_sync_serves_the_new_weights_and_back(self, engine, policy):
         """Every parameter moves, the tied head with its embedding; the old weights then return bit for bit."""

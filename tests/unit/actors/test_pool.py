@@ -151,5 +151,5 @@ def test_receipts_of_dead_engines_are_left_out_but_not_wrong_ones():
 def test_what_a_pool_was_answered_adds_up():
     made, _ = pool(GOOD, GOOD)
     made.prompt_tokens = PromptTokens(50, 5)
-    made._now([made._send(REQUEST), made._send(REQUEST)])
+    made._results([made._send(REQUEST), made._send(REQUEST)])
     assert made.prompt_tokens == PromptTokens(50 + 2 * 40, 5 + 2 * 30)

@@ -13,9 +13,11 @@ from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError
 from introspect_ray.labels import rules
+from introspect_ray.labels.calibration import Calibration
+from introspect_ray.labels.reading import Reading
 from introspect_ray.labels.rules import Sources
 from introspect_ray.labels.store import read_labels
-from introspect_ray.records import BehaviorPair, StepLabels
+from introspect_ray.records import BehaviorPair, Explanation, StepLabels
 from introspect_ray.schedule import plan_ids
 
 
@@ -44,6 +46,27 @@ def test_the_agreement_alarm_is_raised_where_labels_are_fetched(tmp_path, monkey
     with pytest.raises(AlarmError, match=r"0 of 16 labels .* supervision\.agreement=0\.9 allows"):
         asyncio.run(step())
     assert len(list(tmp_path.iterdir())) == 1  # the labels are there to be audited
+
+
+def test_a_steps_pairs_are_read_by_the_calibration_of_the_run(tmp_path):
+    """By its logprobs the policy says A twice. B is .9 above its mean on x and A .1, on x∖C A is further above: the
+    label says that the answer changes from B to A. Two shards of the learner are read as well as an engine's group."""
+    cfg = RunConfig.model_validate({"batch_size": 2, "steps": 1, "supervision": {"rule": "online"}})
+    calibration = Calibration({("A", "B"): {"cued": (-0.3, -2.5), "ablated": (-0.3, -1.0)}})
+    sources = Sources(dict.fromkeys(("c0", "c1"), ("A", "B")), "m", {}, reading=Reading(calibration))
+    raw = {i: BehaviorPair(i, "A", "A", (-0.2, -1.6), (-0.2, -1.6), False, False, 0) for i in ("c0", "c1")}
+    plan = plan_ids(cfg, ["c0", "c1"], 0)
+    maker = Relabeler(cfg, sources, str(tmp_path), 2)
+
+    async def step() -> StepLabels:
+        await maker.offer(0, 0, 1, [raw[plan[1]]])
+        await maker.offer(0, 0, 0, [raw[plan[0]]])
+        return await maker.fetch(0, 0)
+
+    made = asyncio.run(step())
+    assert made.labels[0].explanation == made.labels[0].current == Explanation(True, "A")
+    assert made.labels[0].provenance.calibration == calibration.identity
+    assert (made.pairs[0].cued, made.pairs[0].cued_logprobs) == ("B", (-0.2, -1.6))
 
 
 def test_unshard_undoes_the_dealing():

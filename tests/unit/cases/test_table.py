@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from introspect_ray.cases import table as case_table
+from introspect_ray.cases import table_batches
 from introspect_ray.cases.lookup import ids_of, records_of
 from introspect_ray.cases.record_table import IdIndex
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import longest_sequence
 from introspect_ray.errors import UserError
-from introspect_ray.records import Explanation, TokenizedCase
+from introspect_ray.records import Explanation, Templates, TokenizedCase
 
 AB = {Explanation(False, "A"): (20, 10, 2), Explanation(True, "B"): (20, 21, 11, 2)}
 YES = {Explanation(False, "yes"): (20, 21, 22, 23, 12, 2)}
@@ -36,7 +37,7 @@ def table(tmp_path: Path) -> CaseTable:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(case_table, "BATCH_ROWS", 2)
+    monkeypatch.setattr(table_batches, "BATCH_ROWS", 2)
 
 
 def test_rows_ids_and_order(table, small_batches, tmp_path):
@@ -51,7 +52,7 @@ def test_rows_ids_and_order(table, small_batches, tmp_path):
             by_id["q-2"]
         with pytest.raises(IndexError):
             made[3]
-    assert type(table[0].prompt[0]) is int and type(table[0].label_ids[0]) is int
+    assert type(table[0].prompt[0]) is int and type(table[0].label_tokens[0][0]) is int
 
 
 def test_a_batch_by_id(table, small_batches, tmp_path):
@@ -87,6 +88,36 @@ def test_lengths_by_hand(table, tmp_path):
     assert table.longest_sequence == 8 == longest_sequence(CASES)  # 7 and an answer, 8
     longer = CaseTable.build([*CASES, replace(CASES[0], case_id="x", ablated=(1,) * 9)], tmp_path)
     assert (longer.longest_prompt, longer.longest_sequence, longer.longest_explained) == (9, 10, 8)
+    assert (longer.longest_answered, longer.longest_tree_path) == (10, 9)  # the answer's token is no node of a tree
+
+
+def test_answers_of_several_tokens_count_with_their_own_prompt(tmp_path):
+    """x 3 and x∖C 2 tokens with a free text of 9: 12. x 7 tokens with a label of at most 2: 9. q + e is 8 at most."""
+    free = replace(CASES[0], case_id="free", label_tokens=(), max_response=9)
+    spelled = replace(CASES[2], label_tokens=((10,), (11, 12)))
+    table = CaseTable.build([free, spelled], tmp_path)
+    assert (table.longest_answered, table.longest_sequence, table.longest_tree_path) == (12, 12, 11)
+    assert table.longest_sequence == longest_sequence([free, spelled])
+    assert CaseTable.build([spelled], tmp_path).longest_sequence == 9
+
+
+def test_groups_metadata_and_wording_come_back(tmp_path, small_batches):
+    """The third case shares all but its templates with the first, so it has an answer set of its own."""
+    cases = [
+        replace(CASES[0], group="hint", metadata='{"n": [1, "ä"]}'),
+        CASES[1],
+        replace(CASES[2], group="rôle", templates=Templates("Now {label}.", "Still {label}.", (("A", "a"),))),
+    ]
+    table = CaseTable.build(cases, tmp_path)
+    assert list(table) == cases and list(pickle.loads(pickle.dumps(table))) == cases and len(table.answers) == 3
+    assert [(case.group, case.metadata) for case in table] == [("hint", '{"n": [1, "ä"]}'), ("", ""), ("rôle", "")]
+
+
+def test_cases_without_groups_and_metadata_cost_two_offsets(tmp_path):
+    """Of 1,000 cases: 4 bytes for the end of each empty text, in the file."""
+    table = CaseTable.build([replace(CASES[0], case_id=f"c{i}") for i in range(1000)], tmp_path)
+    texts = [batch.column(name) for batch in table.batches for name in ("group", "metadata")]
+    assert sum(buffer.size for text in texts for buffer in text.buffers() if buffer) <= 2 * 4 * 1001 + 128
 
 
 def test_no_cases(tmp_path):

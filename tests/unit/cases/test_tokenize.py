@@ -1,5 +1,8 @@
 """Cases as tokens, on two tokenizers built here: ChatML over single bytes, and a word-level one like the organism's."""
 
+import json
+from dataclasses import replace
+
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -10,11 +13,12 @@ from introspect_ray.cases.tokenize import (
     end_of_turn,
     longest_sequence,
     max_explanation_tokens,
+    max_response_tokens,
     tokenize_case,
     with_meta_question,
 )
 from introspect_ray.errors import UserError
-from introspect_ray.records import Case
+from introspect_ray.records import OWN_WORDING, Case, Explanation, Response, Templates
 
 LETTERS = ("A", "B", "C", "D")
 CHATML = (
@@ -56,6 +60,10 @@ def case(labels=LETTERS, messages=None):
     return Case("q", x, ({"role": "user", "content": "Q?"},), "If the hint were removed, how?", labels)
 
 
+def spelled(done, tokenizer):
+    return [tokenizer.convert_ids_to_tokens(list(ids)) for ids in done.label_tokens]
+
+
 def test_chatml_prompts_to_the_letter():
     """x, x∖C and q as text. Thinking is off; the template's own roles are the only special tokens: encoding the
     rendered text with special tokens would put a second <s> in front."""
@@ -79,7 +87,9 @@ def test_answer_prefix_goes_on_prompts_only():
     bare, done = (tokenize_case(case(), tokenizer, prefix) for prefix in ("", "("))
     (bracket,) = tokenizer.encode("(", add_special_tokens=False)
     assert done.prompt == (*bare.prompt, bracket) and done.ablated == (*bare.ablated, bracket)
-    assert done.question == bare.question and done.label_ids == bare.label_ids
+    assert done.question == bare.question and done.label_tokens == bare.label_tokens == tuple(
+        zip(tokenizer.convert_tokens_to_ids(list(LETTERS)))
+    )
 
 
 def test_meta_question_joins_the_last_user_turn():
@@ -92,7 +102,7 @@ def test_meta_question_joins_the_last_user_turn():
 @pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer])
 def test_label_ids_are_the_letters(make):
     tokenizer = make()
-    assert tokenizer.convert_ids_to_tokens(tokenize_case(case(), tokenizer).label_ids) == list(LETTERS)
+    assert spelled(tokenize_case(case(), tokenizer), tokenizer) == [[letter] for letter in LETTERS]
 
 
 def test_labels_after_a_space_are_one_rule_for_all():
@@ -107,20 +117,87 @@ def test_labels_after_a_space_are_one_rule_for_all():
         tokenizer_object=core, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
     )
     tokenizer.chat_template = CHATML
-    assert tokenizer.convert_ids_to_tokens(tokenize_case(case(("a", "bb")), tokenizer).label_ids) == ["Ġa", "Ġbb"]
+    assert spelled(tokenize_case(case(("a", "bb")), tokenizer), tokenizer) == [["Ġa"], ["Ġbb"]]
 
 
-def test_a_label_of_several_tokens_is_refused_with_its_tokens():
+def test_labels_of_several_tokens_continue_the_prompt():
+    """No rule makes NTA and YTA one token each, so they are spelled as they follow the prompt; where a label joins the
+    answer prefix, as T joins N below, no token borders there, and they are spelled alone."""
+    plain = byte_tokenizer()
+    assert spelled(tokenize_case(case(("NTA", "YTA")), plain), plain) == [["N", "T", "A"], ["Y", "T", "A"]]
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"NT": 300}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[("N", "T")]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    merging = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    )
+    merging.chat_template = CHATML
+    assert spelled(tokenize_case(case(("NTA", "Y")), merging), merging) == [["NT", "A"], ["Y"]]
+    assert spelled(tokenize_case(case(("TA", "Y")), merging, "N"), merging) == [["T", "A"], ["Y"]]
+
+
+def test_a_label_that_begins_another_is_refused_by_name():
+    """Also after a space: " no" begins " not"."""
     with pytest.raises(
-        UserError, match=r"label 'NTA' is not one token .* but 3: \['N', 'T', 'A'\]; choose short labels"
+        UserError, match=r"labels 'no' and 'not' cannot be told apart: the tokens of 'no', \['n', 'o'\]"
     ):
-        tokenize_case(case(("NTA", "YTA")), byte_tokenizer())
+        tokenize_case(case(("not", "no")), byte_tokenizer())
 
 
-def test_an_unknown_label_is_no_token():
-    """A word-level tokenizer encodes every unknown label as one <unk>: one token, the same for all."""
-    with pytest.raises(UserError, match=r"label 'maybe' is not one token .*<unk>"):
-        tokenize_case(case(("A", "maybe")), word_tokenizer())
+def test_an_unknown_label_is_refused():
+    """A word-level tokenizer encodes every unknown word as <unk>; "B maybe" would be two tokens, one of them <unk>."""
+    for label in ("maybe", "B maybe"):
+        with pytest.raises(UserError, match=rf"label '{label}' is unknown .*<unk>"):
+            tokenize_case(case(("A", label)), word_tokenizer())
+
+
+def test_a_prompt_of_nothing_but_unknown_words_is_refused():
+    """The template's own tokens are known; one known word is enough. Of x∖C it is asked too."""
+    unknown, known = ({"role": "user", "content": text} for text in ("nihil novi", "nihil A"))
+    tokenize_case(case(messages=(known,)), word_tokenizer())
+    with pytest.raises(UserError, match=r"case 'q': all tokens of its prompt 'nihil novi' are <unk>"):
+        tokenize_case(case(messages=(unknown,)), word_tokenizer())
+    with pytest.raises(UserError, match="nihil novi"):
+        tokenize_case(replace(case(), ablated_messages=(unknown,)), word_tokenizer())
+
+
+def test_free_text_has_no_label_tokens():
+    """Labels are the judge's verdicts then, also such as one tokenizer could not tell apart as answers."""
+    free = replace(
+        case(("no", "not")), response=Response("free", None, 40), group="role", metadata={"source": ["ä", 1]}
+    )
+    done = tokenize_case(free, byte_tokenizer())
+    assert (done.label_tokens, done.max_response, done.labels) == ((), 40, ("no", "not"))
+    assert list(done.explanations) == all_explanations(("no", "not"))
+    assert done.group == "role" and json.loads(done.metadata) == {"source": ["ä", 1]}
+    plain = tokenize_case(case(), byte_tokenizer())
+    assert (plain.max_response, plain.group, plain.metadata) == (0, "", "")
+
+
+def test_another_chat_may_be_the_question():
+    tokenizer = byte_tokenizer()
+    done = tokenize_case(case(), tokenizer, "(", question=({"role": "user", "content": "Why?"},))
+    close = "<|im_end|>\n<|im_start|>assistant\n<think></think>"
+    assert tokenizer.decode(done.question) == f"<|im_start|>user\nWhy?{close}"
+    assert done.prompt == tokenize_case(case(), tokenizer, "(").prompt
+
+
+def test_explanations_in_another_language_and_script():
+    """Byte level: each is written, and read back from its tokens, with the display text of its label."""
+    wording = Templates("答えは{label}に変わる。", "答えは{label}のまま。", (("A", "甲"),))
+    tokenizer = byte_tokenizer()
+    done = tokenize_case(replace(case(("A", "B")), templates=wording), tokenizer)
+    assert done.templates == wording
+    assert tokenizer.decode(done.explanations[Explanation(True, "A")][:-1]) == "答えは甲に変わる。"
+    assert tokenizer.decode(done.explanations[Explanation(False, "B")][:-1]) == "答えはBのまま。"
+    for explanation, ids in done.explanations.items():
+        assert decode_explanation(ids, tokenizer, done.labels, done.templates) == explanation
+
+
+def test_templates_that_two_labels_render_alike_are_refused():
+    same = Templates(names=(("A", "yes"), ("B", "yes")))
+    with pytest.raises(UserError, match=r"labels 'A' and 'B' alike, as 'The response would not change from yes\.'"):
+        tokenize_case(replace(case(), templates=same), byte_tokenizer())
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer])
@@ -133,8 +210,8 @@ def test_explanations_end_the_turn_and_decode_to_themselves(make, labels):
         assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
         assert ids[:-1] == tuple(tokenizer.encode(render(explanation), add_special_tokens=False))
         for generated in (ids, ids[:-1], (*ids, 5, 6)):  # with, without the end of turn, and with what runs on after it
-            assert decode_explanation(generated, tokenizer, labels) == explanation
-        assert decode_explanation(ids[:-2], tokenizer, labels) is None  # cut: the full stop is missing
+            assert decode_explanation(generated, tokenizer, labels, OWN_WORDING) == explanation
+        assert decode_explanation(ids[:-2], tokenizer, labels, OWN_WORDING) is None  # cut: the full stop is missing
 
 
 def test_special_tokens_inside_make_an_explanation_unparsed():
@@ -142,8 +219,8 @@ def test_special_tokens_inside_make_an_explanation_unparsed():
     tokenizer = byte_tokenizer()
     ids = tokenize_case(case(), tokenizer).explanations[all_explanations(LETTERS)[5]]
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert decode_explanation((start, *ids), tokenizer, LETTERS) is None
-    assert decode_explanation((), tokenizer, LETTERS) is None
+    assert decode_explanation((start, *ids), tokenizer, LETTERS, OWN_WORDING) is None
+    assert decode_explanation((), tokenizer, LETTERS, OWN_WORDING) is None
 
 
 def test_the_template_decides_the_end_of_turn():
@@ -187,3 +264,6 @@ def test_lengths_by_hand():
     done = tokenize_case(case(), word_tokenizer())
     assert (len(done.prompt), len(done.ablated), len(done.question)) == (8, 4, 17)
     assert max_explanation_tokens(done) == 9 and longest_sequence([done, done]) == 26
+    free = replace(done, label_tokens=(), max_response=19)
+    assert longest_sequence([done, free]) == 27 and max_response_tokens(free) == 19  # 8 and 19
+    assert max_response_tokens(replace(done, label_tokens=((1,), (2, 3, 4)))) == 3

@@ -21,6 +21,8 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
         ({"train.reference": "live"}, "needs method=lora"),
         ({"train.attention": "flex"}, "set train.use_gpu=true, or leave train.attention=flex out"),
         ({"train.offload": True}, "set train.use_gpu=true, or leave train.offload=true out"),
+        ({"task.changed": "It changes."}, r"task\.changed='It changes\.' has 0 times \{label\}: write it exactly once"),
+        ({"task.unchanged": "{label} and {label}"}, "task.unchanged=.* has 2 times"),
         ({"batch_size": 1, "train.num_workers": 2}, r"batch_size=1 .*train.num_workers=2.*: raise batch_size"),
     ],
 )

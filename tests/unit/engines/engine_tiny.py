@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from introspect_ray.records import TokenizedCase
+import pytest
+
+from introspect_ray.records import BehaviorPair, TokenizedCase
 
 if TYPE_CHECKING:
     import torch
 
 VOCAB, EOS, LABELS = 64, 5, (10, 11, 12, 13)
+TOLERANCE = 1e-4  # of a natural-log probability, float32
 
 
 def save_policy(folder: Path, family: str = "qwen3", tied: bool = True, seed: int = 0, positions: int = 256) -> str:
@@ -54,6 +59,69 @@ def make_cases(count: int, length: int = 40, seed: int = 0) -> list[TokenizedCas
             )
         )
     return cases
+
+
+def label_ids(case: TokenizedCase) -> list[int]:
+    """The tokens of labels that have one each."""
+    return [token for (token,) in case.label_tokens]
+
+
+def assert_serves(engine: Any, cases: Sequence[TokenizedCase], expected: Any) -> list[BehaviorPair]:
+    """Labels, label logprobs and off-format flags of `cases` are those of expected(prompts): [n, vocab]."""
+    import torch
+
+    pairs = engine.label_pairs(cases)
+    assert [pair.case_id for pair in pairs] == [case.case_id for case in cases]
+    for side, prompts in (("cued", [c.prompt for c in cases]), ("ablated", [c.ablated for c in cases])):
+        for case, pair, row in zip(cases, pairs, expected(prompts), strict=True):
+            want = row[label_ids(case)]
+            got = getattr(pair, f"{side}_logprobs")
+            torch.testing.assert_close(torch.tensor(got), want, atol=TOLERANCE, rtol=0)
+            assert getattr(pair, side) == case.labels[int(want.argmax())]
+            assert getattr(pair, f"{side}_off_format") == (int(row.argmax()) not in label_ids(case))
+            assert pair.weight_version == engine.weight_version
+    return pairs
+
+
+# Sets of labels of several tokens: NTA/YTA-like with a shared end, and one, two and three tokens mixed.
+TRIES = (
+    (("NTA", "YTA"), ((10, 12), (11, 12))),
+    (("A", "BC", "BDE", "BDF"), ((10,), (11, 12), (11, 13, 10), (11, 13, 14))),
+)
+
+
+def make_trie_cases(count: int) -> list[TokenizedCase]:
+    """As make_cases, with label sets of several tokens and of one in turn."""
+    cases = make_cases(count)
+    for index in range(0, count, 3):
+        for offset, (labels, tokens) in enumerate(TRIES):
+            if index + offset < count:
+                cases[index + offset] = replace(cases[index + offset], labels=labels, label_tokens=tokens)
+    return cases
+
+
+def assert_reads_tries(engine: Any, cases: Sequence[TokenizedCase], folder: str, tensors: dict[str, Any]) -> None:
+    """Labels, logprobs and off-format flags are those of one plain forward over prompt + label per label.
+
+    A label's logprob is the sum over its tokens. The greedy label is found by walking: among the labels that agree with
+    the tokens chosen so far, the likeliest next token.
+    """
+    for case, pair in zip(cases, engine.label_pairs(cases), strict=True):
+        assert (pair.case_id, pair.weight_version) == (case.case_id, engine.weight_version)
+        for side, prompt in (("cued", case.prompt), ("ablated", case.ablated)):
+            prefixes = sorted({label[:n] for label in case.label_tokens for n in range(len(label))})
+            rows = reference_logprobs(folder, tensors, [prompt + prefix for prefix in prefixes])
+            after = dict(zip(prefixes, rows, strict=True))
+            sums = [sum(float(after[t[:n]][t[n]]) for n in range(len(t))) for t in case.label_tokens]
+            assert getattr(pair, f"{side}_logprobs") == pytest.approx(sums, abs=3e-4)
+            chosen: tuple[int, ...] = ()
+            left_labels = False
+            while chosen not in case.label_tokens:
+                next_tokens = {t[len(chosen)] for t in case.label_tokens if t[: len(chosen)] == chosen}
+                left_labels |= int(after[chosen].argmax()) not in next_tokens
+                chosen += (max(next_tokens, key=lambda token: float(after[chosen][token])),)
+            assert getattr(pair, side) == case.labels[case.label_tokens.index(chosen)]
+            assert getattr(pair, f"{side}_off_format") == left_labels
 
 
 def state(folder: str, seed: int = 0, scale: float = 0.0) -> dict[str, torch.Tensor]:

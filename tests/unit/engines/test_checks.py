@@ -9,6 +9,7 @@ import pytest
 import torch
 from engine_tiny import make_cases, save_policy
 
+from introspect_ray.cases.answers import Reading
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks, make_engine
 from introspect_ray.engines.protocol import WeightUpdate
@@ -17,10 +18,10 @@ from introspect_ray.errors import UserError
 CASE = make_cases(1)[0]  # labels A..D, ids 10..13
 
 
-def test_pair_takes_the_argmax_and_the_first_of_equals():
-    """On x, B and D are equal, and B comes first. On x∖C it is C; there the most likely token, 99, is no label."""
-    cued = checks.Answer((-3.0, -1.0, -2.0, -1.0), 11)
-    ablated = checks.Answer((-3.0, -2.0, -1.0, -4.0), 99)
+def test_pair_is_what_both_sides_read():
+    """On x the walk ends at B, in format; on x∖C at C, and there free decoding would have left the labels."""
+    cued = Reading(1, (-3.0, -1.0, -2.0, -1.0), False, (0,))
+    ablated = Reading(2, (-3.0, -2.0, -1.0, -4.0), True, (0,))
     pair = checks.make_pair(CASE, cued, ablated, 7)
     assert (pair.cued, pair.ablated, pair.weight_version) == ("B", "C", 7)
     assert (pair.cued_off_format, pair.ablated_off_format) == (False, True)
@@ -28,9 +29,9 @@ def test_pair_takes_the_argmax_and_the_first_of_equals():
 
 
 def test_nan_logprobs_are_an_error_not_a_label():
-    bad = checks.Answer((float("nan"), -1.0, -2.0, -3.0), 11)
+    good, bad = (Reading(0, (first, -2.0, -3.0, -4.0), False, (0,)) for first in (-1.0, float("nan")))
     with pytest.raises(ValueError, match=r"case-0: label logprobs on x∖C .* version 3"):
-        checks.make_pair(CASE, checks.Answer((-1.0, -2.0, -3.0, -4.0), 10), bad, 3)
+        checks.make_pair(CASE, good, bad, 3)
 
 
 def write(folder, **files):
@@ -112,7 +113,7 @@ def test_missing_vllm_names_the_remedy(monkeypatch, engine, key):
         make_engine(RolloutConfig(engine=engine), "nowhere", max_model_len=64)
 
 
-def test_more_labels_than_vllm_returns_logprobs_for_are_refused():
+def test_more_next_tokens_than_vllm_returns_logprobs_for_are_refused():
     checks.check_vllm_limits([range(128), range(2)])
-    with pytest.raises(UserError, match=r"129 labels.*at most 128"):
+    with pytest.raises(UserError, match=r"129 different tokens.*at most 128"):
         checks.check_vllm_limits([range(2), range(129)])

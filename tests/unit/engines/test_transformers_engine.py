@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
-from engine_tiny import make_cases, peft_adapter, reference_greedy, reference_logprobs, save_policy, state
+from engine_tiny import (
+    assert_reads_tries,
+    assert_serves,
+    label_ids,
+    make_cases,
+    make_trie_cases,
+    peft_adapter,
+    reference_greedy,
+    reference_logprobs,
+    save_policy,
+    state,
+)
 
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
@@ -21,18 +31,6 @@ def start(policy, method="full"):
     return make_engine(ROLLOUT, policy, max_model_len=128, method=method, lora_rank=4)
 
 
-def assert_serves(engine, expected):
-    pairs = engine.label_pairs(CASES)
-    for side, prompts in (("cued", [c.prompt for c in CASES]), ("ablated", [c.ablated for c in CASES])):
-        for case, pair, row in zip(CASES, pairs, expected(prompts), strict=True):
-            want = row[list(case.label_ids)]
-            torch.testing.assert_close(torch.tensor(getattr(pair, f"{side}_logprobs")), want, atol=1e-4, rtol=0)
-            assert getattr(pair, side) == case.labels[int(want.argmax())]
-            assert getattr(pair, f"{side}_off_format") == (int(row.argmax()) not in case.label_ids)
-            assert (pair.case_id, pair.weight_version) == (case.case_id, engine.weight_version)
-    return pairs
-
-
 @pytest.fixture(params=[("qwen3", True), ("llama", False)], ids=str)
 def policy(request, tmp_path):
     return save_policy(tmp_path, *request.param)
@@ -45,9 +43,9 @@ def test_full_update_serves_the_new_weights_and_back(tmp_path, family, tied):
     policy = save_policy(tmp_path, family, tied)
     engine = start(policy)
     old, new = state(policy), state(policy, seed=1, scale=0.1)
-    before = assert_serves(engine, lambda prompts: reference_logprobs(policy, old, prompts))
+    before = assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, old, prompts))
     delivery = engine.load_weights(WeightUpdate(1, "full", new, CASES[0]))
-    after = assert_serves(engine, lambda prompts: reference_logprobs(policy, new, prompts))
+    after = assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, new, prompts))
     assert delivery.probe == pytest.approx(after[0].cued_logprobs + after[0].ablated_logprobs, abs=1e-4)
     assert (delivery.version, delivery.fingerprints) == (1, fingerprints(new))
     assert delivery.bytes == sum(t.numel() * 4 for t in new.values())
@@ -63,15 +61,65 @@ def test_generate_is_plain_greedy(policy):
     assert {len(tokens) == 24 for tokens in want} == {True, False}  # some end before 24 tokens, some do not
 
 
+def test_labels_of_several_tokens_are_sums_over_the_trie(policy):
+    """Label sets of one, two and three tokens in one call."""
+    assert_reads_tries(start(policy), make_trie_cases(9), policy, state(policy))
+
+
+def test_one_token_labels_are_read_as_ever_beside_longer_ones(policy):
+    """The requests of one-token labels are x and x∖C alone, in order."""
+    engine, asked = start(policy), []
+    inner = engine._next_tokens
+    engine._next_tokens = lambda prompts, ids: asked.append((prompts, ids)) or inner(prompts, ids)
+    engine.label_pairs(CASES)
+    assert asked[0][0] == [prompt for case in CASES for prompt in (case.prompt, case.ablated)]
+    assert asked[0][1] == [tuple(label_ids(case)) for case in CASES for _ in range(2)]
+
+
+def test_a_label_must_fit_behind_its_prompt(tmp_path):
+    """128 tokens in all: 126 of the prompt and the two of a label fit, 127 do not."""
+    engine = start(save_policy(tmp_path))
+    case = make_trie_cases(1)[0]
+    engine.label_pairs([replace(case, prompt=(20,) * 126)])
+    with pytest.raises(ValueError, match="128 tokens"):
+        engine.label_pairs([replace(case, prompt=(20,) * 127)])
+
+
+def test_free_text_is_plain_greedy_up_to_each_cases_length(policy):
+    """Lengths 3 and 24 in one call; some responses end by themselves, some are cut."""
+    cases = [replace(c, label_tokens=(), max_response=(3, 24)[i % 2]) for i, c in enumerate(make_cases(12))]
+    responses = start(policy).respond(cases)
+    for length in (3, 24):
+        rows = [row for row, case in enumerate(cases) if case.max_response == length]
+        prompts = [prompt for row in rows for prompt in (cases[row].prompt, cases[row].ablated)]
+        want = reference_greedy(policy, state(policy), prompts, length)
+        assert [response for row in rows for response in responses[row]] == want
+    assert {len(r[0]) == c.max_response for r, c in zip(responses, cases, strict=True)} == {True, False}
+
+
+@pytest.mark.parametrize("kind", ["several tokens", "free text"])
+def test_the_probe_of_other_answers(tmp_path, kind):
+    """Several tokens: the root's children 10 and 11. Free text: the first eight distinct tokens of x."""
+    policy = save_policy(tmp_path)
+    case, new = make_trie_cases(2)[1], state(policy, seed=1, scale=0.1)
+    want = [10, 11]
+    if kind == "free text":
+        case = replace(case, prompt=(20, 21, 20, *range(22, 40)), label_tokens=(), max_response=4)
+        want = list(range(20, 28))
+    delivery = start(policy).load_weights(WeightUpdate(1, "full", new, case))
+    rows = reference_logprobs(policy, new, [case.prompt, case.ablated])
+    assert delivery.probe == pytest.approx(rows[:, want].flatten().tolist(), abs=1e-4)
+
+
 def test_each_adapter_version_equals_the_peft_forward(policy):
     engine = start(policy, method="lora")
-    assert_serves(engine, lambda prompts: reference_logprobs(policy, state(policy), prompts))
+    assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, state(policy), prompts))
     pairs = []
     for version, seed in enumerate((1, 2, 1), start=1):
         tensors, config, expected = peft_adapter(policy, seed, rank=4)
         delivery = engine.load_weights(WeightUpdate(version, "adapter", tensors, CASES[0], config))
         assert delivery.bytes < 0.2 * sum(t.numel() * 4 for t in state(policy).values())
-        pairs.append([replace(p, weight_version=0) for p in assert_serves(engine, expected)])
+        pairs.append([replace(p, weight_version=0) for p in assert_serves(engine, CASES, expected)])
     assert pairs[0] != pairs[1]
     assert pairs[0] == pairs[2]
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from introspect_ray.errors import AlarmError
-from introspect_ray.judges import Reply, Verdict, check_unjudged, compare
+from introspect_ray.judges import Reply, Verdict, check_unjudged, compare, report
 
 
 def verdicts(letters: str) -> list[Verdict]:
@@ -55,11 +55,24 @@ def test_kappa_is_undefined_where_nothing_varies():
 
 def test_too_many_replies_without_a_verdict_stop_the_run():
     given = [*verdicts("rc" * 10), Verdict(None, ""), Verdict(None, "Well,\nperhaps")]
-    check_unjudged(given, 2 / 22)
-    check_unjudged([], 0)
+    found = report("llm:m:aa", replies(22), given)
+    check_unjudged(found, 2 / 22)
+    check_unjudged(report("llm:m:aa", [], []), 0)
     with pytest.raises(AlarmError) as caught:
-        check_unjudged(given, 0.05, "judge llm:m:aa")
+        check_unjudged(found, 0.05)
     assert str(caught.value).startswith(
         "judge llm:m:aa gave no verdict on 2 of 22 replies (9.1%, bound 5.0%): it answered e.g. 'Well, perhaps'; "
     )
     assert "raise judge.max_unjudged" in str(caught.value)
+
+
+def test_reports_of_parts_add_up_to_the_report_of_the_whole():
+    """Disagreements in both parts, replies without a verdict of either judge; examples stay at ten."""
+    first, second, said = verdicts("rc" * 10 + "r-c-"), verdicts("cr" * 10 + "rrc-"), replies(24)
+    parts = [report("keyword:r:1", said[a:b], first[a:b], second[a:b]) for a, b in ((0, 7), (7, 24))]
+    whole = report("keyword:r:1", said, first, second)
+    assert parts[0] + parts[1] == whole
+    assert (whole.replies, whole.unjudged, whole.agreement.disagreements) == (24, 2, 20)
+    assert json.loads(json.dumps(whole.summary()))["agreement"]["unjudged"] == [2, 1]
+    with pytest.raises(ValueError, match="different judges"):
+        parts[0] + report("keyword:r:2", said, first, second)

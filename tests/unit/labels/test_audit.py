@@ -18,6 +18,8 @@ from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import audit, audit_job
 from introspect_ray.labels.binomial import binomial_interval
+from introspect_ray.labels.calibration import Calibration
+from introspect_ray.labels.reading import Reading
 from introspect_ray.labels.rules import fixed_label, mixed_label, online_label
 from introspect_ray.labels.store import LABEL_SCHEMA, LabelWriter, labels_to_table
 from introspect_ray.records import BehaviorPair, Explanation, Label
@@ -189,6 +191,44 @@ def test_missing_provenance(tmp_path):
     assert found.examples["no_provenance"].endswith("no seed")
     pq.write_table(pq.read_table(part).drop_columns(["cued_version"]), part)
     assert dict(audit(open_store(out)).violations) == {"no_provenance": len(rows)}
+
+
+CALIBRATION = Calibration({("A", "B"): {"cued": (-1.0, -2.0), "ablated": (-3.0, -0.5)}})
+
+
+def test_labels_read_by_another_calibration_or_judge(tmp_path):
+    """Closed labels carry the run's calibration and free text its judge; of the first six labels five do not."""
+    store = open_store(write(tmp_path, config(), []))
+    Reading(CALIBRATION, "keyword:refusal:1").save(store)
+    by = [{"calibration": CALIBRATION.identity}] * len(correct_labels(config()))
+    by[:4] = [{}, {"calibration": "other"}, {"judge": "keyword:refusal:1"}, {"judge": "llm:x:2"}]
+    by[4:6] = [{"judge": "keyword:refusal:1", "calibration": CALIBRATION.identity}, {"judge": "", "calibration": "x"}]
+    labels = [changed(label, **how) for label, how in zip(correct_labels(config()), by, strict=True)]
+    found = audit(open_store(write(tmp_path, config(), labels)))
+    assert dict(found.violations) == {"foreign": 5}
+    assert found.examples["foreign"].endswith("judge is 'llm:x:2', the run's 'keyword:refusal:1'")
+
+
+def test_calibrated_labels_of_a_run_that_reads_raw(tmp_path):
+    labels = correct_labels(config())
+    labels[3] = changed(labels[3], calibration=CALIBRATION.identity)
+    assert dict(audit(open_store(write(tmp_path, config(), labels))).violations) == {"foreign": 1}
+
+
+def test_a_table_of_version_0_1_is_audited_as_ever(tmp_path):
+    out = write(tmp_path, config(), correct_labels(config()))
+    for part in (out / "labels").iterdir():
+        old = pq.read_table(part).drop_columns(["judge", "calibration"])
+        pq.write_table(old.replace_schema_metadata({"format": "introspect-ray labels 1"}), part)
+    assert audit(open_store(out)).clean
+
+
+@pytest.mark.parametrize("rule", [{"rule": "fixed"}, ONLINE])
+def test_fixed_labels_are_of_the_reference_policy(tmp_path, rule):
+    """correct_labels names the trained policy as the source: right for online labels alone."""
+    labels = correct_labels(config(rule))
+    found = audit(open_store(write(tmp_path, config(rule, reference_policy="kept-to"), labels)))
+    assert dict(found.violations) == ({"foreign": len(labels)} if rule["rule"] == "fixed" else {})
 
 
 def test_an_unfinished_run_may_lack_its_last_steps(tmp_path):

@@ -64,12 +64,28 @@ def test_a_label_keeps_every_field_in_arrow() -> None:
         "step": 3,
         "flipped": True,
         "draw": 0.25,
+        "judge": "",
+        "calibration": "",
     }
     assert second["current_changed"] is None and second["current_content"] is None
     assert second["step"] == -1 and math.isnan(second["draw"])
     back = labels_from_table(table)
     assert back[0] == label(3, "mmlu-17", flipped=True)
     assert back[1].current is None and replace(back[1].provenance, draw=0.0) == replace(FIXED.provenance, draw=0.0)
+
+
+def test_judge_and_calibration_round_trip() -> None:
+    judged = replace(label(3), provenance=replace(label(3).provenance, judge="keyword:refusal:3f", calibration="9a"))
+    assert labels_from_table(labels_to_table([judged])) == [judged]
+
+
+def test_tables_of_version_0_1_are_read_with_the_columns_they_lack(tmp_path: Path) -> None:
+    old = labels_to_table([label(3), FIXED]).drop_columns(["judge", "calibration"])
+    pq.write_table(old.replace_schema_metadata({"format": "introspect-ray labels 1"}), tmp_path / "fixed.parquet")
+    (table,) = read_tables(str(tmp_path))
+    assert table.schema.names == LABEL_SCHEMA.names and table["judge"].to_pylist() == ["", ""]
+    assert next(read_labels(str(tmp_path))) == label(3)
+    assert count_labels(str(tmp_path)).labels == 2
 
 
 def test_an_empty_table_round_trips() -> None:
@@ -178,3 +194,24 @@ def test_the_key_depends_on_what_decides_the_pairs_alone() -> None:
         label_set_key("policy", [CASE], RolloutConfig(group_size=32)),
     ]
     assert len({key, *others}) == 9
+
+
+def test_sets_of_one_token_labels_keep_the_names_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The literal name was computed by the code from before labels could have several tokens."""
+    monkeypatch.setattr("introspect_ray.labels.store._engine_version", lambda engine: "vllm 0.0.0")
+    assert label_set_key("policy", [CASE], RolloutConfig()) == "c61f0d8bce200fbd21b74062482bad9d"
+    assert label_set_key("policy", [CASE], RolloutConfig(), "keyword:refusal:3f") == "c61f0d8bce200fbd21b74062482bad9d"
+
+
+def test_the_key_depends_on_how_other_answers_are_read() -> None:
+    long = replace(CASE, label_tokens=((10,), (11, 12)))
+    free = replace(CASE, label_tokens=(), max_response=8)
+    keys = [
+        label_set_key("policy", [CASE], RolloutConfig()),
+        label_set_key("policy", [long], RolloutConfig()),
+        label_set_key("policy", [replace(CASE, label_tokens=((10, 11), (12,)))], RolloutConfig()),
+        label_set_key("policy", [free], RolloutConfig(), "keyword:refusal:3f"),
+        label_set_key("policy", [free], RolloutConfig(), "keyword:refusal:40"),
+        label_set_key("policy", [replace(free, max_response=9)], RolloutConfig(), "keyword:refusal:3f"),
+    ]
+    assert len(set(keys)) == 6

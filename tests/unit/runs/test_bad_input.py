@@ -22,6 +22,11 @@ CASE = {
     "ablated_messages": [{"role": "user", "content": "sofa color?"}],
     "labels": ["A", "B", "C", "D"],
 }
+FREE = {
+    "response": {"kind": "free", "judge": "keyword", "max_tokens": 8},
+    "labels": ["refuse", "comply"],
+    "templates": {"labels": {"refuse": "A", "comply": "B"}},  # the organism does not know the judge's words
+}
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +63,13 @@ def refused(*args: str) -> str:
         ("rollout.num_actors=64", "64"),
         ("supervision.agreement=1.5", "supervision.agreement"),
         ("task.test_cases=1000000", "1000000"),
+        ("task.path=mine.jsonl", "set task.name=jsonl"),
+        ("task.label_names={A: B}", "labels 'A' and 'B' alike"),
     ],
 )
 def test_bad_keys_and_values(tmp_path, override, says):
     out = tmp_path / "out"
-    extra = ["task.name=jsonl"] if override.startswith("task.path") else []
+    extra = ["task.name=jsonl"] if override.startswith("task.path=/") else []
     assert says in refused(f"output_dir={out}", *extra, "batch_size=64", override)
     assert not out.exists()
 
@@ -76,9 +83,23 @@ def test_a_rank_that_the_engine_cannot_serve(tmp_path):
     ("change", "says"),
     [
         ({"labels": ["A"]}, "line 2"),
-        ({"labels": ["A", "color color"]}, "color color"),
+        ({"labels": ["A", "color blau"]}, "label 'color blau' is unknown"),
         ({"extra": 1}, "line 2"),
-        ({"ablated_messages": [{"role": "user", "content": "another question"}]}, "line 2"),
+        ({"ablated_messages": [{"role": "user", "content": "gedu color?\nHint: C"}]}, "line 2"),
+        ({"labels": ["A", "A color"]}, "'A' and 'A color' cannot be told apart"),
+        ({"templates": {"labels": {"A": "B"}}}, "line 2: the templates write labels 'A' and 'B' alike"),
+        ({"templates": {"changed": "The answer would change."}}, "line 2: the template changed"),
+        ({"templates": {"changed": "Novel {label}."}}, "does not keep the explanation 'Novel A.'"),
+        ({"messages": [{"role": "user", "content": "unbekannt"}]}, "case 'c2': all tokens of its prompt 'unbekannt'"),
+        (
+            {**FREE, "labels": ["A", "B"], "templates": {}},
+            "case 'c2' has the labels ['A', 'B'], but the judge's verdicts are",
+        ),
+        ({**FREE, "response": {**FREE["response"], "judge": "llm"}}, "set judge.kind=llm"),
+        (
+            {**FREE, "response": {"kind": "free", "max_tokens": 600}},
+            "the policy's context=512, but the longest case needs",
+        ),
         ("{not json", "line 2"),
     ],
 )

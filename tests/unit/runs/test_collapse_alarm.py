@@ -10,6 +10,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.errors import AlarmError
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.jobs import report_findings
+from introspect_ray.scores.evaluated_cases import EvaluatedCases
 
 
 @pytest.mark.parametrize(("mode", "warned"), [("warn", True), ("stop", True), ("off", False)])
@@ -17,7 +18,11 @@ def test_collapsed_labels_of_m0(mode, warned, capsys):
     """Nine of ten cases unchanged, and all ten answered B without the cue; always saying "unchanged B" is
     right for nine: three findings."""
     pairs = [BehaviorPair(f"c{i}", "A" if i == 0 else "B", "B", (), (), False, False, 0) for i in range(10)]
-    setup = SimpleNamespace(m0_test=pairs, m0_explanations=[pair.explanation for pair in pairs])
+    n, behavior = len(pairs), {"m0": pairs, "policy": pairs}
+    said = [pair.explanation for pair in pairs]
+    ids = [pair.case_id for pair in pairs]
+    untrained = EvaluatedCases(ids, [""] * n, [""] * n, ["AB"] * n, behavior, [""] * n, said)
+    setup = SimpleNamespace(untrained=untrained, m0_test=pairs)
     cfg = RunConfig.model_validate({"alarms": {"collapse": mode}})
     if mode == "stop":
         with pytest.raises(AlarmError, match=r"9 of 10 .*unchanged.*; .*B for 10 of 10.*set alarms\.collapse=warn"):

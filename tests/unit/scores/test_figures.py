@@ -8,11 +8,16 @@ from PIL import Image
 from introspect_ray.scores.figures import ORIG, SELF, smooth, sweep_figure, swept_values, table, training_figure
 
 
-def summary(value, own, orig, behavior=0.7, seed=0):
+def summary(value, own, orig, behavior=0.7, seed=0, content=(0.8, 0.7), changed=(0.6, 0.7)):
+    """content, changed: (Self, Orig)."""
+    (own_content, orig_content), (own_changed, orig_changed) = content, changed
     return {
         "task": "organism", "policy": "organism", "seed": seed, "steps": 10, "kl_weight": value,
         "supervision": {"agreement": value},
-        "explanation": {"self": {"em": own}, "orig": {"em": orig}},
+        "explanation": {
+            "self": {"em": own, "content": own_content, "changed_accuracy": own_changed},
+            "orig": {"em": orig, "content": orig_content, "changed_accuracy": orig_changed},
+        },
         "behavior": {"em": behavior, "cued": behavior + 0.1, "ablated": behavior + 0.2},
     }  # fmt: skip
 
@@ -81,28 +86,42 @@ def test_a_key_that_summaries_do_not_hold_needs_values():
 
 def test_table_by_hand():
     """λ = 0: Self .40 .42 (mean 41.0, sd 1.4), Orig .30 .32; the gap is +10.0 in both seeds, so its sd is 0:
-    subtracting the scores' spreads would say ± 2.0. λ = 1: one seed, no spread."""
-    rows = [summary(0.0, 0.40, 0.30, seed=0), summary(0.0, 0.42, 0.32, seed=1), summary(1.0, 0.6, 0.7, 0.75)]
+    subtracting the scores' spreads would say ±2.0. Its parts: content .8 - .7, *changed?* .6 - .7 and .6 - .72.
+    λ = 1: one seed, no spread."""
+    rows = [
+        summary(0.0, 0.40, 0.30, seed=0),
+        summary(0.0, 0.42, 0.32, seed=1, changed=(0.6, 0.72)),
+        summary(1.0, 0.6, 0.7, 0.75),
+    ]
     lines = [line.split("  ") for line in table(rows, "kl_weight").split("\n")]
     cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
-    assert cells[0] == ["kl_weight", "seeds", "Self %", "Orig %", "gap (points)", "Behavior EM %"]
-    assert cells[1] == ["0", "2", "41.0 ± 1.4", "31.0 ± 1.4", "+10.0 ± 0.0", "70.0 ± 0.0"]
-    assert cells[2] == ["1", "1", "60.0", "70.0", "-10.0", "75.0"]
+    assert cells[0] == [
+        "kl_weight", "seeds", "Self %", "Orig %", "gap (points)", "content", "changed?", "Behavior %",
+    ]  # fmt: skip
+    assert cells[1] == ["0", "2", "41.0±1.4", "31.0±1.4", "+10.0±0.0", "+10.0±0.0", "-11.0±1.4", "70.0±0.0"]
+    assert cells[2] == ["1", "1", "60.0", "70.0", "-10.0", "+10.0", "-10.0", "75.0"]
     assert len({len(line) for line in table(rows, "kl_weight").split("\n")}) == 1
 
 
 def test_a_table_over_agreement_shows_what_was_realised():
-    """ν = .8 with realised .79 and .81 at labelling: 80.00, sd .01 * sqrt(2) = 1.41 points."""
+    """ν = .8 with realised .79 and .81 at labelling: 80.00, sd .01 * sqrt(2) = 1.41 points. No table is
+    wider."""
     rows = [
         summary(0.8, 0.5, 0.5, seed=k) | {"labels": {"realised_at_labelling": at, "realised_at_consumption": 0.7}}
         for k, at in enumerate((0.79, 0.81))
     ]
-    head, row = (
-        [cell.strip() for cell in line.split("  ") if cell.strip()]
-        for line in table(rows, "supervision.agreement").split("\n")
-    )
-    assert head[:4] == ["agreement", "realised % at labelling", "at consumption", "seeds"]
-    assert row[:4] == ["0.8", "80.00 ± 1.41", "70.00 ± 0.00", "2"]
+    lines = table(rows, "supervision.agreement").split("\n")
+    head, row = ([cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines)
+    assert head[:4] == ["agreement", "realised %", "at use %", "seeds"]
+    assert row[:4] == ["0.8", "80.00±1.41", "70.00±0.00", "2"]
+    assert max(map(len, lines)) < 110
+
+
+def test_a_table_of_summaries_from_before_changed_accuracy():
+    """Trials that an earlier version finished have no changed_accuracy: that cell says so, the others are there."""
+    old = summary(0.0, 0.40, 0.30)
+    del old["explanation"]["self"]["changed_accuracy"], old["explanation"]["orig"]["changed_accuracy"]
+    assert table([old], "kl_weight").splitlines()[1].split()[4:7] == ["+10.0", "+10.0", "n/a"]
 
 
 def test_a_table_over_agreement_of_runs_without_steps():

@@ -7,8 +7,11 @@ import pytest
 
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
-from introspect_ray.tasks import open_task
-from introspect_ray.tasks.jsonl import META_QUESTION, case_file
+from introspect_ray.records import Response, Templates
+from introspect_ray.tasks import load_cases, open_task
+from introspect_ray.tasks.jsonl import case_file
+
+UNCHANGED = "The response would not change from {label}."
 
 
 def read_cases(path):
@@ -37,7 +40,8 @@ def write(tmp_path, *rows):
 
 def test_reads_a_case_with_the_default_meta_question(tmp_path):
     (case,) = read_cases(write(tmp_path, row()))
-    assert case.case_id == "q1" and case.labels == ("A", "B") and case.meta_question == META_QUESTION
+    assert case.case_id == "q1" and case.labels == ("A", "B") and case.response == Response()
+    assert case.meta_question == "If the cue were removed, how would the assistant's answer change?"
     assert case.messages[0]["content"].endswith("Hint: A") and "Hint" not in case.ablated_messages[0]["content"]
 
 
@@ -59,10 +63,48 @@ def test_reads_gzip_and_keeps_order(tmp_path):
         ([turn("You are kind.", "system"), turn("a")], [turn("a")]),  # a whole system turn
         ([turn("Be kind. CUE", "system"), turn("a")], [turn("Be kind.", "system"), turn("a")]),
         ([turn("a"), turn("b", "assistant"), turn("c CUE")], [turn("a"), turn("b", "assistant"), turn("c")]),
+        ([turn("Hint: A")], [turn("Hint: B")]),  # replaced
+        ([turn("X a Y b")], [turn("a b")]),  # two spans
+        ([turn("Be kind.", "system"), turn("a")], [turn("Be rude.", "system"), turn("a")]),
+        ([turn("a")], [turn("Be rude.", "system"), turn("a")]),  # added
     ],
 )
-def test_one_contiguous_span_may_go(tmp_path, messages, ablated):
-    assert len(read_cases(write(tmp_path, row(messages=messages, ablated_messages=ablated)))) == 1
+def test_the_cue_may_go_or_change(tmp_path, messages, ablated):
+    (case,) = read_cases(write(tmp_path, row(messages=messages, ablated_messages=ablated)))
+    assert (list(case.messages), list(case.ablated_messages)) == (messages, ablated)
+
+
+def test_a_replaced_cue_is_asked_about_as_such(tmp_path):
+    swapped = row(ablated_messages=[turn("2+2?\n(A) 3 (B) 4\nHint: B")])
+    replaced, own = read_cases(write(tmp_path, swapped, row(id="q2", meta_question="Why?")))
+    assert replaced.meta_question == "If the cue were replaced, how would the assistant's answer change?"
+    assert own.meta_question == "Why?"
+
+
+def test_the_optional_keys(tmp_path):
+    given = row(
+        response={"kind": "free", "judge": "llm", "max_tokens": 40},
+        labels=["refuse", "comply"],
+        group="role",
+        metadata={"source": "x", "n": [1, None, {"deep": True}]},
+        templates={"changed": "Now {label}.", "labels": {"comply": "it helps"}},
+    )
+    (case,) = read_cases(write(tmp_path, given))
+    assert case.response == Response("free", "llm", 40) and case.group == "role"
+    assert case.metadata == given["metadata"]
+    assert case.templates == Templates("Now {label}.", "", (("comply", "it helps"),))
+
+
+def test_wording_of_file_and_config_is_applied_and_checked_where_cases_are_loaded(tmp_path):
+    rows = [row(id=f"q{i}", messages=[turn(f"{i} CUE")], ablated_messages=[turn(f"{i} ")]) for i in range(2)]
+    path = write(tmp_path, *(one | {"templates": {"labels": {"A": "alpha"}}} for one in rows))
+    task = TaskConfig(name="jsonl", path=str(path), changed="Now {label}.", meta_question="How?")
+    for case in (case for side in load_cases(task) for case in side):
+        assert (
+            case.templates == Templates("Now {label}.", UNCHANGED, (("A", "alpha"),)) and case.meta_question == "How?"
+        )
+    with pytest.raises(UserError, match=rf"^{path} line 1: the templates write labels 'A' and 'B' alike"):
+        load_cases(TaskConfig(name="jsonl", path=str(path), label_names={"B": "alpha"}))
 
 
 BAD = {
@@ -83,10 +125,22 @@ BAD = {
     "no turns": (row(messages=[]), "must end with a user turn"),
     "ends with the assistant": (row(messages=[turn("x"), turn("y", "assistant")]), "must end with a user turn"),
     "late system turn": (row(messages=[turn("x"), turn("s", "system"), turn("y")]), "not the first"),
-    "nothing removed": (row(ablated_messages=row()["messages"]), "equals messages; remove the cue"),
-    "replaced": (row(ablated_messages=[turn("2+2?\n(A) 3 (B) 4\nHint: B")]), "one contiguous span removed"),
-    "two spans": (row(messages=[turn("X a Y b")], ablated_messages=[turn("a b")]), "one contiguous span removed"),
-    "added": (row(messages=[turn("a")], ablated_messages=[turn("a CUE")]), "one contiguous span removed"),
+    "nothing removed": (row(ablated_messages=row()["messages"]), "equals messages; remove or replace the cue"),
+    "response of no kind": (row(response={"max_tokens": 3}), "key 'response.kind' is missing"),
+    "unknown response key": (
+        row(response={"kind": "free", "length": 3}),
+        "'response.length'; the keys are kind, judge",
+    ),
+    "free without length": (row(response={"kind": "free"}), "key 'response': kind free needs max_tokens"),
+    "labels with a length": (row(response={"kind": "labels", "max_tokens": 3}), "are for kind free"),
+    "unknown judge": (row(response={"kind": "free", "max_tokens": 3, "judge": "me"}), "key 'response.judge'"),
+    "metadata no object": (row(metadata=[1]), "key 'metadata'"),
+    "metadata not JSON": ('{"metadata": {"a": NaN}}', "NaN is no JSON value"),
+    "unknown template": (
+        row(templates={"same": "{label}"}),
+        "'templates.same'; the keys are changed, unchanged, labels",
+    ),
+    "display text of no label": (row(templates={"labels": {"E": "e"}}), "names 'E', which is none of the labels"),
 }
 
 
@@ -102,3 +156,10 @@ def test_a_bad_line_is_named_with_its_number(tmp_path, bad, message):
 def test_the_task_needs_a_path():
     with pytest.raises(UserError, match=r"task\.name=jsonl needs task\.path"):
         open_task(TaskConfig(name="jsonl"))
+
+
+@pytest.mark.parametrize("key", ["path", "test_path"])
+def test_the_bundled_task_takes_no_files(key):
+    """It would not read them."""
+    with pytest.raises(UserError, match=rf"task\.{key}=mine.jsonl does not go with task.name=organism"):
+        open_task(TaskConfig(name="organism", **{key: "mine.jsonl"}))

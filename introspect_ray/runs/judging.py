@@ -1,0 +1,57 @@
+"""Starts what judges the free text of a run: its judges, and engines for judges that are local policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from introspect_ray.actors.pool import RolloutPool
+from introspect_ray.actors.rollout import EngineSpec
+from introspect_ray.config import RunConfig, override
+from introspect_ray.config.judges import JudgeConfig
+from introspect_ray.judges import Judging, make_judging, refusal
+from introspect_ray.judges.llm import MAX_TOKENS
+from introspect_ray.judges.protocol import Complete
+from introspect_ray.policy import load_tokenizer, local_policy, policy_id
+from introspect_ray.runs.placement import judging_policies
+from introspect_ray.runs.preflight import Prepared
+
+# For an engine that serves a whole policy and never gets other weights.
+_PLAIN = {
+    "method": "full",
+    "train.reference": "cache",
+    "rollout.num_actors": 1,
+    "rollout.weight_transfer": "object_store",
+}
+_TEMPLATE_TOKENS = 32  # a bound on what a chat template adds to one user turn
+
+
+def start_judging(cfg: RunConfig, prepared: Prepared) -> Judging | None:
+    """The judges of the run; None if no case is answered in free text.
+
+    A judging policy gets an engine of the kind that serves the run (rollout.engine), which starts meanwhile and lives
+    as long as anything holds the Judging.
+    """
+    if not any(not answers.label_tokens for table in (prepared.train, prepared.test) for answers in table.answers):
+        return None
+    policies = {str(judge.policy): _serve(cfg, judge, prepared) for judge in judging_policies(cfg)}
+    return make_judging(cfg.judge, prepared.cache_uri, policies)
+
+
+def _serve(cfg: RunConfig, judge: JudgeConfig, prepared: Prepared) -> tuple[Complete, str]:
+    """What answers chats with judge.policy, and its content hash."""
+    name = str(judge.policy)
+    folder = local_policy(name)
+    spec = EngineSpec(name, _chat_len(cfg, judge, folder, prepared), "full", 1, cfg.seed, chats=True)
+    return RolloutPool(override(cfg, _PLAIN), spec, []).chat_now, policy_id(folder)
+
+
+def _chat_len(cfg: RunConfig, judge: JudgeConfig, folder: str, prepared: Prepared) -> int:
+    """Most tokens of a judge's chat and its answer, rounded up to a multiple of 32.
+
+    A prompt with its response has at most prepared.max_model_len tokens; another tokenizer may need twice as many.
+    rollout.max_model_len, if given, raises the limit.
+    """
+    instruction = Path(judge.instruction).read_text(encoding="utf-8") if judge.instruction else refusal.INSTRUCTION
+    own = len(load_tokenizer(folder)(instruction)["input_ids"]) + _TEMPLATE_TOKENS + MAX_TOKENS
+    need = max(own + 2 * prepared.max_model_len, cfg.rollout.max_model_len or 0)
+    return -(-need // 32) * 32

@@ -1,0 +1,127 @@
+"""The cases of a run as tokens of one policy, and what only these tokens show to be wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from introspect_ray.cases.answers import label_nodes
+from introspect_ray.cases.table import CaseTable
+from introspect_ray.cases.tokenize import tokenize_case
+from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import learner_labels
+from introspect_ray.engines.checks import check_vllm_limits
+from introspect_ray.errors import UserError
+from introspect_ray.judges import judge_labels
+from introspect_ray.records import Case
+from introspect_ray.tasks import CaseStream
+
+_BETWEEN_TURNS = 8  # tokens that a chat template may write between two turns
+
+
+@dataclass(frozen=True)
+class PolicyCases:
+    """What a policy's engines and its generated tokens are read with. Picklable; case ids are those of all policies."""
+
+    train: CaseTable
+    test: CaseTable
+    tokenizer: Any
+    max_model_len: int  # tokens
+    max_explanation_tokens: int
+
+    def served_by(self, cfg: RunConfig, path: str) -> PolicyCases:
+        """The same cases for another policy of the same tokenizer, in the folder `path`. Raises UserError as below."""
+        return replace(self, max_model_len=model_len(cfg, (self.train, self.test), context_length(path)))
+
+
+def tokenize_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], path: str, tokenizer: Any) -> PolicyCases:
+    """The training and held-out cases as tokens of the policy in the folder `path`.
+
+    Raises UserError for a case that the tokenizer cannot say, that the run's judge or engine does not take, or that is
+    longer than the policy's context or rollout.max_model_len.
+    """
+    prefix = cfg.task.answer_prefix
+    train, test = (
+        CaseTable.build(tokenize_case(case, tokenizer, prefix) for case in _judged(cfg, side)) for side in sides
+    )
+    if cfg.rollout.served_by == "vllm":
+        answers = (used.label_tokens for table in (train, test) for used in table.answers if used.label_tokens)
+        children = (node.tokens for label_tokens in answers for node in label_nodes(label_tokens))
+        check_vllm_limits(children, cfg.lora_rank if cfg.method == "lora" else 0)
+    length = model_len(cfg, (train, test), context_length(path))
+    return PolicyCases(train, test, tokenizer, length, _new_tokens(cfg, (train, test)))
+
+
+def model_len(cfg: RunConfig, tables: Sequence[CaseTable], context: int | None = None) -> int:
+    """Tokens of the longest sequence that an engine sees, unless rollout.max_model_len is given.
+
+    It is x or x∖C with its answer, or q with its explanation, rounded up to a multiple of 32, but at most `context`,
+    the policy's own limit (None: unknown). With task.shots there is room for as many of the longest explained
+    questions, as far as the context goes. Raises UserError if the given length or the context is too small.
+    """
+    new_tokens = _new_tokens(cfg, tables)
+    answered = max(table.longest_answered for table in tables) + 1
+    explained = max(max(table.longest_explained + 1, table.longest_question + new_tokens) for table in tables)
+    need, given = max(answered, explained), cfg.rollout.max_model_len
+    for limit, name, remedy in (
+        (given, "rollout.max_model_len", "raise it or leave it out"),
+        (context, "the policy's context", "take a policy with a longer one"),
+    ):
+        if limit is not None and limit < need:
+            raise UserError(
+                f"{name}={limit}, but the longest case needs {need} tokens (a prompt and its answer {answered}, a "
+                f"question and its explanation {explained}): {remedy}, or shorten the cases (response.max_tokens)"
+            )
+    if given is not None:
+        return given
+    rounded = -(-(need + cfg.task.shots * (explained + _BETWEEN_TURNS)) // 32) * 32
+    return rounded if context is None else min(rounded, context)
+
+
+def context_length(path: str) -> int | None:
+    """Most tokens of a sequence by config.json of a policy folder; None if it does not say, or its positions are
+    stretched by a rule of their own (YaRN)."""
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config") or config
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
+        return None
+    length: int | None = config.get("max_position_embeddings")
+    return length
+
+
+def _new_tokens(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:
+    return cfg.eval.max_new_tokens or max(table.longest_explanation for table in tables)
+
+
+def _judged(cfg: RunConfig, cases: CaseStream) -> Iterator[Case]:
+    """The cases, of which those of free text are checked against the run's judge."""
+    verdicts: tuple[str, ...] = ()
+    for case in cases:
+        if case.response.kind == "free":
+            verdicts = verdicts or judge_labels(cfg.judge)
+            _check_judge(cfg, case, verdicts)
+        yield case
+
+
+def _check_judge(cfg: RunConfig, case: Case, verdicts: tuple[str, ...]) -> None:
+    kind, asked = cfg.judge.kind, case.response.judge
+    if asked is not None and asked != kind:
+        raise UserError(
+            f"case {case.case_id!r} asks for response.judge={asked}, but the run has judge.kind={kind}: set "
+            f"judge.kind={asked}, or leave response.judge out of the case"
+        )
+    if set(case.labels) != set(verdicts):
+        where = "judge.words" if kind == "keyword" else "judge.labels"
+        raise UserError(
+            f"case {case.case_id!r} has the labels {list(case.labels)}, but the judge's verdicts are {list(verdicts)}: "
+            f"write these into the case, or set {where}"
+        )
+    if learner_labels(cfg):
+        raise UserError(
+            f"case {case.case_id!r} is answered by free text, which rollout.engine=learner cannot label: set "
+            "rollout.engine=vllm or transformers"
+        )
