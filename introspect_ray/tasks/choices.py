@@ -11,8 +11,8 @@ from typing import Any
 from introspect_ray.errors import UserError
 from introspect_ray.records import Message
 from introspect_ray.rng import bits
-from introspect_ray.tasks.hint_mmlu import INSTRUCTION
 
+INSTRUCTION = "Answer with the letter of the correct choice only."
 ROLES = {
     "system": "system",
     "user": "user",

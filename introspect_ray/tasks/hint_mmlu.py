@@ -14,6 +14,7 @@ from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
 from introspect_ray.rng import bits
+from introspect_ray.tasks.choices import INSTRUCTION
 from introspect_ray.tasks.files import existing_file
 from introspect_ray.tasks.rows import hub_files, json_lines, parquet_rows
 from introspect_ray.tasks.source import CaseSource
@@ -21,7 +22,6 @@ from introspect_ray.tasks.source import CaseSource
 LETTERS = ("A", "B", "C", "D")
 COLUMNS = ("question", "subject", "choices", "answer")
 META_QUESTION = "If the hint were removed, how would the assistant's answer change?"
-INSTRUCTION = "Answer with the letter of the correct choice only."
 HUB_ID = "cais/mmlu"
 HUB_FILES = "all/test-*.parquet"  # 14,042 questions; the authors' sister project splits them into 12,642 and 1,400
 HINTS = {
