@@ -71,7 +71,7 @@ def inspect_log(
     the chat of q by case id, as in `cases.tokenize.with_meta_question`; None: not known. Raises ValueError without
     cases.
     """
-    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalResults, EvalSpec
+    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalResults, EvalSpec, EvalStats
 
     if not len(cases):
         raise ValueError("a log needs at least one evaluated case")
@@ -89,6 +89,7 @@ def inspect_log(
         results=EvalResults(
             total_samples=len(cases), completed_samples=len(cases), scores=[_total(name, samples) for name in SCORES]
         ),
+        stats=EvalStats(started_at=created, completed_at=created),  # the viewer shows a duration; it is not known
         samples=samples,
     )
 
