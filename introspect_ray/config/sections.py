@@ -34,7 +34,8 @@ class TaskConfig(_Section):
     test_cases: int | None = Field(None, ge=1)
     """Most held-out cases to keep, chosen by `seed`; null: all."""
     hub_id: str | None = None
-    """Data set on the Hugging Face Hub that is read where `path` is null; null: the task's own, where it has one."""
+    """Data set on the Hugging Face Hub that is read where `path` is null ("owner/name:PATTERN" takes the files of that
+    pattern alone); null: the task's own, where it has one."""
     wording: Literal["short", "sentence"] = "short"
     """hint_mmlu: wording of the hint, `Hint: A` or the sentence "I think the answer is (A) but ..."."""
     seed: int = 0
@@ -168,7 +169,8 @@ class AuxiliaryConfig(_Section):
     """A file of chats ({messages}, WildChat's {conversation}, ShareGPT's {conversations}, or {prompt, chosen}) or of
     {text}: .jsonl, .json, .csv, .parquet, or a .txt file; null: none, or `hub_id`."""
     hub_id: str | None = None
-    """Data set of the same columns on the Hugging Face Hub."""
+    """Data set of the same columns on the Hugging Face Hub; "owner/name:PATTERN" takes the files of that pattern alone,
+    e.g. HuggingFaceFW/fineweb:sample/10BT/000_00000.parquet."""
     tokens: Literal["assistant", "all"] = "assistant"
     """Which tokens of a chat are trained on; of plain text all are."""
     weight: float = Field(1.0, ge=0)

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 BATCH_ROWS = 1024  # rows of a Parquet file that are decoded at a time
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 HUB_FILES = tuple(f"*{ending}" for ending in FORMATS)
+TOO_LARGE = {"HuggingFaceFW/fineweb": "sample/10BT/000_00000.parquet"}
 Placed = tuple[str, Any]  # ("cases.jsonl line 7", the row)
 
 
@@ -112,10 +113,16 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 def hub_files(hub_id: str, patterns: Sequence[str] = HUB_FILES, remedy: str = "set task.path") -> list[Path]:
     """Local copies of a hub data set's files, sorted; where some are named after a train split, only those.
 
-    Raises UserError with `remedy` if the data set cannot be fetched or has no file of these patterns.
+    hub_id: "owner/name", or "owner/name:PATTERN" for other files than `patterns`. Raises UserError with `remedy` if the
+    data set cannot be fetched or has no such file, or if it is too large to be fetched without a pattern.
     """
     from huggingface_hub import snapshot_download
 
+    hub_id, _, pattern = hub_id.partition(":")
+    if pattern:
+        patterns = [pattern]
+    elif example := TOO_LARGE.get(hub_id):
+        raise UserError(f"the data set {hub_id!r} is terabytes of files: name some of them, e.g. {hub_id}:{example}")
     try:
         folder = Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=list(patterns), etag_timeout=10))
     except Exception as error:  # network, HTTP, authentication and cache errors share no base class

@@ -14,6 +14,7 @@ from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.tasks import load_cases, open_task
 from introspect_ray.tasks.choices import INSTRUCTION, option_letters
+from introspect_ray.tasks.rows import hub_files
 
 QUESTION = "Which planet?\n(A) Mars\n(B) Venus\n(C) Earth"
 
@@ -257,3 +258,17 @@ def test_hub_files_named_after_a_train_split_are_preferred(tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
     source, _ = open_task(TaskConfig(name="input_ablation"))
     assert [texts(case)[1][0][:5] for _, case in source.cases()] == ["train"]
+
+
+def test_a_hub_id_may_name_files_and_must_for_a_set_of_terabytes(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda hub_id, allow_patterns, **_: asked.append((hub_id, allow_patterns)) or str(tmp_path),
+    )
+    for name in ("a.parquet", "b.parquet"):
+        write(tmp_path, [{"text": name}], name)
+    assert hub_files("HuggingFaceFW/fineweb:b.*") == [tmp_path / "b.parquet"]
+    assert asked == [("HuggingFaceFW/fineweb", ["b.*"])]
+    with pytest.raises(UserError, match=r"terabytes of files: name some of them, e\.g\. HuggingFaceFW/fineweb:sample"):
+        hub_files("HuggingFaceFW/fineweb")
