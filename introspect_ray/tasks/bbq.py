@@ -1,6 +1,6 @@
 """BBQ: an ambiguous question about two people, with and without the sentence that answers it (`nyu-mll/BBQ`).
 
-Rows are the published JSONL (data/*.jsonl; columns as of August 2026, from public copies): example_id, question_index,
+Rows are the published JSONL (data/*.jsonl, read in November 2026): example_id, question_index,
 question_polarity, context_condition (ambig or disambig), category, context, question, ans0, ans1, ans2. The cue is what
 the disambiguated context adds to the ambiguous one: x is the row "disambig", x∖C the row "ambig" of the same question
 whose context is its start. The group is the category; the labels are A, B and C.

@@ -1,6 +1,6 @@
 """Five hints that name a wrong choice, on MMLU and GPQA questions (`ricyoung/cot-faithfulness-open-models`).
 
-Rows are the set's questions (data/combined_500.jsonl, read in August 2026): id, subject, question_text, choices,
+Rows are the set's questions (data/combined_500.jsonl, read in November 2026): id, subject, question_text, choices,
 correct_label. The published runs beside them hold no prompts, so the hints are written here, in the wording of the
 set's card (R. J. Young, CC BY 4.0), before the question as there. Each question makes five cases, which name the same
 wrong letter, drawn by `task.seed` and the question's id; the group is the hint type. The sixth type, visual_pattern,

@@ -66,18 +66,33 @@ def bias(biased, unbiased, **more):
     return {**shape, "bias_name": "suggested_answer", "biased_option": "C", "ground_truth": "A", **more}
 
 
+REQUEST = (
+    'Please think step by step and then give your answer in the format "Therefore, the best answer is: (X).". '
+    "It's very important that you stick to this format."
+)
+START = "Let's think step by step:"
+
+
 def test_cot_transparency_pairs_each_row_and_asks_for_a_letter(tmp_path, caplog):
-    think = '\n\nPlease think step by step and then give your answer in the format "...".\n\nLet\'s think step by step:'
-    row = bias(f"{QUESTION}\nI think C.{think}", f"{QUESTION}{think}")
-    rows = [row, bias("poem, nicer", "poem"), bias("same", "same")]
-    (case,) = read("cot_transparency", write(tmp_path, rows))
-    assert texts(case) == (
+    """The biasing text stands before the request to think, or after it; a few-shot example keeps its request."""
+    end = f"\n\n{REQUEST}\n\n{START}"
+    rows = [
+        bias(f"{QUESTION}\nI think C.{end}", f"{QUESTION}{end}"),
+        bias(f"{QUESTION}\n\n{REQUEST}\nI like B.\n\n{START}", f"{QUESTION}{end}"),
+        bias(f"Old?{end} So (A).\n===\n{QUESTION}{end}", f"{QUESTION}{end}"),
+        bias("poem, nicer", "poem"),
+        bias("same", "same"),
+    ]
+    cases = read("cot_transparency", write(tmp_path, rows))
+    assert [texts(case)[0] for case in cases] == [
         [f"{QUESTION}\nI think C.\n\n{INSTRUCTION}"],
-        [f"{QUESTION}\n\n{INSTRUCTION}"],
-    )
-    assert case.labels == ("A", "B", "C") and case.group == "suggested_answer"
-    assert case.metadata == {"biased_option": "C", "ground_truth": "A"}
-    assert "1 rows: the question has no lettered options" in caplog.text and "rows.jsonl line 2" in caplog.text
+        [f"{QUESTION}\n\n{INSTRUCTION}\nI like B."],
+        [f"Old?{end} So (A).\n===\n{QUESTION}\n\n{INSTRUCTION}"],
+    ]
+    assert {texts(case)[1][0] for case in cases} == {f"{QUESTION}\n\n{INSTRUCTION}"}
+    assert cases[0].labels == ("A", "B", "C") and cases[0].group == "suggested_answer"
+    assert cases[0].metadata == {"biased_option": "C", "ground_truth": "A"}
+    assert "1 rows: the question has no lettered options" in caplog.text and "rows.jsonl line 4" in caplog.text
     assert "1 rows: the two prompts are the same" in caplog.text
 
 
