@@ -1,4 +1,4 @@
-"""Which cases and which weight version a training step uses. Pure functions of the config and the step.
+"""Which cases, texts and weight version a training step uses. Pure functions of the config and the step.
 
 Replay, audit, recovery and every rank compute the same schedule, so a run keeps no log of it.
 """
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 
 @lru_cache(maxsize=8)
-def _epoch_order(seed: int, epoch: int, num_cases: int) -> np.ndarray:
-    """A seeded permutation of range(num_cases), int32 [num_cases]: the indices sorted by their hash."""
-    keys = np.fromiter((bits(seed, epoch, i, "epoch") for i in range(num_cases)), np.uint64, num_cases)
+def _epoch_order(seed: int, epoch: int, count: int, stream: str) -> np.ndarray:
+    """A seeded permutation of range(count), int32 [count]: the indices sorted by their hash in `stream`."""
+    keys = np.fromiter((bits(seed, epoch, i, stream) for i in range(count)), np.uint64, count)
     return np.argsort(keys, kind="stable").astype(np.int32)
 
 
@@ -31,12 +31,21 @@ def step_plan(seed: int, step: int, num_cases: int, batch_size: int) -> list[int
     once per epoch, and a batch across two epochs can hold a case twice. Raises ValueError for a negative step, no cases
     or an empty batch.
     """
-    if num_cases < 1 or batch_size < 1 or step < 0:
+    return _plan(seed, step, num_cases, batch_size, "epoch")
+
+
+def auxiliary_plan(seed: int, step: int, num_texts: int, batch_size: int) -> list[int]:
+    """Rows of the auxiliary texts of one training step, [batch_size]: step_plan's rule in a stream of its own."""
+    return _plan(seed, step, num_texts, batch_size, "auxiliary epoch")
+
+
+def _plan(seed: int, step: int, count: int, batch_size: int, stream: str) -> list[int]:
+    if count < 1 or batch_size < 1 or step < 0:
         raise ValueError(
-            f"step_plan needs step >= 0, num_cases >= 1, batch_size >= 1, got {step}, {num_cases}, {batch_size}"
+            f"a plan needs step >= 0, num_cases (num_texts) >= 1, batch_size >= 1, got {step}, {count}, {batch_size}"
         )
-    places = (divmod(place, num_cases) for place in range(step * batch_size, (step + 1) * batch_size))
-    return [int(_epoch_order(seed, epoch, num_cases)[i]) for epoch, i in places]
+    places = (divmod(place, count) for place in range(step * batch_size, (step + 1) * batch_size))
+    return [int(_epoch_order(seed, epoch, count, stream)[i]) for epoch, i in places]
 
 
 def plan_ids(cfg: RunConfig, case_ids: Sequence[str], step: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import ray.train
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.supply import PENDING, RayConductor, RaySupply
 from introspect_ray.actors.weight_sync import Expected
+from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import learner_labels
@@ -26,7 +27,8 @@ from introspect_ray.labels.calibration import Calibration
 from introspect_ray.labels.store import labels_from_table
 from introspect_ray.loop import run
 from introspect_ray.policy import local_policy
-from introspect_ray.records import BehaviorPair, Label, TokenizedCase
+from introspect_ray.records import AuxiliaryText, BehaviorPair, Label, TokenizedCase
+from introspect_ray.schedule import auxiliary_plan
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.checkpoints import FOLDER, CheckpointWriter, step_of
 
@@ -48,6 +50,7 @@ class WorkerSpec:
     status: Any  # handle of a StatusBoard
     calibration: Calibration | None  # by which current answers are read
     identity: dict[str, Any]  # what a checkpoint must share with this run
+    auxiliary: Any = None  # ref of an AuxiliaryTable; None: no auxiliary data
     relabeler: Any = None  # handle of a Relabeler; recovery starts one each time it starts training
     checkpoint: str | None = None  # to go on from, already checked; None: start at step 0
 
@@ -79,7 +82,10 @@ def train_worker(config: dict[str, Any]) -> Trained:
     first = 0.0
     if cfg.supervision.rule != "online" or learner_labels(cfg):  # no step delivers weights
         first = _deliver(supply, learner, start, train[0], rank)[1]  # a delivery that cannot work fails now, not last
-    seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=frozenset(restored))
+    more: dict[str, Any] = {"rank": rank, "start": start, "restored": frozenset(restored)}
+    if spec.auxiliary is not None:
+        more["auxiliary"] = auxiliary_share(cfg, ray.get(spec.auxiliary), rank, world)
+    seconds = run(cfg, learner, supply, conductor, m0, train, **more)
     conductor.wait()
     finished = time.perf_counter()
     _export(cfg, learner, rank)
@@ -88,6 +94,18 @@ def train_worker(config: dict[str, Any]) -> Trained:
     served, last = _deliver(supply, learner, cfg.steps, train[0], rank)  # after the export, which saves the policy
     seconds["sync"] += first + last
     return Trained({**seconds, **setup}, served)
+
+
+def auxiliary_share(
+    cfg: RunConfig, table: AuxiliaryTable, rank: int, world: int
+) -> Callable[[int], Sequence[AuxiliaryText]]:
+    """step -> the auxiliary texts of one rank at that step: every world-th one of the step's plan, from `rank` on."""
+
+    def share(step: int) -> Sequence[AuxiliaryText]:
+        plan = auxiliary_plan(cfg.seed, step, len(table), cfg.auxiliary.batch_size)
+        return table.rows(plan[rank::world])
+
+    return share
 
 
 def _check_output(output_dir: str) -> None:

@@ -56,7 +56,7 @@ class CaseTable(RecordTable[TokenizedCase]):
         Raises UserError if the folder cannot be written to, ValueError if an id occurs twice.
         """
         keys, answers = array("Q"), AnswerSets()
-        place = Path(folder) if folder else _scratch()
+        place = Path(folder) if folder else scratch()
         try:
             with tempfile.NamedTemporaryFile(dir=place, prefix="cases-", suffix=".arrow") as file:
                 with pa.ipc.new_file(file, CASE_SCHEMA) as writer:
@@ -191,7 +191,7 @@ class CaseTable(RecordTable[TokenizedCase]):
         return {**super().__getstate__(), "_mapped": None}
 
 
-def _scratch() -> Path:
+def scratch() -> Path:
     """The user's cache folder, or the system's temporary folder if the home cannot be written to."""
     try:
         cache = Path.home() / ".cache" / "introspect-ray"

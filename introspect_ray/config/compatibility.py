@@ -101,6 +101,15 @@ def _batch_over_workers(cfg: RunConfig) -> str | None:
     return None
 
 
+def _auxiliary_source(cfg: RunConfig) -> str | None:
+    if cfg.auxiliary.path is not None and cfg.auxiliary.hub_id is not None:
+        return (
+            f"auxiliary.path={cfg.auxiliary.path} and auxiliary.hub_id={cfg.auxiliary.hub_id} name two sources of one "
+            "set: leave one of them out"
+        )
+    return None
+
+
 def _sentences(cfg: RunConfig) -> str | None:
     for key, sentence in (("task.changed", cfg.task.changed), ("task.unchanged", cfg.task.unchanged)):
         if sentence is not None and (count := sentence.count("{label}")) != 1:
@@ -160,6 +169,7 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _live_reference,
     _gpu_only,
     _batch_over_workers,
+    _auxiliary_source,
     _sentences,
     _transfer,
 )

@@ -21,9 +21,10 @@ class TaskConfig(_Section):
     """Which cases are explained, and which of them are held out for the evaluation."""
 
     name: str = "organism"
-    """organism (bundled), hint_mmlu, jsonl (your own cases), or a task that an installed package registers."""
+    """organism (bundled), hint_mmlu, jsonl (your own cases), a public set (docs/tasks.md), or a task that an installed
+    package registers."""
     path: str | None = None
-    """Training cases, a local file (hint_mmlu: MMLU rows; jsonl: cases). hint_mmlu without a file reads `hub_id`."""
+    """Training cases, a local file (jsonl: cases; else rows of the set). null: the set is read from `hub_id`."""
     test_path: str | None = None
     """File of held-out cases; null: `test_fraction` of the cases in `path` is held out."""
     test_fraction: float = Field(0.25, gt=0, lt=1)
@@ -32,8 +33,9 @@ class TaskConfig(_Section):
     """Most training cases to keep, chosen by `seed`; null: all."""
     test_cases: int | None = Field(None, ge=1)
     """Most held-out cases to keep, chosen by `seed`; null: all."""
-    hub_id: str = "cais/mmlu"
-    """hint_mmlu: data set on the Hugging Face Hub that is read where `path` is null."""
+    hub_id: str | None = None
+    """Data set on the Hugging Face Hub that is read where `path` is null ("owner/name:PATTERN" takes the files of that
+    pattern alone); null: the task's own, where it has one."""
     wording: Literal["short", "sentence"] = "short"
     """hint_mmlu: wording of the hint, `Hint: A` or the sentence "I think the answer is (A) but ..."."""
     seed: int = 0
@@ -164,10 +166,11 @@ class AuxiliaryConfig(_Section):
     """Behaviour-only data that is trained on beside the explanations (paper eq. 5)."""
 
     path: str | None = None
-    """JSONL of chats ({messages}, WildChat's {conversation}, ShareGPT's {conversations}) or of {text}, or a .txt file;
-    null: none, or `hub_id`."""
+    """A file of chats ({messages}, WildChat's {conversation}, ShareGPT's {conversations}, or {prompt, chosen}) or of
+    {text}: .jsonl, .json, .csv, .parquet, or a .txt file; null: none, or `hub_id`."""
     hub_id: str | None = None
-    """Data set of the same columns on the Hugging Face Hub."""
+    """Data set of the same columns on the Hugging Face Hub; "owner/name:PATTERN" takes the files of that pattern alone,
+    e.g. HuggingFaceFW/fineweb:sample/10BT/000_00000.parquet."""
     tokens: Literal["assistant", "all"] = "assistant"
     """Which tokens of a chat are trained on; of plain text all are."""
     weight: float = Field(1.0, ge=0)

@@ -101,6 +101,7 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
         status=setup.status,
         calibration=setup.reading.calibration,
         identity=run_identity(cfg, setup.prepared),
+        auxiliary=setup.auxiliary,
     )
 
 

@@ -47,7 +47,8 @@ def check_resume(cfg: RunConfig) -> None:
 
 def run_identity(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What a checkpoint must share with a run to be used by it: the config, except for what may differ, and the content
-    behind it (policies and training cases). JSON values by name, so that a refusal can name the one that differs."""
+    behind it (policies, training cases, auxiliary texts). JSON values by name, so that a refusal can name the one that
+    differs."""
     digest = hashlib.blake2b(digest_size=8)
     for case in prepared.train:
         line: list[Any] = [case.case_id, case.labels, case.label_tokens, case.prompt, case.ablated, case.question]
@@ -59,5 +60,6 @@ def run_identity(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "reference policy": prepared.reference_id,
         "second policy": prepared.second_id,
         "training cases": digest.hexdigest(),
+        "auxiliary texts": prepared.auxiliary.digest if prepared.auxiliary is not None else None,
     }
     return {**config, **{f"content of {what}": value for what, value in content.items()}}

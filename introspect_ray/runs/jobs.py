@@ -178,7 +178,7 @@ def local_trained_policy(cfg: RunConfig, *, overwrite: bool) -> Iterator[RunConf
 
 def check_evaluation(local: RunConfig, *, resume: bool, overwrite: bool) -> Checked:
     """As `check`, for an evaluation: it is tracked nowhere."""
-    prepared = prepare(local)
+    prepared = prepare(local, training=False)
     check_output(local.output_dir, resume=resume, overwrite=overwrite)
     return Checked(prepared, None, resume, overwrite)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import reference_policy
@@ -13,6 +14,7 @@ from introspect_ray.engines import check_installed
 from introspect_ray.errors import UserError
 from introspect_ray.judges import check_judge
 from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
+from introspect_ray.runs.auxiliary import read_auxiliary
 from introspect_ray.runs.placement import check_local_room, cluster_address, judging_policies
 from introspect_ray.runs.policy_cases import PolicyCases, tokenize_cases
 from introspect_ray.storage import check_writable
@@ -35,6 +37,7 @@ class Prepared:
     max_explanation_tokens: int
     cache_uri: str
     others: Mapping[str, PolicyCases] = field(default_factory=dict)  # of each other policy that answers, by its name
+    auxiliary: AuxiliaryTable | None = None  # None: no auxiliary data, or none is needed
 
     def tokens_of(self, policy: str) -> PolicyCases:
         """The cases as tokens of a policy of the config; of one that is not named there (an adapter of M0) as M0's."""
@@ -42,11 +45,11 @@ class Prepared:
         return self.others.get(policy, own)
 
 
-def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
+def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> Prepared:
     """Resolve and check all inputs of a run. Raises UserError with the remedy; writes nothing but caches.
 
     engines: False where none will be started (a replay): neither engines nor the policies that only they would serve
-    have to be here.
+    have to be here. training: False where nothing is trained (an evaluation): auxiliary data is not read.
     """
     open_task(cfg.task)  # refuses an unknown name before policies are looked for
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
@@ -83,6 +86,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True) -> Prepared:
         max_model_len=own.max_model_len,
         max_explanation_tokens=own.max_explanation_tokens,
         cache_uri=cache,
+        auxiliary=read_auxiliary(cfg.auxiliary, own.tokenizer, policy_path) if engines and training else None,
         others={name: _other_cases(cfg, sides, name, own) for name in dict.fromkeys(others)},
     )
 

@@ -52,6 +52,7 @@ class SharedSetup:
     reading: Reading  # how all pairs were read, and are to be read
     judged: list[dict[str, Any]]  # what judges made of the free text of each policy's label set
     train: Any  # ref of the training cases, a CaseTable
+    auxiliary: Any  # ref of the AuxiliaryTable; None without auxiliary data
     prefix_hit_rate: float | None  # of labelling with M0; None where its labels were cached
     seconds: dict[str, float]  # spent here, by "setup" and "eval"
 
@@ -94,6 +95,7 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
         reading=before.reading,
         judged=before.judged,
         train=train,
+        auxiliary=ray.put(prepared.auxiliary) if prepared.auxiliary is not None else None,
         prefix_hit_rate=hit_rate,
         seconds={"setup": ready - began, "eval": evaluated - ready},
     )

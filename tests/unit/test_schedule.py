@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from introspect_ray.config import load_config
-from introspect_ray.schedule import deal, label_version, step_plan, steps_of_version
+from introspect_ray.schedule import auxiliary_plan, deal, label_version, step_plan, steps_of_version
 
 
 def flat(seed, steps, num_cases, batch_size):
@@ -83,3 +83,9 @@ def test_every_step_is_requested_once_and_in_time(lag, sync_every):
 def test_deal_by_hand():
     assert deal("abc", 2, 2, 1) == [(1, "ab"), (0, "c")]
     assert deal("abcd", 1, 3, 2) == [(2, "a"), (0, "b"), (1, "c"), (2, "d")]
+
+
+def test_auxiliary_texts_have_a_stream_of_their_own():
+    """Equal counts and batches, but not the order of the cases."""
+    plans = [[auxiliary_plan(0, t, 30, 10) for t in range(3)], [step_plan(0, t, 30, 10) for t in range(3)]]
+    assert all(sorted(i for step in plan for i in step) == list(range(30)) for plan in plans) and plans[0] != plans[1]

@@ -87,7 +87,7 @@ def test_letter_and_number_answers_are_the_same(tmp_path):
 
 def test_parquet_is_read_in_batches_with_the_rows_of_jsonl(tmp_path, monkeypatch):
     """Eleven rows in two row groups, read in batches of four."""
-    monkeypatch.setattr(hint_mmlu, "BATCH_ROWS", 4)
+    monkeypatch.setattr("introspect_ray.tasks.rows.BATCH_ROWS", 4)
     pq.write_table(pa.Table.from_pylist(rows(11)), tmp_path / "mmlu.parquet", row_group_size=6)
     assert read_cases(tmp_path / "mmlu.parquet") == read_cases(write(tmp_path, rows(11)))
     source, _ = open_task(TaskConfig(name="hint_mmlu", path=str(tmp_path / "mmlu.parquet")))

@@ -1,0 +1,76 @@
+"""What the loaders of public sets share: where their rows come from, and rows that are each other's counterfactual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from introspect_ray.config import TaskConfig
+from introspect_ray.errors import UserError
+from introspect_ray.records import Case, Message
+from introspect_ray.tasks.rows import HUB_FILES, Drops, counted_source, open_rows
+from introspect_ray.tasks.source import CaseSource
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """A public set: its task name, how its files become cases, and where it stands on the hub, if it does."""
+
+    name: str
+    cases: Callable[[list[Path], TaskConfig, Drops], Iterator[Case]]
+    hub_id: str | None = None
+    hub_files: tuple[str, ...] = HUB_FILES
+
+
+def open_set(task: TaskConfig, public: PublicSet) -> tuple[CaseSource, CaseSource | None]:
+    """The rows of task.path, else of task.hub_id, else of the set's own hub id; held-out ones of task.test_path."""
+    files = open_rows(task.path, task.hub_id or public.hub_id, "task.path", public.hub_files)
+    test = open_rows(task.test_path, None, "task.test_path") if task.test_path else None
+    return _source(task, public, files), _source(task, public, test) if test else None
+
+
+def _source(task: TaskConfig, public: PublicSet, files: list[Path]) -> CaseSource:
+    name = f"{public.name} ({files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''})"
+    return counted_source(name, lambda drops: public.cases(files, task, drops))
+
+
+@dataclass(frozen=True)
+class Half:
+    """One prompt of a set whose rows are each other's counterfactual."""
+
+    where: str
+    question: Hashable  # equal for the prompts of one question
+    cue: str | None  # the kind of cue; None: the prompt without one
+    messages: tuple[Message, ...]
+    labels: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def paired(
+    halves: Callable[[], Iterable[Half]], make: Callable[[Half, Half], Case | None], drops: Drops
+) -> Iterator[Case]:
+    """A case from each prompt with a cue and the one without it that has the same question.
+
+    halves: reads from the start at every call; it is read twice, and the prompts without a cue are kept in memory.
+    make: (with, without) -> case, or None to leave the pair out after telling `drops`. Raises UserError if two
+    different prompts without a cue have one question.
+    """
+    plain: dict[Hashable, Half] = {}
+    for half in halves():
+        if half.cue is None and plain.setdefault(half.question, half).messages != half.messages:
+            raise UserError(
+                f"{half.where}: another prompt without the cue than {plain[half.question].where}, for the same "
+                "question: keep one of them"
+            )
+    for half in halves():
+        if half.cue is None:
+            continue
+        other = plain.get(half.question)
+        if other is None:
+            drops.add(half.where, "no row without the cue has the same question")
+        elif other.messages == half.messages:
+            drops.add(half.where, "the row without the cue has the same prompt")
+        elif case := make(half, other):
+            yield case
