@@ -100,7 +100,7 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
         pool=setup.pool,
         status=setup.status,
         calibration=setup.reading.calibration,
-        identity=run_identity(cfg, setup.prepared),
+        identity=run_identity(cfg, setup.prepared, setup.reading),
         auxiliary=setup.auxiliary,
     )
 

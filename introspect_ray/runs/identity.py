@@ -8,6 +8,7 @@ from typing import Any
 
 from introspect_ray.config import RunConfig, flatten
 from introspect_ray.errors import UserError
+from introspect_ray.labels.reading import RAW, Reading
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.storage import open_store
 
@@ -45,10 +46,10 @@ def check_resume(cfg: RunConfig) -> None:
             )
 
 
-def run_identity(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
+def run_identity(cfg: RunConfig, prepared: Prepared, reading: Reading = RAW) -> dict[str, Any]:
     """What a checkpoint must share with a run to be used by it: the config, except for what may differ, and the content
-    behind it (policies, training cases, auxiliary texts). JSON values by name, so that a refusal can name the one that
-    differs."""
+    behind it (policies, training cases, auxiliary texts, judges). JSON values by name, so that a refusal can name the
+    one that differs."""
     digest = hashlib.blake2b(digest_size=8)
     for case in prepared.train:
         line: list[Any] = [case.case_id, case.labels, case.label_tokens, case.prompt, case.ablated, case.question]
@@ -59,6 +60,7 @@ def run_identity(cfg: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "policy": prepared.policy_id,
         "reference policy": prepared.reference_id,
         "second policy": prepared.second_id,
+        "judge": reading.judge,
         "training cases": digest.hexdigest(),
         "auxiliary texts": prepared.auxiliary.digest if prepared.auxiliary is not None else None,
     }

@@ -86,7 +86,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
         max_model_len=own.max_model_len,
         max_explanation_tokens=own.max_explanation_tokens,
         cache_uri=cache,
-        auxiliary=read_auxiliary(cfg.auxiliary, own.tokenizer, policy_path) if engines and training else None,
+        auxiliary=read_auxiliary(cfg.auxiliary, own.tokenizer, policy_path) if training else None,
         others={name: _other_cases(cfg, sides, name, own) for name in dict.fromkeys(others)},
     )
 

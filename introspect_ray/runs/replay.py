@@ -24,11 +24,11 @@ from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import load_run
 from introspect_ray.labels.reading import Reading, load_reading
 from introspect_ray.labels.store import label_set_key, load_pairs, read_labels
-from introspect_ray.records import BehaviorPair, Label
+from introspect_ray.records import AuxiliaryText, BehaviorPair, Label
 from introspect_ray.runs.judging import judging_key
 from introspect_ray.runs.policy_cases import one_token
 from introspect_ray.runs.preflight import Prepared, prepare
-from introspect_ray.schedule import step_plan
+from introspect_ray.schedule import auxiliary_plan, step_plan
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracker import Tracker
@@ -128,7 +128,7 @@ def train_again(
             cfg, prepared.policy_path, reference, train.by_id, longest=train.longest_tree_path, calibration=calibration
         )
         for step, labels in enumerate(recorded_steps(source.join("labels"), cfg, prepared.train.case_ids)):
-            metrics = learner.step(labels, m0)
+            metrics = learner.step(labels, m0, _auxiliary(cfg, prepared, step))
             tracker.log_metrics({name: value for name, value in metrics.items() if name not in skipped}, step)
         learner.export(folder)
 
@@ -156,6 +156,14 @@ def _responses(m0: Mapping[str, BehaviorPair], prepared: Prepared, source: Store
             "has no label set of M0 with them: give the run's cache back (cache_dir)"
         )
     return m0
+
+
+def _auxiliary(cfg: RunConfig, prepared: Prepared, step: int) -> Sequence[AuxiliaryText]:
+    """The auxiliary texts of a step; they follow from the seed."""
+    table = prepared.auxiliary
+    if table is None:
+        return ()
+    return table.rows(auxiliary_plan(cfg.seed, step, len(table), cfg.auxiliary.batch_size))
 
 
 class _Unknown(dict[str, BehaviorPair]):

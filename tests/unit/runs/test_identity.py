@@ -9,6 +9,7 @@ import pytest
 
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
+from introspect_ray.labels.reading import Reading
 from introspect_ray.records import Explanation, TokenizedCase
 from introspect_ray.runs.identity import check_resume, run_identity
 from introspect_ray.storage import open_store
@@ -18,7 +19,9 @@ CASE = TokenizedCase("c", ("A", "B"), ((1,), (2,)), (3, 4), (3,), (3, 5), EXPLAN
 
 
 def prepared(case: TokenizedCase = CASE, **ids: str) -> SimpleNamespace:
-    return SimpleNamespace(**{"policy_id": "p", "reference_id": "p", "second_id": None, **ids}, train=[case])
+    return SimpleNamespace(
+        **{"policy_id": "p", "reference_id": "p", "second_id": None, "auxiliary": None, **ids}, train=[case]
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,12 @@ def prepared(case: TokenizedCase = CASE, **ids: str) -> SimpleNamespace:
 )
 def test_other_content_is_another_run(other):
     assert run_identity(RunConfig(), prepared()) != run_identity(RunConfig(), other)
+
+
+def test_another_judge_behind_the_same_keys_is_another_run():
+    """Its words or its instruction are in a file."""
+    one, other = (run_identity(RunConfig(), prepared(), Reading(judge=f"keyword:w:{i}")) for i in (1, 2))
+    assert {key for key in one if one[key] != other[key]} == {"content of judge"}
 
 
 @pytest.mark.parametrize(
