@@ -89,10 +89,6 @@ class TokenizedCase:
     group: str = ""
     metadata: str = ""  # a JSON object; "" for none
 
-    @property
-    def label_ids(self) -> tuple[int, ...]:
-        return tuple(token for (token,) in self.label_tokens)
-
 
 @dataclass(frozen=True, slots=True)
 class AuxiliaryText:
