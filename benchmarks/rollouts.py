@@ -31,7 +31,8 @@ def generate_pairs(model: Any, batch: int, cases: Sequence[TokenizedCase]) -> li
     """Label logprobs of x, then of x∖C, of each case, as one would write it with transformers."""
     import torch
 
-    prompts = [(prompt, case.label_ids) for case in cases for prompt in (case.prompt, case.ablated)]
+    labels = [tuple(token for (token,) in case.label_tokens) for case in cases]
+    prompts = [(side, ids) for case, ids in zip(cases, labels, strict=True) for side in (case.prompt, case.ablated)]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]))
     answers: dict[int, list[float]] = {}
     for start in range(0, len(prompts), batch):

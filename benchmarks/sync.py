@@ -79,7 +79,7 @@ class Trainer:
     @torch.no_grad()
     def probe(self, case: TokenizedCase) -> tuple[float, ...]:
         logits = self.model(torch.tensor([case.prompt, case.ablated]), logits_to_keep=1).logits[:, -1]
-        return tuple(logits.log_softmax(-1)[:, list(case.label_ids)].flatten().tolist())
+        return tuple(logits.log_softmax(-1)[:, [token for (token,) in case.label_tokens]].flatten().tolist())
 
 
 def make_policy(folder: str, layers: int) -> None:

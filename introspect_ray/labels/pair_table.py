@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from introspect_ray.cases.record_table import CASE_ID, IdIndex, RecordTable, id_key
 from introspect_ray.records import BehaviorPair
+
+if TYPE_CHECKING:
+    from introspect_ray.labels.reading import Reading
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -47,6 +50,14 @@ class PairTable(RecordTable[BehaviorPair]):
         for batch in kept:
             keys.extend(map(id_key, batch.column(CASE_ID).to_pylist()))
         return cls(kept, IdIndex.build(np.asarray(keys)))
+
+    def read_by(self, reading: Reading, labels: Mapping[str, tuple[str, ...]]) -> PairTable:
+        """The pairs as `reading` reads them, still in Arrow. labels: the allowed ones by case id."""
+        if reading.calibration is None:
+            return self
+        rows = iter(self)
+        parts: Iterator[list[BehaviorPair]] = iter(lambda: list(islice(rows, BATCH_ROWS)), [])
+        return PairTable.build(pair for part in parts for pair in reading.pairs(part, labels))
 
     def arrow(self) -> pa.Table:
         """The same rows as an Arrow table of PAIR_SCHEMA, without a copy."""

@@ -5,15 +5,13 @@ Every label's provenance names both. The audit compares them with this file, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.errors import UserError
 from introspect_ray.labels.calibration import Calibration, Labels, from_json
-from introspect_ray.labels.pair_table import BATCH_ROWS, PairTable
 from introspect_ray.records import BehaviorPair
 
 if TYPE_CHECKING:
@@ -38,14 +36,6 @@ class Reading:
             return pairs
         allowed = records_of(labels, [pair.case_id for pair in pairs])
         return [self.calibration.pair(pair, of_case) for pair, of_case in zip(pairs, allowed, strict=True)]
-
-    def table(self, pairs: PairTable, labels: Mapping[str, Labels]) -> PairTable:
-        """As `pairs`, for a whole label set, which stays in Arrow."""
-        if self.calibration is None:
-            return pairs
-        rows = iter(pairs)
-        parts: Iterator[list[BehaviorPair]] = iter(lambda: list(islice(rows, BATCH_ROWS)), [])
-        return PairTable.build(pair for part in parts for pair in self.pairs(part, labels))
 
     @property
     def summary(self) -> dict[str, str] | None:

@@ -143,7 +143,7 @@ def m0_pairs(recorded: RunConfig, prepared: Prepared, reading: Reading) -> Mappi
     own = prepared.tokens_of(recorded.policy)
     key = label_set_key(prepared.reference_id, chain(prepared.train, prepared.test), recorded.rollout, judge)
     pairs = load_pairs(prepared.cache_uri, key)
-    return _Unknown(own.labels) if pairs is None else reading.table(pairs, own.labels).by_id
+    return _Unknown(own.labels) if pairs is None else pairs.read_by(reading, own.labels).by_id
 
 
 def _responses(m0: Mapping[str, BehaviorPair], prepared: Prepared, source: Store) -> Mapping[str, BehaviorPair] | None:

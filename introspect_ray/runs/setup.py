@@ -145,14 +145,14 @@ def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool) -> B
         raw_test = pool.label_now(prepared.test.case_ids, Serving())
     judged += judged_of(cfg.policy, pool)
     reading = reading_of(cfg, prepared, raw.by_id, judging)
-    m0 = reading.table(raw, own.labels)
+    m0 = raw.read_by(reading, own.labels)
     held_out = {M0: behavior_of(reading.pairs(raw_test, prepared.test.labels), own.tokenizer)}
     if other is not None:
         held_out[REFERENCE] = _held_out(prepared, other, m0)
     second = None
     if second_policy is not None and prepared.second_id is not None:
         theirs = labelled_apart(cfg, prepared, second_policy, prepared.second_id, judging, judged)
-        second = reading.table(theirs, own.labels)
+        second = theirs.read_by(reading, own.labels)
         held_out[SECOND] = _held_out(prepared, second_policy, second)
     return Before(m0, second, reading, held_out, judged)
 

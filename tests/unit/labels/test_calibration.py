@@ -9,6 +9,7 @@ import pytest
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.labels.calibration import Calibration, contextual, from_json
+from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.reading import RAW, Reading, load_reading
 from introspect_ray.labels.rules import Sources, make_labels, mixed_label, mixing_draw
 from introspect_ray.records import BehaviorPair
@@ -123,3 +124,12 @@ def test_the_mask_of_the_mixture_is_that_of_the_labels():
         both = pair(case_id, (0.0, -1.0), (0.0, -1.0))
         label = mixed_label(both, both, mixing_ratio=0.4, seed=7, sources=("m0", "second"), step=3)
         assert (mixing_draw(7, case_id) < 0.4) == (label.provenance.source_model == "second")
+
+
+def test_a_label_set_is_read_row_by_row():
+    """Some rows are read otherwise; the order of the rows and the logprobs stay."""
+    raw = [*RAW_PAIRS, pair("c2", (-0.2, -2.0), (-3.0, -1.5))]
+    table = PairTable.build(raw)
+    labels = dict.fromkeys(("c2", "c1", "c0"), AB)
+    assert list(table.read_by(Reading(CALIBRATION), labels)) == [CALIBRATION.pair(one, AB) for one in raw] != raw
+    assert table.read_by(RAW, labels) is table
