@@ -104,7 +104,7 @@ def behaviours(answers_NV, cases):
     """[(y(x), y(x∖C))]: of each, the likeliest among the allowed labels."""
 
     def answer(logits_V, case):
-        return case.labels[int(logits_V[[token for (token,) in case.label_tokens]].argmax())]
+        return case.labels[int(logits_V[case.label_ids].argmax())]
 
     cued, ablated = answers_NV.split(len(cases))
     return [(answer(x, case), answer(without, case)) for x, without, case in zip(cued, ablated, cases)]
