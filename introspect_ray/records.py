@@ -185,8 +185,8 @@ class StepMetrics:
 
     step: int
     loss: float
-    cross_entropy: float  # nats per target token
-    kl: float  # nats per position of M0's responses, KL(M0 || M)
+    cross_entropy: float  # nats per target token; loss_normalisation=sequence: per case
+    kl: float  # KL(M0 || M), nats per position of M0's responses; loss_normalisation=sequence: per prompt
     grad_norm: float
     explanation_self: float | None  # share of cases whose greedy valid explanation is E(M_t); None for free text
     explanation_orig: float  # the same against E(M0)

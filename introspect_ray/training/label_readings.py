@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 
-from introspect_ray.cases.answers import LabelNode, Reading, has_nan, read_label
+from introspect_ray.cases.answers import Reading, has_nan, read_label
 from introspect_ray.labels.calibration import Calibration
 from introspect_ray.records import BehaviorPair, TokenizedCase
 from introspect_ray.training.chunked_loss import TreeOutput
@@ -17,20 +16,20 @@ SidePair = tuple[Reading, Reading]  # of x, of x∖C
 def label_readings(batch: PackedBatch, out: TreeOutput) -> list[SidePair | None]:
     """Both sides of each case of `batch`, in order; None for free text, which no forward shows."""
     logprobs, free = iter(out.label_logprobs_P.tolist()), iter(out.argmax_L.tolist())
-    sides = []
+    sides: list[Reading | None] = []
     for tree in batch.trees * 2:
-        children = [tuple(islice(logprobs, len(node.tokens))) for node in tree.label_trie]
-        sides.append(_read(tree.label_trie, children, list(islice(free, len(children)))) if children else None)
+        nodes = tree.label_trie
+        if len(nodes) == 1:  # labels of one token: read_label without its walk, since labelling reads many cases
+            tokens = nodes[0].tokens
+            of_label = tuple(islice(logprobs, len(tokens)))
+            sides.append(Reading(of_label.index(max(of_label)), of_label, next(free) not in tokens, (0,)))
+        elif nodes:
+            children = [tuple(islice(logprobs, len(node.tokens))) for node in nodes]
+            sides.append(read_label(nodes, children, list(islice(free, len(nodes)))))
+        else:
+            sides.append(None)
     pairs = zip(sides[: len(batch.trees)], sides[len(batch.trees) :], strict=True)
     return [None if cued is None or ablated is None else (cued, ablated) for cued, ablated in pairs]
-
-
-def _read(nodes: Sequence[LabelNode], logprobs: Sequence[tuple[float, ...]], free: Sequence[int]) -> Reading:
-    """read_label, without its walk for labels of one token."""
-    if len(nodes) > 1:
-        return read_label(nodes, logprobs, free)
-    (of_label,) = logprobs
-    return Reading(of_label.index(max(of_label)), of_label, free[0] not in nodes[0].tokens, (0,))
 
 
 def answers(labels: tuple[str, ...], readings: SidePair, calibration: Calibration | None) -> tuple[str, str]:

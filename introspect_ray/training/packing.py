@@ -140,7 +140,7 @@ def _outputs(cases: Sequence[tuple[PromptTree, int]], texts: Sequence[tuple[Toke
     )
     deciders = _joined(tree.branch_nodes for tree, _ in cases)
     deciders += _starts(cases).repeat([len(tree.branches) for tree, _ in cases])
-    children = [node.tokens for _ in range(2) for tree, _ in cases for node in tree.label_trie]
+    children = [node.tokens for tree, _ in cases for node in tree.label_trie] * 2
     return (
         Sections(*map(len, (kl, labels, predictors, auxiliary, deciders))),
         _joined((kl, labels, predictors, auxiliary, deciders)),
@@ -153,7 +153,7 @@ def _outputs(cases: Sequence[tuple[PromptTree, int]], texts: Sequence[tuple[Toke
 
 def _behaviour_rows(cases: Sequence[tuple[PromptTree, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Flat indices of the KL rows and of the label nodes that are no KL rows, and label_rows_L."""
-    sides = [tree.sides[i] for i in range(2) for tree, _ in cases]
+    sides = [tree.cued for tree, _ in cases] + [tree.ablated for tree, _ in cases]
     starts = np.tile(_starts(cases), 2)
     kl_counts = [len(side.kl_nodes) for side in sides]
     counts = [len(side.label_nodes) for side in sides]
