@@ -19,7 +19,7 @@ class JudgeConfig(BaseModel):
     labels: tuple[str, ...] | None = None
     """The verdicts to choose from; None: those of `words`, else refuse and comply."""
     words: str | None = None
-    """keyword: a YAML file of {labels, prefixes, apologies, keywords, window}; None: the bundled openings of refusals."""
+    """keyword: a YAML file of {labels, prefixes, apologies, keywords, window}; None: the bundled ones on refusals."""
     policy: str | None = None
     """llm: the judging policy, served by vLLM on the run's engines: a folder or a hub id. Or give `endpoint`."""
     endpoint: str | None = None
