@@ -190,8 +190,10 @@ class _ChunkedPass:
             m0 = head.logits(reference.hidden_BH[first : first + len(kl_rows)]).float().log_softmax(-1)
         with torch.set_grad_enabled(bool(scales.kl) and torch.is_grad_enabled()):
             kl = kl_to_reference(m0, kl_rows)
-        with torch.set_grad_enabled(bool(scales.auxiliary) and torch.is_grad_enabled()):
-            texts = explanation_loss(auxiliary, self._auxiliary[max(0, first - ends[3]) :][: len(auxiliary)])
+        texts = torch.zeros_like(self._sums[0])
+        if len(auxiliary):
+            with torch.set_grad_enabled(bool(scales.auxiliary) and torch.is_grad_enabled()):
+                texts = explanation_loss(auxiliary, self._auxiliary[max(0, first - ends[3]) :][: len(auxiliary)])
         loss = combine(ce, kl, texts, scales)
         for total, value in zip(self._sums, (loss, ce, kl, texts), strict=True):
             total += value.detach()

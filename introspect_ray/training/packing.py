@@ -157,7 +157,7 @@ def _behaviour_rows(cases: Sequence[tuple[PromptTree, int]]) -> tuple[np.ndarray
     starts = np.tile(_starts(cases), 2)
     kl_counts = [len(side.kl_nodes) for side in sides]
     counts = [len(side.label_nodes) for side in sides]
-    kl = _joined(side.kl_nodes for side in sides) + starts.repeat(kl_counts)
+    kl = _joined(side.kl_nodes for side in sides if len(side.kl_nodes)) + starts.repeat(kl_counts)
     nodes = _joined(side.label_nodes for side in sides) + starts.repeat(counts)
     place = _joined(side.label_kl for side in sides)
     alone = place < 0

@@ -2,7 +2,6 @@
 
 import math
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,13 +14,11 @@ from learner_helpers import (
     make_pairs,
     make_texts,
     save_model,
-    with_free_text,
 )
 from torch.distributed.checkpoint import FileSystemWriter
 
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import UserError
-from introspect_ray.labels.calibration import Calibration
 from introspect_ray.policy import load_model, load_saved
 from introspect_ray.records import AuxiliaryText, BehaviorPair, Explanation, Label
 from introspect_ray.training.learner import Learner
@@ -113,44 +110,6 @@ def test_the_sequence_normalisation_sums_over_tokens(policy):
             assert other["cross_entropy"] == pytest.approx(one["cross_entropy"] * tokens / len(CASES), rel=1e-5)
             assert other["kl"] == pytest.approx(one["kl"], abs=1e-6)
     assert other["loss"] == pytest.approx(other["cross_entropy"] + other["kl"], rel=1e-6) and other["kl"] > 1e-4
-
-
-def test_free_text_counts_only_where_no_answer_is_needed(policy, tmp_path):
-    """Of a batch of letters and free text, the shares that need the current answer are those of the letters alone."""
-    letters, free = CASES[:4], [with_free_text(case) for case in CASES[4:]]
-    both = {case.case_id: case for case in (*letters, *free)}
-    m0 = make_pairs([*letters, *free])
-    path = build_reference(policy[0], list(both.values()), m0, str(tmp_path))
-
-    def step(cases):
-        learner = Learner(make_config(), policy[0], path, both)
-        return learner.step(make_labels(cases), m0), learner.last_logprobs
-
-    mixed, logprobs = step([*letters, *free])
-    alone, _ = step(letters)
-    without, _ = step(free)
-    needing = ("explanation_self", "behavior_em", "realised_at_consumption")
-    assert [mixed[name] for name in needing] == [alone[name] for name in needing]
-    assert [without[name] for name in needing] == [None, None, None]
-    assert mixed["explanation_orig"] == (alone["explanation_orig"] + without["explanation_orig"]) / 2
-    assert logprobs["case-4"] == ((), ()) and len(logprobs["case-3"][0]) == 4
-
-
-def test_calibrated_answers_are_those_of_the_calibration(policy):
-    """Offsets of 1,000 nats for all labels but C on x and D on x∖C: every answer is C and D, whatever the policy says.
-
-    The raw logprobs stay as they are.
-    """
-    offsets = {"cued": (1e3, 1e3, 0.0, 1e3), "ablated": (1e3, 1e3, 1e3, 0.0)}
-    calibrated = Learner(make_config(), *policy, TOKENIZED, calibration=Calibration({LETTERS: offsets}))
-    m0 = {case_id: replace(pair, cued="C", ablated="D") for case_id, pair in M0.items()}
-    truth = Explanation(True, "D")
-    labels = [replace(x, explanation=truth if i < 3 else _other(truth)) for i, x in enumerate(LABELS)]
-    plain = make_learner(policy)
-    result, raw = calibrated.step(labels, m0), plain.step(labels, m0)
-    assert result["behavior_em"] == 1.0 and result["realised_at_consumption"] == 3 / 8
-    assert result["explanation_self"] == result["explanation_orig"]
-    assert raw["behavior_em"] < 1 and calibrated.last_logprobs == plain.last_logprobs
 
 
 def _other(explanation):
