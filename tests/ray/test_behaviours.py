@@ -28,7 +28,7 @@ def job(name: str, *args: str) -> subprocess.CompletedProcess:
 
 def two_tokens(row: dict[str, Any]) -> dict[str, Any]:
     """The same question with labels of two tokens, in the paper's wording."""
-    templates = {"changed": "The response would change to {label}.", "unchanged": "It would not change to {label}."}
+    templates = {"unchanged": "The response would not change to {label}."}
     return {**row, "labels": ["A A", "B B", "C C", "D D"], "templates": templates, "group": "two tokens"}
 
 
@@ -55,7 +55,7 @@ def write_cases(file: Path, source: str, count: int) -> None:
 
 
 def test_labels_of_several_tokens_and_judged_text_in_one_online_run(tmp_path: Path) -> None:
-    """Two labels per token of the vocabulary would be told apart by the first one: so y is that of the letters."""
+    """Every other case has labels of two tokens, the others a response of three tokens, which a judge labels."""
     write_cases(tmp_path / "train.jsonl", "train.jsonl", 64)
     write_cases(tmp_path / "test.jsonl", "test.jsonl", 32)
     (tmp_path / "words.yaml").write_text(WORDS)
@@ -77,8 +77,7 @@ def test_labels_of_several_tokens_and_judged_text_in_one_online_run(tmp_path: Pa
     by_judge = {label.case_id: label.provenance.judge for label in labels}
     assert {case_id for case_id, judge in by_judge.items() if judge.startswith("keyword:words:")} <= ids
     assert {case_id for case_id, judge in by_judge.items() if not judge} == by_judge.keys() - ids
-    (file,) = (out / "evaluation").glob("*.parquet")
-    table = pq.read_table(file).to_pylist()
+    table = pq.read_table(out / "evaluation" / "cases.parquet").to_pylist()
     assert [row["case_id"] for row in table] == [
         json.loads(line)["id"] for line in (tmp_path / "test.jsonl").read_text().splitlines()
     ]
