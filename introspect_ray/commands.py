@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from introspect_ray import __version__, cli
 from introspect_ray.cli import Arguments, Flags
+from introspect_ray.errors import UserError
 
 
 def train(args: Arguments) -> None:
@@ -38,9 +39,12 @@ def evaluate(args: Arguments) -> None:
     """Evaluate a trained policy (eval.policy=FOLDER) against M0 (policy=...) on the held-out cases: evaluation.json.
 
     --from FOLDER alone: recompute the metrics of a finished run or evaluation from its evaluation/*.parquet and compare
-    them with its summary.json and evaluation.json. Exit code 1: they differ.
+    them with its summary.json and evaluation.json. Exit code 1: they differ. --inspect FILE.eval also writes its cases
+    to a log that `inspect view` opens; it needs the extra `inspect`.
     """
     if args.flags["from"] is None:
+        if args.flags["inspect"] is not None:
+            raise UserError("--inspect writes the cases of a finished run or evaluation: add --from FOLDER")
         from introspect_ray.runs.jobs import evaluate_job
 
         evaluate_job(args)
@@ -54,6 +58,7 @@ def evaluate(args: Arguments) -> None:
 def evaluate_flags(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
     parser.add_argument("--from", metavar="FOLDER", help="recompute from the evaluated cases of a finished run")
+    parser.add_argument("--inspect", metavar="FILE.eval", help="with --from: write the cases as a log of Inspect AI")
 
 
 def audit(args: Arguments) -> None:
