@@ -55,7 +55,9 @@ def prompts(
     except (FileNotFoundError, UserError) as error:
         return cfg, {}, f"not in the log, its samples show case ids: {one_line(error)}"
     labels = dict(zip(cases.case_ids, cases.labels, strict=True))
-    found = {case.case_id: with_meta_question(case) for case in held_out if labels.get(case.case_id) == case.labels}
+    found: dict[str, Sequence[Message]] = {
+        case.case_id: with_meta_question(case) for case in held_out if labels.get(case.case_id) == case.labels
+    }
     return cfg, found, _what_is_shown(cfg, len(cases), len(found), table)
 
 
