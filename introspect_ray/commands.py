@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from introspect_ray import __version__, cli
 from introspect_ray.cli import Arguments, Flags
-from introspect_ray.errors import UserError
 
 
 def train(args: Arguments) -> None:
@@ -42,9 +41,7 @@ def evaluate(args: Arguments) -> None:
     them with its summary.json and evaluation.json. Exit code 1: they differ. --inspect FILE.eval also writes its cases
     to a log that `inspect view` opens; it needs the extra `inspect`.
     """
-    if args.flags["from"] is None:
-        if args.flags["inspect"] is not None:
-            raise UserError("--inspect writes the cases of a finished run or evaluation: add --from FOLDER")
+    if args.flags["from"] is None and args.flags["inspect"] is None:
         from introspect_ray.runs.jobs import evaluate_job
 
         evaluate_job(args)

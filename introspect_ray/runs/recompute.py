@@ -25,6 +25,8 @@ def recompute_job(args: Arguments) -> bool:
     be written.
     """
     log = args.flags.get("inspect")
+    if args.flags["from"] is None:
+        raise UserError("--inspect writes the cases of a finished run or evaluation: add --from FOLDER")
     if log is not None:
         check_inspect(log)
     if args.overrides or args.config or args.resume or args.overwrite or args.dry_run:
