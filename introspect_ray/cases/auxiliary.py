@@ -1,4 +1,4 @@
-"""Auxiliary, behaviour-only data as tokens with the ones that are trained on marked (paper eq. 5). Pure."""
+"""Auxiliary, behaviour-only data as tokens, each with a mark that says whether it is trained on (paper eq. 5). Pure."""
 
 from __future__ import annotations
 

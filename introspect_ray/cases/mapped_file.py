@@ -1,4 +1,4 @@
-"""Arrow batches in a mapped file without a name: on disk rather than in memory, and gone with whoever holds it."""
+"""Arrow batches in a mapped file without a name: they lie on disk, not in memory, and end with the process."""
 
 from __future__ import annotations
 

@@ -121,8 +121,8 @@ class CaseTable(RecordTable[TokenizedCase]):
 
     @property
     def longest_tree_path(self) -> int:
-        """Most tokens on a path of a training tree: of a response all but the last, after which nothing is predicted;
-        of q with its explanation all."""
+        """Most tokens on a path of a training tree: x or x∖C with its answer but for the answer's last token, after
+        which nothing is predicted, or q with its explanation."""
         return max(self.longest_answered - 1, self.longest_explained)
 
     def _longest(self, columns: Sequence[str], more: Sequence[int]) -> int:
