@@ -38,9 +38,10 @@ def evaluate(args: Arguments) -> None:
     """Evaluate a trained policy (eval.policy=FOLDER) against M0 (policy=...) on the held-out cases: evaluation.json.
 
     --from FOLDER alone: recompute the metrics of a finished run or evaluation from its evaluation/*.parquet and compare
-    them with its summary.json and evaluation.json. Exit code 1: they differ.
+    them with its summary.json and evaluation.json. Exit code 1: they differ. --inspect FILE.eval also writes its cases
+    to a log that `inspect view` opens; it needs the extra `inspect`.
     """
-    if args.flags["from"] is None:
+    if args.flags["from"] is None and args.flags["inspect"] is None:
         from introspect_ray.runs.jobs import evaluate_job
 
         evaluate_job(args)
@@ -54,6 +55,7 @@ def evaluate(args: Arguments) -> None:
 def evaluate_flags(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
     parser.add_argument("--from", metavar="FOLDER", help="recompute from the evaluated cases of a finished run")
+    parser.add_argument("--inspect", metavar="FILE.eval", help="with --from: write the cases as a log of Inspect AI")
 
 
 def audit(args: Arguments) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from introspect_ray.records import TokenizedCase
+from introspect_ray.records import BehaviorPair, TokenizedCase
 
 Tokens = tuple[int, ...]
 PROBE_TOKENS = 8
@@ -123,6 +123,23 @@ def response_path(case: TokenizedCase, label: str, response: Tokens) -> Tokens:
     return case.label_tokens[case.labels.index(label)][:-1]
 
 
-def has_nan(logprobs: Sequence[float]) -> bool:
-    """Whether a logprob is NaN, which would decide an argmax at random."""
-    return any(math.isnan(value) for value in logprobs)
+def make_pair(case: TokenizedCase, cued: Reading, ablated: Reading, version: int) -> BehaviorPair:
+    """The behaviour pair of a case with closed labels, from the readings of x and of x∖C.
+
+    Raises ValueError where a logprob is NaN: the greedy walk would be arbitrary.
+    """
+    for side, reading in (("x", cued), ("x∖C", ablated)):
+        if any(map(math.isnan, reading.logprobs)):
+            raise ValueError(
+                f"case {case.case_id}: label logprobs on {side} are {reading.logprobs} at version {version}"
+            )
+    return BehaviorPair(
+        case_id=case.case_id,
+        cued=case.labels[cued.label],
+        ablated=case.labels[ablated.label],
+        cued_logprobs=cued.logprobs,
+        ablated_logprobs=ablated.logprobs,
+        cued_off_format=cued.off_format,
+        ablated_off_format=ablated.off_format,
+        weight_version=version,
+    )

@@ -1,12 +1,13 @@
-"""Auxiliary, behaviour-only data as tokens with the ones that are trained on marked (paper eq. 5). Pure."""
+"""Auxiliary, behaviour-only data as tokens, each with a mark that says whether it is trained on (paper eq. 5). Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from introspect_ray.cases.tokenize import end_of_turn
-from introspect_ray.errors import UserError, one_line
+from introspect_ray.cases.label_tokens import Ids, encode
+from introspect_ray.cases.tokenize import TemplateRefused, end_of_turn, render_chat
+from introspect_ray.errors import UserError
 from introspect_ray.records import AuxiliaryText, Message
 
 MARK = "\u2063introspection\u2063"  # stands for a turn's content where it is looked for; no chat contains it
@@ -49,9 +50,9 @@ def tokenize_chat(
     targets: list[bool] = []
     at = 0
     for start, end in [*spans, (len(text), len(text))]:
-        between = _encode(tokenizer, text[at:start])
+        between = encode(tokenizer, text[at:start])
         closing = between.index(stop) + 1 if at and stop in between else 0  # the end of the turn before
-        content = _encode(tokenizer, text[start:end])
+        content = encode(tokenizer, text[start:end])
         tokens += between + content
         targets += [True] * closing + [trained == "all"] * (len(between) - closing) + [True] * len(content)
         at = end
@@ -64,8 +65,8 @@ def tokenize_plain(text_id: str, text: str, tokenizer: Any, max_tokens: int) -> 
     Each piece starts with the BOS token where the tokenizer puts one before a text.
     """
     bos = tokenizer.bos_token_id
-    start = [bos] if bos is not None and list(tokenizer.encode(""))[:1] == [bos] else []
-    body, length = _encode(tokenizer, text), max_tokens - len(start)
+    start: Ids = (bos,) if bos is not None and list(tokenizer.encode(""))[:1] == [bos] else ()
+    body, length = encode(tokenizer, text), max_tokens - len(start)
     for piece, at in enumerate(range(0, len(body), length)):
         tokens = start + body[at : at + length]
         yield _text(f"{text_id}.{piece}", tokens, [True] * len(tokens))
@@ -97,15 +98,6 @@ def _assistant_spans(tokenizer: Any, messages: Sequence[Message], text: str) -> 
 
 def _render(tokenizer: Any, messages: Sequence[Message]) -> str:
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=False, enable_thinking=False
-        )
-    except Exception as error:  # jinja2's TemplateError, by name: jinja2 is transformers' dependency, not ours
-        if not type(error).__module__.startswith("jinja2"):
-            raise
-        raise NotRendered(f"the chat template refuses the turns ({one_line(error)})") from None
-    return text
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
+        return render_chat(tokenizer, messages, add_generation_prompt=False)
+    except TemplateRefused as error:
+        raise NotRendered(f"the chat template refuses the turns ({error})") from None

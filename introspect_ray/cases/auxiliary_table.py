@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from introspect_ray.cases.mapped_file import mapped_batches
 from introspect_ray.cases.record_table import CASE_ID, IdIndex, RecordTable, id_key
-from introspect_ray.cases.table import scratch
-from introspect_ray.errors import UserError
 from introspect_ray.records import AuxiliaryText
 
 Ints = NDArray[np.int32]
@@ -28,7 +26,6 @@ SCHEMA = pa.schema(
     ]
 )
 BATCH_TOKENS = 1 << 18
-RELEASE_EVERY = 64  # batches opened before the pages of the mapped file are released
 
 
 class AuxiliaryTable(RecordTable[AuxiliaryText]):
@@ -48,26 +45,8 @@ class AuxiliaryTable(RecordTable[AuxiliaryText]):
         folder: by default the user's cache. The file is unlinked once it is mapped, so it disappears with the table.
         Raises UserError if the folder cannot be written to, ValueError if an id occurs twice.
         """
-        folder = Path(folder) if folder else scratch()
         keys, digest = array("Q"), hashlib.blake2b(digest_size=8)
-        try:
-            with tempfile.NamedTemporaryFile(dir=folder, prefix="auxiliary-", suffix=".arrow") as file:
-                with pa.ipc.new_file(file, SCHEMA) as writer:
-                    for batch in _batches(texts, keys, digest):
-                        writer.write_batch(batch)
-                file.flush()
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise UserError(
-                f"the tokenized auxiliary texts cannot be written to {folder} ({error.strerror or error}): make room "
-                "there, or name a folder that has some with TMPDIR and HOME"
-            ) from None
-        reader = pa.ipc.open_file(pa.py_buffer(mapped))
-        batches = []
-        for number in range(reader.num_record_batches):
-            batches.append(reader.get_batch(number))
-            if number % RELEASE_EVERY == 0:
-                mapped.madvise(mmap.MADV_DONTNEED)
+        batches, mapped = mapped_batches(_batches(texts, keys, digest), SCHEMA, "auxiliary texts", folder)
         return cls(batches, IdIndex.build(np.asarray(keys, np.uint64)), digest.hexdigest(), mapped)
 
     def rows(self, numbers: Iterable[int]) -> list[AuxiliaryText]:

@@ -19,16 +19,16 @@ def find_label_tokens(tokenizer: Any, labels: tuple[str, ...], opening: str, ans
     the shorter one ends. opening: text between the last user turn and the answer. Raises UserError naming the labels
     to blame.
     """
-    before = _encode(tokenizer, opening) + _encode(tokenizer, answer_prefix)
+    before = encode(tokenizer, opening) + encode(tokenizer, answer_prefix)
 
     def continued(label: str) -> Ids:
-        after = _encode(tokenizer, opening + answer_prefix + label)
+        after = encode(tokenizer, opening + answer_prefix + label)
         return after[len(before) :] if after[: len(before)] == before else ()
 
     rules: tuple[Callable[[str], Ids], ...] = (
         continued,
-        lambda label: _encode(tokenizer, label),
-        lambda label: _encode(tokenizer, f" {label}"),
+        lambda label: encode(tokenizer, label),
+        lambda label: encode(tokenizer, f" {label}"),
     )
     tried = [tuple(rule(label) for label in labels) for rule in rules]
     usable = [tokens for tokens in tried if not _problem(tokenizer, labels, tokens)]
@@ -54,5 +54,6 @@ def _problem(tokenizer: Any, labels: Sequence[str], tokens: Sequence[Ids]) -> st
     return None
 
 
-def _encode(tokenizer: Any, text: str) -> Ids:
+def encode(tokenizer: Any, text: str) -> Ids:
+    """The tokens of a text by itself, without special tokens."""
     return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()

@@ -7,8 +7,6 @@ is kept once.
 from __future__ import annotations
 
 import mmap
-import os
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from introspect_ray.cases.mapped_file import mapped_batches
 from introspect_ray.cases.record_table import CASE_ID, IdIndex, RecordTable
 from introspect_ray.cases.table_batches import (
     CASE_SCHEMA,
@@ -27,11 +26,10 @@ from introspect_ray.cases.table_batches import (
     AnswerSets,
     case_batches,
 )
-from introspect_ray.errors import UserError
 from introspect_ray.records import TokenizedCase
 
 Ints = NDArray[np.int32]
-RELEASE_EVERY = 64  # rows read (batches, at the start) before the pages of the mapped file are released
+RELEASE_EVERY = 64  # rows read before the pages of the mapped file are released
 
 
 class CaseTable(RecordTable[TokenizedCase]):
@@ -56,25 +54,7 @@ class CaseTable(RecordTable[TokenizedCase]):
         Raises UserError if the folder cannot be written to, ValueError if an id occurs twice.
         """
         keys, answers = array("Q"), AnswerSets()
-        place = Path(folder) if folder else scratch()
-        try:
-            with tempfile.NamedTemporaryFile(dir=place, prefix="cases-", suffix=".arrow") as file:
-                with pa.ipc.new_file(file, CASE_SCHEMA) as writer:
-                    for batch in case_batches(cases, keys, answers):
-                        writer.write_batch(batch)
-                file.flush()
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise UserError(
-                f"the tokenized cases cannot be written to {place} ({error.strerror or error}): make room there, "
-                "or name a folder that has some with TMPDIR and HOME"
-            ) from None
-        reader = pa.ipc.open_file(pa.py_buffer(mapped))
-        batches = []
-        for i in range(reader.num_record_batches):
-            batches.append(reader.get_batch(i))
-            if i % RELEASE_EVERY == 0:
-                mapped.madvise(mmap.MADV_DONTNEED)
+        batches, mapped = mapped_batches(case_batches(cases, keys, answers), CASE_SCHEMA, "cases", folder)
         return cls(batches, IdIndex.build(np.asarray(keys)), answers.sets, mapped)
 
     def __getitem__(self, row: int | slice) -> Any:
@@ -141,8 +121,8 @@ class CaseTable(RecordTable[TokenizedCase]):
 
     @property
     def longest_tree_path(self) -> int:
-        """Most tokens on a path of a training tree: of a response all but the last, after which nothing is predicted;
-        of q with its explanation all."""
+        """Most tokens on a path of a training tree: x or x∖C with its answer but for the answer's last token, after
+        which nothing is predicted, or q with its explanation."""
         return max(self.longest_answered - 1, self.longest_explained)
 
     def _longest(self, columns: Sequence[str], more: Sequence[int]) -> int:
@@ -189,16 +169,6 @@ class CaseTable(RecordTable[TokenizedCase]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_mapped": None}
-
-
-def scratch() -> Path:
-    """The user's cache folder, or the system's temporary folder if the home cannot be written to."""
-    try:
-        cache = Path.home() / ".cache" / "introspect-ray"
-        cache.mkdir(parents=True, exist_ok=True)
-        return cache if os.access(cache, os.W_OK) else Path(tempfile.gettempdir())
-    except (OSError, RuntimeError):
-        return Path(tempfile.gettempdir())
 
 
 class LabelTable(RecordTable[tuple[str, ...]]):

@@ -13,12 +13,14 @@ from itertools import chain
 from typing import Any
 
 from introspect_ray.cases.explanations import all_explanations, parse, render
-from introspect_ray.cases.label_tokens import find_label_tokens
+from introspect_ray.cases.label_tokens import Ids, encode, find_label_tokens
 from introspect_ray.cases.wording import complete, wording_problem
-from introspect_ray.errors import UserError
+from introspect_ray.errors import UserError, one_line
 from introspect_ray.records import Case, Explanation, Message, Templates, TokenizedCase
 
-Ids = tuple[int, ...]
+
+class TemplateRefused(Exception):
+    """The policy's chat template does not take a chat, for instance because of its roles. The message says why."""
 
 
 def tokenize_case(
@@ -34,7 +36,7 @@ def tokenize_case(
     case's templates cannot be told apart, or an explanation does not survive encoding and decoding.
     """
     template = _template(tokenizer)
-    prefix = _encode(tokenizer, answer_prefix)
+    prefix = encode(tokenizer, answer_prefix)
     free = case.response.kind == "free"
     wording = complete(case.templates)
     asked = with_meta_question(case) if question is None else question
@@ -113,9 +115,9 @@ def end_of_turn(tokenizer: Any) -> int:
 def _end_of_turn(tokenizer: Any, template: str) -> int:
     answer = "introspection"
     chat = ({"role": "user", "content": "question"}, {"role": "assistant", "content": answer})
-    tail = _render(tokenizer, chat, add_generation_prompt=False).rpartition(answer)[2]
+    tail = render_chat(tokenizer, chat, add_generation_prompt=False).rpartition(answer)[2]
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
-    for token in _encode(tokenizer, tail):
+    for token in encode(tokenizer, tail):
         if token in special and token != tokenizer.unk_token_id:
             return token
     eos: int | None = tokenizer.eos_token_id
@@ -140,26 +142,26 @@ def _template(tokenizer: Any) -> str:
 
 def _chat(tokenizer: Any, messages: Sequence[Message], case_id: str) -> Ids:
     try:
-        out = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, add_generation_prompt=True, enable_thinking=False, return_dict=True
-        )
-    except Exception as error:  # jinja2's TemplateError, by name: jinja2 is transformers' dependency, not ours
-        if not type(error).__module__.startswith("jinja2"):
-            raise
+        out = _apply(tokenizer, messages, tokenize=True, add_generation_prompt=True, return_dict=True)
+    except TemplateRefused as error:
         roles = [message["role"] for message in messages]
         raise UserError(f"case {case_id!r}: the policy's chat template refuses the roles {roles}: {error}") from None
     return tuple(out["input_ids"] if isinstance(out, Mapping) or hasattr(out, "input_ids") else out)
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
-    )
+def render_chat(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """The text of a chat by the chat template, thinking modes off. Raises TemplateRefused."""
+    text: str = _apply(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     return text
 
 
-def _encode(tokenizer: Any, text: str) -> Ids:
-    return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+def _apply(tokenizer: Any, messages: Sequence[Message], **options: bool) -> Any:
+    try:
+        return tokenizer.apply_chat_template(list(messages), enable_thinking=False, **options)
+    except Exception as error:  # jinja2's TemplateError, by name: jinja2 is transformers' dependency, not ours
+        if not type(error).__module__.startswith("jinja2"):
+            raise
+        raise TemplateRefused(one_line(error)) from None
 
 
 @lru_cache(maxsize=4096)
@@ -172,7 +174,7 @@ def _known_chat(tokenizer: Any, messages: Sequence[Message], case_id: str) -> Id
     ids = _chat(tokenizer, messages, case_id)
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in ids:  # encoding the messages a second time is for these few cases
-        own = set(chain.from_iterable(_encode(tokenizer, message["content"]) for message in messages))
+        own = set(chain.from_iterable(encode(tokenizer, message["content"]) for message in messages))
         if own == {unknown}:
             raise UserError(
                 f"case {case_id!r}: all tokens of its prompt {messages[-1]['content']!r:.80} are "
@@ -184,7 +186,7 @@ def _known_chat(tokenizer: Any, messages: Sequence[Message], case_id: str) -> Id
 def _generation_prompt(tokenizer: Any) -> str:
     """Text between the last user turn and the answer, e.g. "<|im_start|>assistant\\n"; "" if it is not certain."""
     chat = ({"role": "user", "content": "question"},)
-    closed, opened = (_render(tokenizer, chat, add_generation_prompt=flag) for flag in (False, True))
+    closed, opened = (render_chat(tokenizer, chat, add_generation_prompt=flag) for flag in (False, True))
     return opened[len(closed) :] if opened.startswith(closed) else ""
 
 
@@ -198,7 +200,7 @@ def _explanations(
     targets = {}
     for explanation in all_explanations(labels):
         text = render(explanation, wording)
-        ids = (*_encode(tokenizer, text), end_of_turn(tokenizer))
+        ids = (*encode(tokenizer, text), end_of_turn(tokenizer))
         if decode_explanation(ids, tokenizer, labels, wording) != explanation:
             back = tokenizer.decode(list(ids[:-1]))
             raise UserError(

@@ -1,4 +1,4 @@
-"""Checks of prompts and weight updates, and the reading of policy folders and answers, alike for all engines."""
+"""Checks of prompts and weight updates, and the reading of policy folders, alike for all engines."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from introspect_ray.cases.answers import Reading, has_nan
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
 from introspect_ray.policy import weight_files
-from introspect_ray.records import BehaviorPair, TokenizedCase
 
 if TYPE_CHECKING:
     import torch
@@ -29,28 +27,6 @@ class NextToken(NamedTuple):
 
     logprobs: tuple[float, ...]  # of the tokens asked for, natural logs of the full-vocabulary softmax
     argmax_token: int  # over the full vocabulary
-
-
-def make_pair(case: TokenizedCase, cued: Reading, ablated: Reading, version: int) -> BehaviorPair:
-    """The behaviour pair of a case with closed labels, from the readings of x and of x∖C.
-
-    Raises ValueError where a logprob is NaN: the greedy walk would be arbitrary.
-    """
-    for side, reading in (("x", cued), ("x∖C", ablated)):
-        if has_nan(reading.logprobs):
-            raise ValueError(
-                f"case {case.case_id}: label logprobs on {side} are {reading.logprobs} at version {version}"
-            )
-    return BehaviorPair(
-        case_id=case.case_id,
-        cued=case.labels[cued.label],
-        ablated=case.labels[ablated.label],
-        cued_logprobs=cued.logprobs,
-        ablated_logprobs=ablated.logprobs,
-        cued_off_format=cued.off_format,
-        ablated_off_format=ablated.off_format,
-        weight_version=version,
-    )
 
 
 def policy_shapes(policy_path: str) -> Shapes:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-from introspect_ray.cases.answers import LabelNode, Reading, Tokens, label_nodes, probe_tokens, read_label
+from introspect_ray.cases.answers import LabelNode, Reading, Tokens, label_nodes, make_pair, probe_tokens, read_label
 from introspect_ray.engines import checks
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
@@ -59,7 +59,7 @@ class VersionedEngine(ABC):
         with self._one_version() as version:
             answers = iter(self._next_tokens(prompts, [node.tokens for _, nodes in sides for node in nodes]))
         readings = iter([_read(nodes, answers) for _, nodes in sides])
-        return [checks.make_pair(case, next(readings), next(readings), version) for case in cases]
+        return [make_pair(case, next(readings), next(readings), version) for case in cases]
 
     def respond(self, cases: Sequence[TokenizedCase]) -> list[tuple[Tokens, Tokens]]:
         """The greedy responses to x and to x∖C of each free-text case, in order, on one weight version.

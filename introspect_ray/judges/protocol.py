@@ -37,7 +37,7 @@ class Judge(Protocol):
     """Puts free-form responses into a closed set of behaviour labels (paper §3, refusal).
 
     Every judge gives a response without any text Verdict(None, ""): it neither refuses nor complies, and counting it
-    as unjudged lets `check_unjudged` stop a run whose policy has fallen silent.
+    as unjudged lets `check_unjudged` stop a run whose policy no longer writes anything.
     """
 
     @property

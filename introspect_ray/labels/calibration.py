@@ -1,4 +1,4 @@
-"""Contextual calibration: labels are read relative to how much M0 likes each of them on average.
+"""Contextual calibration: the logprob of a label counts relative to M0's mean logprob of that label.
 
 Small policies answer one letter nearly always. With calibration the answer is the argmax over the labels of logprob -
 M0's mean logprob of that label over the training cases, for x and x∖C apart. The offsets are made once, from M0, and

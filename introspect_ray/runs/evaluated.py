@@ -33,7 +33,8 @@ class Behavior:
 
 
 def behavior_of(pairs: Sequence[BehaviorPair], tokenizer: Any) -> Behavior:
-    """tokenizer: that of the policy that answered. Beside free text the responses of closed labels are "", for none."""
+    """tokenizer: that of the policy that answered. Where some cases are free text, those with closed labels have "" as
+    their responses."""
     if all(pair.cued_logprobs for pair in pairs):
         return Behavior(pairs)
     sides = [(pair.cued_response, pair.ablated_response) for pair in pairs]

@@ -49,7 +49,7 @@ def judging_key(cfg: RunConfig, prepared: Prepared) -> str:
 
 
 def _no_engine(chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
-    raise RuntimeError("these judges name themselves only: the judging policy is not served")
+    raise RuntimeError("these judges were made for their identities alone: no engine serves the judging policy")
 
 
 def _serve(cfg: RunConfig, judge: JudgeConfig, prepared: Prepared) -> tuple[Complete, str]:

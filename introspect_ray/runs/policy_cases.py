@@ -1,4 +1,4 @@
-"""The cases of a run as tokens of one policy, and what only these tokens show to be wrong."""
+"""The cases of a run as tokens of one policy, and the checks that need these tokens."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _new_tokens(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:
 
 
 def _judged(cfg: RunConfig, cases: CaseStream) -> Iterator[Case]:
-    """The cases, of which those of free text are checked against the run's judge."""
+    """The cases in their order; those of free text are checked against the run's judge."""
     verdicts: tuple[str, ...] = ()
     for case in cases:
         if case.response.kind == "free":

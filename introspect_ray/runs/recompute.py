@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from introspect_ray.cli import Arguments
 from introspect_ray.errors import UserError
 from introspect_ray.scores.evaluation_table import EVALUATED, TRAINED, UNTRAINED, read_parquet, recompute
+from introspect_ray.scores.inspect_log import check_inspect
 from introspect_ray.storage import Store, open_store
 
 # Tables by what they hold, with the file beside them whose metrics were made from them.
@@ -18,10 +20,19 @@ TABLES = {TRAINED: "summary.json", EVALUATED: "evaluation.json", UNTRAINED: None
 def recompute_job(args: Arguments) -> bool:
     """Print the metrics of all tables in a folder; returns whether they equal those of the files beside them.
 
-    Raises UserError for other arguments, a folder without a table, and a table that cannot be read.
+    With --inspect FILE the cases of the first table (in the order of TABLES) are also written to a log of Inspect AI.
+    Raises UserError for other arguments, a folder without a table, a table that cannot be read, and a log that cannot
+    be written.
     """
+    log = args.flags.get("inspect")
+    if args.flags["from"] is None:
+        raise UserError("--inspect writes the cases of a finished run or evaluation: add --from FOLDER")
+    if log is not None:
+        check_inspect(log)
     if args.overrides or args.config or args.resume or args.overwrite or args.dry_run:
-        raise UserError("evaluate --from FOLDER takes no other argument: its metrics need nothing but the folder")
+        raise UserError(
+            "evaluate --from FOLDER takes no other argument than --inspect: its metrics need nothing but the folder"
+        )
     store = open_store(str(args.flags["from"]))
     found = [name for name in TABLES if store.exists(name)]
     if not found:
@@ -39,6 +50,10 @@ def recompute_job(args: Arguments) -> bool:
         lines = list(differences(metrics, store.read_json(beside)))
         print("\n".join(f"DIFFERS  {line}" for line in lines) or f"equal    {store.join(beside)}")
         same = same and not lines
+    if log is not None:
+        from introspect_ray.runs.evaluation_log import log_evaluation  # reads tasks, which metrics do not need
+
+        log_evaluation(store, found[0], Path(log))
     return same
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from itertools import islice
 
-from introspect_ray.cases.answers import Reading, has_nan, read_label
+from introspect_ray.cases.answers import Reading, read_label
 from introspect_ray.labels.calibration import Calibration
-from introspect_ray.records import BehaviorPair, TokenizedCase
 from introspect_ray.training.chunked_loss import TreeOutput
 from introspect_ray.training.packing import PackedBatch
 
@@ -40,27 +39,4 @@ def answers(labels: tuple[str, ...], readings: SidePair, calibration: Calibratio
     return (
         calibration.answer(labels, "cued", cued.logprobs),
         calibration.answer(labels, "ablated", ablated.logprobs),
-    )
-
-
-def read_pair(case: TokenizedCase, readings: SidePair, version: int) -> BehaviorPair:
-    """The behaviour pair of a case with closed labels.
-
-    Raises ValueError where a logprob is NaN: the answer would be arbitrary.
-    """
-    cued, ablated = readings
-    for side, reading in (("x", cued), ("x∖C", ablated)):
-        if has_nan(reading.logprobs):
-            raise ValueError(
-                f"case {case.case_id}: label logprobs on {side} are {reading.logprobs} at version {version}"
-            )
-    return BehaviorPair(
-        case_id=case.case_id,
-        cued=case.labels[cued.label],
-        ablated=case.labels[ablated.label],
-        cued_logprobs=cued.logprobs,
-        ablated_logprobs=ablated.logprobs,
-        cued_off_format=cued.off_format,
-        ablated_off_format=ablated.off_format,
-        weight_version=version,
     )

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from introspect_ray.cases.answers import probe_tokens
+from introspect_ray.cases.answers import make_pair, probe_tokens
 from introspect_ray.cases.label_trie import walk_explanations
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.config import RunConfig
@@ -40,7 +40,7 @@ from introspect_ray.training.fsdp import (
     save_checkpoint,
     stream_state,
 )
-from introspect_ray.training.label_readings import answers, label_readings, read_pair
+from introspect_ray.training.label_readings import answers, label_readings
 from introspect_ray.training.loss import Counts, Scales, loss_scales
 from introspect_ray.training.packing import PackedBatch, pack, placeholder
 from introspect_ray.training.prompt_tree import TreeCache, build_tree, longest_sequence, text_tree
@@ -240,7 +240,7 @@ class Learner:
                 out = self.module(batch)
             for tree, readings in zip(batch.trees, label_readings(batch, out), strict=True):
                 if readings is not None:
-                    pairs[tree.case_id] = read_pair(by_id[tree.case_id], readings, version)
+                    pairs[tree.case_id] = make_pair(by_id[tree.case_id], *readings, version)
         free_gathered(self.module)
         return [pairs[case.case_id] for case in cases]
 

@@ -6,7 +6,10 @@ import math
 
 import pytest
 
-from introspect_ray.cases.answers import LabelNode, label_nodes, read_label
+from introspect_ray.cases.answers import LabelNode, Reading, label_nodes, make_pair, read_label
+from introspect_ray.records import TokenizedCase
+
+CASE = TokenizedCase("case-0", tuple("ABCD"), ((10,), (11,), (12,), (13,)), (1,), (2,), (3,), {})
 
 
 def test_one_token_labels_are_the_root_alone_in_their_order():
@@ -50,3 +53,19 @@ def test_off_format_is_judged_on_the_path_that_is_taken():
 def test_ties_go_to_the_first_label():
     nodes = label_nodes(((10,), (11,)))
     assert read_label(nodes, [[-1.0, -1.0]], free=[10]).label == 0
+
+
+def test_pair_is_what_both_sides_read():
+    """On x the walk ends at B, in format; on x∖C at C, and there free decoding would have left the labels."""
+    cued = Reading(1, (-3.0, -1.0, -2.0, -1.0), False, (0,))
+    ablated = Reading(2, (-3.0, -2.0, -1.0, -4.0), True, (0,))
+    pair = make_pair(CASE, cued, ablated, 7)
+    assert (pair.cued, pair.ablated, pair.weight_version) == ("B", "C", 7)
+    assert (pair.cued_off_format, pair.ablated_off_format) == (False, True)
+    assert (pair.cued_logprobs, pair.ablated_logprobs) == (cued.logprobs, ablated.logprobs)
+
+
+def test_nan_logprobs_are_an_error_not_a_label():
+    good, bad = (Reading(0, (first, -2.0, -3.0, -4.0), False, (0,)) for first in (-1.0, float("nan")))
+    with pytest.raises(ValueError, match=r"case-0: label logprobs on x∖C .* version 3"):
+        make_pair(CASE, good, bad, 3)

@@ -1,4 +1,4 @@
-"""What all engines share: behaviour pairs, end-of-turn ids, refusals, the choice of the engine."""
+"""What all engines share: end-of-turn ids, refusals, the choice of the engine."""
 
 from __future__ import annotations
 
@@ -9,29 +9,12 @@ import pytest
 import torch
 from engine_tiny import make_cases, save_policy
 
-from introspect_ray.cases.answers import Reading
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks, make_engine
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
 
 CASE = make_cases(1)[0]  # labels A..D, ids 10..13
-
-
-def test_pair_is_what_both_sides_read():
-    """On x the walk ends at B, in format; on x∖C at C, and there free decoding would have left the labels."""
-    cued = Reading(1, (-3.0, -1.0, -2.0, -1.0), False, (0,))
-    ablated = Reading(2, (-3.0, -2.0, -1.0, -4.0), True, (0,))
-    pair = checks.make_pair(CASE, cued, ablated, 7)
-    assert (pair.cued, pair.ablated, pair.weight_version) == ("B", "C", 7)
-    assert (pair.cued_off_format, pair.ablated_off_format) == (False, True)
-    assert (pair.cued_logprobs, pair.ablated_logprobs) == (cued.logprobs, ablated.logprobs)
-
-
-def test_nan_logprobs_are_an_error_not_a_label():
-    good, bad = (Reading(0, (first, -2.0, -3.0, -4.0), False, (0,)) for first in (-1.0, float("nan")))
-    with pytest.raises(ValueError, match=r"case-0: label logprobs on x∖C .* version 3"):
-        checks.make_pair(CASE, good, bad, 3)
 
 
 def write(folder, **files):

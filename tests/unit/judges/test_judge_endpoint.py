@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -135,7 +136,9 @@ def test_retry_after_is_waited_for(serve):
 
 def test_patience_ends(serve):
     message = refused(serve([(503, '{"error": {"message": "loading"}}')]), patience=0.2)
-    assert "tries in 0 s, the last one HTTP 503 loading: check the server, or raise judge.patience_s (0.2)" in message
+    assert re.search(
+        r"tries in \d+ s, the last one HTTP 503 loading: check the server, or raise judge.patience_s \(0.2\)", message
+    )
     later = serve([(429, "", {"Retry-After": "60"})])
     refused(later, patience=1)
     assert len(later.requests) == 1  # 60 s are longer than the patience
