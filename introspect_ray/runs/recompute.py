@@ -26,8 +26,8 @@ def recompute_job(args: Arguments) -> bool:
     found = [name for name in TABLES if store.exists(name)]
     if not found:
         raise UserError(
-            f"{store.join()} holds no table of evaluated cases ({', '.join(TABLES)}): give the output_dir of a run "
-            "or of an evaluation that wrote one"
+            f"{store.join()} holds no table of evaluated cases ({', '.join(TABLES)}): give the output_dir of a run, "
+            "of a sweep's trial (trials/NAME) or of an evaluation that wrote one"
         )
     same = True
     for name in found:
