@@ -29,6 +29,7 @@ def recompute_job(args: Arguments) -> bool:
             f"{store.join()} holds no table of evaluated cases ({', '.join(TABLES)}): give the output_dir of a run, "
             "of a sweep's trial (trials/NAME) or of an evaluation that wrote one"
         )
+    verdicts: list[str] = []
     same = True
     for name in found:
         metrics = metrics_of(store, name)
@@ -37,8 +38,11 @@ def recompute_job(args: Arguments) -> bool:
         if beside is None or not store.exists(beside):
             continue
         lines = list(differences(metrics, store.read_json(beside)))
-        print("\n".join(f"DIFFERS  {line}" for line in lines) or f"equal    {store.join(beside)}")
+        verdicts += [f"DIFFERS  {line}" for line in lines] or [f"equal    {store.join(beside)}"]
         same = same and not lines
+    print(
+        "\n".join(verdicts or ["compared with nothing: there is no summary.json or evaluation.json beside the tables"])
+    )
     return same
 
 
