@@ -89,12 +89,20 @@ def run(job: Callable[[], None]) -> None:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `dotted.key=value`; the value is read as YAML, and 1e-5 as a number. Raises UserError."""
+    """Split `dotted.key=value`; the value is read as YAML, and 1e-5 as a number. Raises UserError.
+
+    The value of a key of type text stands for itself, since YAML would read "not: {label}" as a mapping; only null, a
+    text in quotation marks and the list of a sweep are read as YAML there.
+    """
     key, eq, value = text.partition("=")
     if not eq or not key:
         raise UserError(f"override {text!r} is not of the form key=value, e.g. kl_weight=0.1")
     import yaml
 
+    from introspect_ray.config import is_text
+
+    if value.strip() and value.strip() not in ("null", "~") and value.lstrip()[0] not in "\"'[" and is_text(key):
+        return key, value
     try:
         parsed = yaml.safe_load(value) if value.strip() else None
     except yaml.YAMLError:

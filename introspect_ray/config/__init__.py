@@ -1,6 +1,15 @@
 """The configuration of a run: its keys (sections), where they come from (load), which go together (compatibility)."""
 
-from introspect_ray.config.load import field_names, file_sets, flatten, load_config, override, read_yaml, resolve_paths
+from introspect_ray.config.load import (
+    field_names,
+    file_sets,
+    flatten,
+    is_text,
+    load_config,
+    override,
+    read_yaml,
+    resolve_paths,
+)
 from introspect_ray.config.sections import (
     AlarmConfig,
     EvalConfig,
@@ -24,6 +33,7 @@ __all__ = [
     "field_names",
     "file_sets",
     "flatten",
+    "is_text",
     "load_config",
     "override",
     "read_yaml",

@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -45,8 +45,11 @@ def resolve_paths(cfg: RunConfig) -> RunConfig:
     folders = {key: value for key in ("output_dir", "cache_dir") if (value := getattr(cfg, key))}
     policies = {
         "policy": cfg.policy,
+        "reference_policy": cfg.reference_policy,
         "supervision.second_policy": cfg.supervision.second_policy,
         "eval.policy": cfg.eval.policy,
+        "judge.policy": cfg.judge.policy,
+        **({"judge.second.policy": cfg.judge.second.policy} if cfg.judge.second else {}),
     }
     against = [_absolute_policy(name) for name in cfg.eval.against]
     return override(
@@ -84,16 +87,28 @@ def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[st
     return names
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError, which names the file and what is wrong with it."""
+def is_text(key: str) -> bool:
+    """Whether the values of a dotted key are texts (or null)."""
+    *sections, leaf = key.split(".")
+    model: Any = RunConfig
+    for name in sections:
+        info = getattr(model, "model_fields", {}).get(name)
+        kinds = (info.annotation, *get_args(info.annotation)) if info else ()
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    info = getattr(model, "model_fields", {}).get(leaf)
+    return info is not None and {info.annotation, *get_args(info.annotation)} - {type(None), str | None} == {str}
+
+
+def read_yaml(path: Path, what: str = "config file") -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError, which names the file (as `what`) and what is wrong with it."""
     try:
         data = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
-        raise UserError(f"config file {path}: {error.strerror}") from None
+        raise UserError(f"{what} {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise UserError(f"config file {path}: expected a mapping of keys, found {type(data).__name__}")
+        raise UserError(f"{what} {path}: expected a mapping of keys, found {type(data).__name__}")
     return data
 
 
@@ -177,5 +192,18 @@ def _explain(error: ValidationError) -> str:
         close = difflib.get_close_matches(key, field_names(), n=1)
         remedy = f": did you mean {close[0]!r}?" if close else "; --help SECTION prints the keys"
         return f"unknown config key {key!r}{remedy}{more}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ") + _yaml_remedy(first["type"], first["input"])
     return f"config key {key!r}: {message}, got {first['input']!r}{more}" if key else f"{message}{more}"
+
+
+def _yaml_remedy(kind: str, value: Any) -> str:
+    """How to write what YAML read as something else; "" where that is not what is wrong."""
+    if kind in ("tuple_type", "list_type"):
+        return ", write it as a list ([a, b])"
+    if kind == "dict_type":
+        return ", write it as a mapping ({a: b}, with a space after each colon)"
+    if kind == "string_type" and value is None:
+        return ", write {a: b} with a space after each colon"
+    if kind == "string_type" and not isinstance(value, (list, dict)):
+        return ", put it in quotation marks"
+    return ""

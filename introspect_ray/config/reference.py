@@ -75,6 +75,9 @@ _INTRODUCTION = (
     f"({', '.join(f'`{path.name}`' for path in sorted(PRESETS.glob('*.yaml')))} in",
     "`introspect_ray/config/presets/`), the job's defaults, the file, the command line.",
     "",
+    "On the command line the value of a key of type text stands for itself; other values are YAML, so that lists and",
+    "mappings need quoting for the shell: `'task.label_names={YTA: \"you are in the wrong\"}'`.",
+    "",
 )
 
 

@@ -82,7 +82,7 @@ class KeywordJudge:
 
 def read_words(path: str) -> WordLists:
     """The words file at `path`. Raises UserError naming the file, the key and the remedy."""
-    data = read_yaml(Path(path))
+    data = read_yaml(Path(path), "words file")
     try:
         words = WordLists.model_validate(data)
     except ValidationError as error:

@@ -40,11 +40,11 @@ def read_auxiliary(config: AuxiliaryConfig, tokenizer: Any, policy_path: str) ->
         check_template(tokenizer, policy_path)
     left_out: Counter[str] = Counter()
     table = AuxiliaryTable.build(_texts(files, config, tokenizer, left_out))
-    for reason, count in left_out.items():
-        log.warning("left out %d auxiliary texts: %s", count, reason)
     if not len(table):
         why = "; ".join(f"{count} texts: {reason}" for reason, count in left_out.items()) or "there are no rows"
         raise UserError(f"{files[0]}: no auxiliary text is left ({why}); check auxiliary.path and auxiliary.tokens")
+    for reason, count in left_out.items():
+        log.warning("left out %d auxiliary texts: %s", count, reason)
     return table
 
 

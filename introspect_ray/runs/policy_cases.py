@@ -11,13 +11,13 @@ from typing import Any
 
 from introspect_ray.cases.answers import label_nodes
 from introspect_ray.cases.table import CaseTable
-from introspect_ray.cases.tokenize import tokenize_case
+from introspect_ray.cases.tokenize import end_of_turn, longest_sequence, tokenize_case
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
 from introspect_ray.judges import judge_labels
-from introspect_ray.records import Case
+from introspect_ray.records import Case, TokenizedCase
 from introspect_ray.tasks import CaseStream
 
 _BETWEEN_TURNS = 8  # tokens that a chat template may write between two turns
@@ -56,18 +56,16 @@ def one_token(cases: CaseTable) -> bool:
 def tokenize_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], path: str, tokenizer: Any) -> PolicyCases:
     """The training and held-out cases as tokens of the policy in the folder `path`.
 
-    Raises UserError for a case that the tokenizer cannot say, that the run's judge or engine does not take, or that is
-    longer than the policy's context or rollout.max_model_len.
+    Raises UserError, with the place of the case, for one that the tokenizer cannot say, that the run's judge or engine
+    does not take, or that is longer than the policy's context or rollout.max_model_len.
     """
-    prefix = cfg.task.answer_prefix
-    train, test = (
-        CaseTable.build(tokenize_case(case, tokenizer, prefix) for case in _judged(cfg, side)) for side in sides
-    )
+    context = context_length(path)
+    train, test = (CaseTable.build(_tokenized(cfg, side, tokenizer, context)) for side in sides)
     if cfg.rollout.served_by == "vllm":
         answers = (used.label_tokens for table in (train, test) for used in table.answers if used.label_tokens)
         children = (node.tokens for label_tokens in answers for node in label_nodes(label_tokens))
         check_vllm_limits(children, cfg.lora_rank if cfg.method == "lora" else 0)
-    length = model_len(cfg, (train, test), context_length(path))
+    length = model_len(cfg, (train, test), context)
     return PolicyCases(train, test, tokenizer, length, _new_tokens(cfg, (train, test)))
 
 
@@ -82,15 +80,13 @@ def model_len(cfg: RunConfig, tables: Sequence[CaseTable], context: int | None =
     answered = max(table.longest_answered for table in tables) + 1
     explained = max(max(table.longest_explained + 1, table.longest_question + new_tokens) for table in tables)
     need, given = max(answered, explained), cfg.rollout.max_model_len
-    for limit, name, remedy in (
-        (given, "rollout.max_model_len", "raise it or leave it out"),
-        (context, "the policy's context", "take a policy with a longer one"),
-    ):
-        if limit is not None and limit < need:
-            raise UserError(
-                f"{name}={limit}, but the longest case needs {need} tokens (a prompt and its answer {answered}, a "
-                f"question and its explanation {explained}): {remedy}, or shorten the cases (response.max_tokens)"
-            )
+    what = f"the longest case (a prompt and its answer {answered}, a question and its explanation {explained}) needs"
+    if given is not None and given < need:
+        raise UserError(
+            f"rollout.max_model_len={given}, but {what} {need} tokens: raise it or leave it out, or shorten the cases "
+            "(response.max_tokens)"
+        )
+    _check_context(context, need, what)
     if given is not None:
         return given
     rounded = -(-(need + cfg.task.shots * (explained + _BETWEEN_TURNS)) // 32) * 32
@@ -113,14 +109,30 @@ def _new_tokens(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:
     return cfg.eval.max_new_tokens or max(table.longest_explanation for table in tables)
 
 
-def _judged(cfg: RunConfig, cases: CaseStream) -> Iterator[Case]:
-    """The cases in their order; those of free text are checked against the run's judge."""
+def _tokenized(cfg: RunConfig, cases: CaseStream, tokenizer: Any, context: int | None) -> Iterator[TokenizedCase]:
+    """The cases as tokens. Those of free text are checked against the run's judge, all against the context."""
+    end_of_turn(tokenizer)  # a tokenizer without one is no fault of a case
     verdicts: tuple[str, ...] = ()
-    for case in cases:
-        if case.response.kind == "free":
-            verdicts = verdicts or judge_labels(cfg.judge)
-            _check_judge(cfg, case, verdicts)
-        yield case
+    for where, case in cases.placed():
+        if case.response.kind == "free" and not verdicts:
+            verdicts = judge_labels(cfg.judge)
+        try:
+            if case.response.kind == "free":
+                _check_judge(cfg, case, verdicts)
+            tokenized = tokenize_case(case, tokenizer, cfg.task.answer_prefix)
+            _check_context(context, longest_sequence([tokenized]) + 1, f"case {case.case_id!r} needs")
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        yield tokenized
+
+
+def _check_context(context: int | None, need: int, what: str) -> None:
+    """Refuse a sequence of `need` tokens that the policy cannot take. what: what needs them."""
+    if context is not None and context < need:
+        raise UserError(
+            f"the policy's context={context}, but {what} {need} tokens: take a policy with a longer one, or shorten "
+            "the case (response.max_tokens)"
+        )
 
 
 def _check_judge(cfg: RunConfig, case: Case, verdicts: tuple[str, ...]) -> None:

@@ -37,9 +37,10 @@ def recompute_job(args: Arguments) -> bool:
     found = [name for name in TABLES if store.exists(name)]
     if not found:
         raise UserError(
-            f"{store.join()} holds no table of evaluated cases ({', '.join(TABLES)}): give the output_dir of a run "
-            "or of an evaluation that wrote one"
+            f"{store.join()} holds no table of evaluated cases ({', '.join(TABLES)}): give the output_dir of a run, "
+            "of a sweep's trial (trials/NAME) or of an evaluation that wrote one"
         )
+    verdicts: list[str] = []
     same = True
     for name in found:
         metrics = metrics_of(store, name)
@@ -48,8 +49,11 @@ def recompute_job(args: Arguments) -> bool:
         if beside is None or not store.exists(beside):
             continue
         lines = list(differences(metrics, store.read_json(beside)))
-        print("\n".join(f"DIFFERS  {line}" for line in lines) or f"equal    {store.join(beside)}")
+        verdicts += [f"DIFFERS  {line}" for line in lines] or [f"equal    {store.join(beside)}"]
         same = same and not lines
+    print(
+        "\n".join(verdicts or ["compared with nothing: there is no summary.json or evaluation.json beside the tables"])
+    )
     if log is not None:
         from introspect_ray.runs.evaluation_log import log_evaluation  # reads tasks, which metrics do not need
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 from introspect_ray.errors import UserError
 
@@ -52,3 +54,17 @@ def text_lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start}); save it as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}; check the file") from None
+
+
+def refuse_half_characters(text: str, value: Any, where: str) -> None:
+    """Raises UserError for half of a surrogate pair, which JSON can escape (\\ud83d) and nothing else can hold.
+
+    text, value: a JSON text and what it says.
+    """
+    if "\\ud" not in text.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise UserError(f"{where}: {half} is half of a character, the other half is missing; correct it") from None

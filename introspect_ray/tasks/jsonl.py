@@ -24,7 +24,7 @@ from introspect_ray.cases.cue import default_meta_question
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case, Message, Response, Templates
-from introspect_ray.tasks.files import existing_file, text_lines
+from introspect_ray.tasks.files import existing_file, refuse_half_characters, text_lines
 from introspect_ray.tasks.source import CaseSource
 
 
@@ -101,6 +101,7 @@ def case_from_line(line: str, where: str) -> Case:
         raise UserError(
             f"{where}: not valid JSON ({error.msg} at column {error.colno}); write one object per line"
         ) from None
+    refuse_half_characters(line, data, where)
     if not isinstance(data, dict):
         raise UserError(f"{where}: expected a JSON object, found {type(data).__name__}; write one case per line")
     try:
@@ -134,7 +135,9 @@ def _wording(row: _Row, where: str) -> Templates:
         return Templates()
     foreign = next((label for label in given.labels if label not in row.labels), None)
     if foreign is not None:
-        raise UserError(f"{where}: templates.labels names {foreign!r}, which is none of the labels {row.labels}")
+        raise UserError(
+            f"{where}: templates.labels names {foreign!r}, which is none of the labels {row.labels}; correct it"
+        )
     return Templates(given.changed or "", given.unchanged or "", tuple(given.labels.items()))
 
 
@@ -161,6 +164,8 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {key!r}; the keys are {', '.join(model.model_fields)}"
     if first["type"] == "missing":
         return f"key {key!r} is missing; add it"
+    if first["type"] == "model_type":
+        return f"key {key!r}: expected an object, got {first['input']!r}; correct it"
     return f"key {key!r}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}; correct it"
 
 

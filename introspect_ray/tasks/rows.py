@@ -12,7 +12,7 @@ from typing import Any
 
 from introspect_ray.errors import UserError, one_line
 from introspect_ray.records import Case
-from introspect_ray.tasks.files import existing_file, text_lines
+from introspect_ray.tasks.files import existing_file, refuse_half_characters, text_lines
 from introspect_ray.tasks.source import CaseSource
 
 log = logging.getLogger(__name__)
@@ -28,9 +28,11 @@ def json_lines(path: Path, what: str = "row") -> Iterator[Any]:
     """The values of a JSONL file (.gz or plain), one per line. Raises UserError naming the line that is no JSON."""
     for n, line in enumerate(text_lines(path), start=1):
         try:
-            yield json.loads(line)
+            value = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path} line {n}: not valid JSON ({error.msg}); write one {what} per line") from None
+        refuse_half_characters(line, value, f"{path} line {n}")
+        yield value
 
 
 def parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -91,10 +93,12 @@ def check_columns(row: Any, columns: Sequence[str], optional: Sequence[str], whe
 
 
 def _json_list(path: Path) -> list[Any]:
+    text = "\n".join(text_lines(path))
     try:
-        rows = json.loads("\n".join(text_lines(path)))
+        rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} line {error.lineno}: not valid JSON ({error.msg}); write a list of rows") from None
+    refuse_half_characters(text, rows, str(path))
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of rows, found {type(rows).__name__}; write [row, row, ...]")
     return rows

@@ -39,13 +39,18 @@ class CaseStream:
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[Case]:
-        """Raises UserError if the rows are not those that were read first."""
+        """Raises UserError as `placed`."""
+        return (case for _, case in self.placed())
+
+    def placed(self) -> Iterator[tuple[str, Case]]:
+        """The cases, each with its place, "cases.jsonl line 7". Raises UserError if the rows are not those that were
+        read first."""
         count = 0
-        for (_, case), key in zip(self.source.cases(self.numbers), self.keys):
+        for (number, case), key in zip(self.source.cases(self.numbers), self.keys):
             if _id_key(case.case_id) != key:
                 break
             count += 1
-            yield case
+            yield f"{self.source.where} {number}", case
         if count < len(self):
             raise UserError("a case file changed while it was read: start again once it is complete")
 

@@ -55,6 +55,22 @@ def test_override_values(text, value):
     assert parse_override(text) == ("a", value)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("task.changed=not: {label} #1", "not: {label} #1"),
+        ("task.changed={label} it is", "{label} it is"),
+        ("task.changed='not: {label}'", "not: {label}"),
+        ("task.changed=null", None),
+        ("judge.second.labels=[yes]", [True]),  # no text but a list of texts: YAML
+        ("judge.second.model=1e5", "1e5"),
+        ("policy=[a,b]", ["a", "b"]),  # the values of a sweep
+    ],
+)
+def test_a_text_stands_for_itself(text, value):
+    assert parse_override(text)[1] == value
+
+
 @pytest.mark.parametrize("overrides", [["kl_weight=1", "kl_weight.x=1"], ["task=organism", "task.path=x"], ["=1"]])
 def test_contradicting_overrides_are_refused(overrides):
     with pytest.raises(UserError):
@@ -66,6 +82,9 @@ def test_a_policy_given_by_a_relative_path_is_the_same_for_workers_elsewhere(tmp
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "organism"):
         (tmp_path / name).mkdir()
+    keys = {"reference_policy": "mine", "judge.second.kind": "llm", "judge.second.policy": "mine"}
+    more = load_config(None, keys)
+    assert more.reference_policy == more.judge.second.policy == str(tmp_path / "mine") and more.judge.policy is None
     cfg = load_config(None, {"policy": "mine", "supervision.second_policy": "organism:second"})
     assert cfg.policy == str(tmp_path / "mine") and cfg.supervision.second_policy == "organism:second"
     assert load_config(None, {}).policy == "organism"

@@ -77,6 +77,7 @@ def test_texts_without_a_target_are_counted_in_one_line(tmp_path, tokenizer, cap
     assert [r.message for r in caplog.records] == ["left out 3 auxiliary texts: they hold no token to train on"]
     with pytest.raises(UserError, match=r"no auxiliary text is left \(3 texts: they hold no token"):
         read(write(tmp_path, rows[1:]), tokenizer)
+    assert len(caplog.records) == 1  # where none is left the error says it all
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,7 @@ def test_texts_without_a_target_are_counted_in_one_line(tmp_path, tokenizer, cap
         ({"chosen": "x"}, "line 2: prompt and chosen must be text"),
         ({"text": 3}, "line 2: text must be text"),
         ("{", "line 2: not valid JSON"),
+        ({"text": "A \ud83d"}, "line 2: \\ud83d is half of a character"),
         ("3", "line 2: expected an object, found int"),
     ],
 )

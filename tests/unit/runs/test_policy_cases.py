@@ -88,7 +88,8 @@ def test_another_chat_template_gets_tables_of_its_own(tmp_path):
     [
         ({"task.shots": 7}, "task.shots=7, but there are only 6 training cases"),
         ({"task.label_names": {"E": "the fifth"}}, "task.label_names has 'E', which is a label of no case"),
-        ({"rollout.max_model_len": 16}, "rollout.max_model_len=16, but the longest case needs"),
+        ({"rollout.max_model_len": 16}, "rollout.max_model_len=16, but the longest case "),
+        ({"judge.unjudged": "refuse"}, "a judge is configured, but all cases have closed labels"),
     ],
 )
 def test_keys_that_do_not_go_with_the_cases(tmp_path, change, says):
@@ -112,7 +113,7 @@ def test_free_text_goes_to_the_runs_judge_and_never_to_the_learner(tmp_path):
 
 def test_an_error_of_another_policy_names_it(tmp_path):
     name = other_policy(tmp_path / "short", max_position_embeddings=20)
-    with pytest.raises(UserError, match=rf"^policy '{name}': the policy's context=20, but the longest case needs"):
+    with pytest.raises(UserError, match=rf"^policy '{name}': the policy's context=20, but the longest case"):
         prepared(tmp_path, **{"eval.against": [name]})
 
 
