@@ -60,6 +60,8 @@ def train_once(
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # these are in the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
     extra = details(evaluated)
+    if cfg.alarms.collapse != "off":  # those of M0 were printed before training
+        _warned([line for line in extra["findings"] if line.startswith("trained: ")])
     extra["findings"] += _warned(missing_rows(rows, cfg.steps))  # kept, as nobody sees the output of a sweep's trial
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
