@@ -17,7 +17,7 @@ from introspect_ray.runs.policy_cases import context_length
 from introspect_ray.tasks.auxiliary import auxiliary_files, auxiliary_rows
 
 log = logging.getLogger(__name__)
-NO_TARGET = "they hold no token to train on"
+NO_TARGET = "they hold no token to train on within auxiliary.max_tokens"
 
 
 def read_auxiliary(config: AuxiliaryConfig, tokenizer: Any, policy_path: str) -> AuxiliaryTable | None:

@@ -19,6 +19,7 @@ from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.evaluated import behavior_of, trained_cases, write_cases
 from introspect_ray.runs.identity import run_identity
+from introspect_ray.runs.judging import doubts
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
 from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, tracked
@@ -60,7 +61,10 @@ def train_once(
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # these are in the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
     extra = details(evaluated)
-    extra["findings"] += _warned(missing_rows(rows, cfg.steps))  # kept, as nobody sees the output of a sweep's trial
+    if cfg.alarms.collapse != "off":  # those of M0 were printed before training
+        _warned([line for line in extra["findings"] if line.startswith("trained: ")])
+    # kept, as nobody sees the output of a sweep's trial
+    extra["findings"] += _warned([*doubts(judged), *missing_rows(rows, cfg.steps)])
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
     steps.raise_failure()  # of the tracker, now that the results are written

@@ -25,6 +25,8 @@ from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracking import tracking_uri
 from introspect_ray.storage.tracking_mlflow import check_server
 
+MOSTLY = 0.5
+
 
 def train_job(args: Arguments) -> None:
     """One run. Raises UserError before anything heavy starts and before anything is written."""
@@ -260,13 +262,21 @@ def report_findings(cfg: RunConfig, setup: Any) -> None:
     """Say what is weak about M0 as a subject before its results are read. Raises AlarmError if alarms.collapse=stop."""
     from introspect_ray.runs.setup import findings, untrained_scores
 
-    untrained = untrained_scores(setup)["explanation"]["orig"]
+    scores = untrained_scores(setup)
+    untrained, off_format = scores["explanation"]["orig"], scores["behavior"]["off_format"]
     constant, share = constant_explainer(setup.m0_test)
     print(
         f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}; "
         f"always saying {constant!r} would score {share:.3f}",
         flush=True,
     )
+    if off_format > MOSTLY:
+        print(
+            f"warning: m0: free decoding would leave the labels in {off_format:.0%} of the answers, so they tell "
+            "little; try task.answer_prefix",
+            file=sys.stderr,
+            flush=True,
+        )
     weak = findings(setup) if cfg.alarms.collapse != "off" else []
     for finding in weak:
         print(f"warning: {finding}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.rollout import EngineSpec
@@ -71,3 +72,19 @@ def _chat_len(cfg: RunConfig, judge: JudgeConfig, folder: str, prepared: Prepare
     need = max(own + 2 * prepared.max_model_len, cfg.rollout.max_model_len or 0)
     rounded, context = -(-need // 32) * 32, context_length(folder)
     return rounded if context is None else min(rounded, context)
+
+
+def doubts(judged: Sequence[dict[str, Any]]) -> list[str]:
+    """One line for every set of replies on which two judges differ, or on which the second one often says nothing.
+
+    judged: the block "judges" of summary.json.
+    """
+    lines = []
+    for one in judged:
+        found = one["agreement"]
+        if found and (found["disagreements"] or found["unjudged"][1]):
+            lines.append(
+                f"{one['policy']}: the two judges differ on {found['disagreements']} of {found['compared']} replies; "
+                f"the second gave no verdict on {found['unjudged'][1]} of {found['replies']} (summary.json, judges)"
+            )
+    return lines

@@ -17,7 +17,7 @@ from introspect_ray.config.sections import AuxiliaryConfig
 from introspect_ray.errors import UserError
 from introspect_ray.organism import FOLDER
 from introspect_ray.policy import load_tokenizer
-from introspect_ray.runs.auxiliary import read_auxiliary
+from introspect_ray.runs.auxiliary import NO_TARGET, read_auxiliary
 from introspect_ray.runs.identity import run_identity
 from introspect_ray.runs.preflight import prepare
 
@@ -74,7 +74,7 @@ def test_texts_without_a_target_are_counted_in_one_line(tmp_path, tokenizer, cap
     with caplog.at_level(logging.WARNING):
         table = read(write(tmp_path, rows), tokenizer)
     assert [text.text_id for text in table] == ["row-1"]
-    assert [r.message for r in caplog.records] == ["left out 3 auxiliary texts: they hold no token to train on"]
+    assert [r.message for r in caplog.records] == [f"left out 3 auxiliary texts: {NO_TARGET}"]
     with pytest.raises(UserError, match=r"no auxiliary text is left \(3 texts: they hold no token"):
         read(write(tmp_path, rows[1:]), tokenizer)
     assert len(caplog.records) == 1  # where none is left the error says it all
