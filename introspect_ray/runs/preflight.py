@@ -10,6 +10,7 @@ from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import reference_policy
+from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.engines import check_installed
 from introspect_ray.errors import UserError
 from introspect_ray.judges import check_judge
@@ -104,13 +105,18 @@ def _other_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], name: str
 
 
 def _check_task(cfg: RunConfig, cases: PolicyCases) -> None:
-    """Refuse display texts for labels that no case has, calibration where all is free text, and more shots than there
-    are training cases."""
+    """Refuse display texts for labels that no case has, calibration where all is free text, a judge where nothing is,
+    and more shots than there are training cases."""
     answers = (*cases.train.answers, *cases.test.answers)
     if cfg.task.calibration != "none" and not any(used.label_tokens for used in answers):
         raise UserError(
             f"task.calibration={cfg.task.calibration} is for closed labels, and all {len(cases.train)} training cases "
             "have free text: set task.calibration=none"
+        )
+    if cfg.judge != JudgeConfig() and not cases.free_text:
+        raise UserError(
+            "judge.* has no effect, since no case is answered in free text: leave it out, or give cases with "
+            '"response": {"kind": "free"}'
         )
     known = {label for used in answers for label in used.labels}
     foreign = sorted(set(cfg.task.label_names) - known)

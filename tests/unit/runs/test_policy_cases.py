@@ -88,6 +88,7 @@ def test_another_chat_template_gets_tables_of_its_own(tmp_path):
     [
         ({"task.shots": 7}, "task.shots=7, but there are only 6 training cases"),
         ({"task.label_names": {"E": "the fifth"}}, "task.label_names has 'E', which is a label of no case"),
+        ({"judge.unjudged": "refuse"}, r"judge\.\* has no effect, since no case is answered in free text"),
         ({"rollout.max_model_len": 16}, "rollout.max_model_len=16, but the longest case needs"),
     ],
 )
