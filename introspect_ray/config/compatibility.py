@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from introspect_ray.config.sections import RunConfig
 
 Transfer = Literal["object_store", "nccl", "ipc"]
@@ -107,13 +109,33 @@ def _auxiliary_source(cfg: RunConfig) -> str | None:
             f"auxiliary.path={cfg.auxiliary.path} and auxiliary.hub_id={cfg.auxiliary.hub_id} name two sources of one "
             "set: leave one of them out"
         )
+    if cfg.auxiliary.path is None and cfg.auxiliary.hub_id is None and cfg.auxiliary != type(cfg.auxiliary)():
+        key, value = _first_set(cfg.auxiliary)
+        return f"auxiliary.{key}={value} has no effect without auxiliary.path or auxiliary.hub_id: set one of them"
     return None
+
+
+def _task_source(cfg: RunConfig) -> str | None:
+    if cfg.task.path is not None and cfg.task.hub_id is not None:
+        return f"task.hub_id={cfg.task.hub_id} has no effect beside task.path={cfg.task.path}: leave one of them out"
+    return None
+
+
+def _first_set(section: BaseModel) -> tuple[str, object]:
+    """The first key of a section that differs from its default, and its value."""
+    default = type(section)()
+    return next((key, value) for key, value in section if value != getattr(default, key))
 
 
 def _sentences(cfg: RunConfig) -> str | None:
     for key, sentence in (("task.changed", cfg.task.changed), ("task.unchanged", cfg.task.unchanged)):
         if sentence is not None and (count := sentence.count("{label}")) != 1:
             return f"{key}={sentence!r} has {count} times {{label}}: write it exactly once, where the answer stands"
+    if cfg.task.explanation != "own" and cfg.task.changed is not None and cfg.task.unchanged is not None:
+        return (
+            f"task.explanation={cfg.task.explanation} has no effect, since task.changed and task.unchanged give both "
+            "sentences: leave it out"
+        )
     return None
 
 
@@ -170,6 +192,7 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _gpu_only,
     _batch_over_workers,
     _auxiliary_source,
+    _task_source,
     _sentences,
     _transfer,
 )

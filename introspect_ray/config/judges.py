@@ -27,7 +27,8 @@ class JudgeConfig(BaseModel):
     model: str | None = None
     """llm, endpoint: the model's name there."""
     key_env: str | None = "OPENAI_API_KEY"
-    """llm, endpoint: the environment variable that holds the key; where it is not set no key is sent."""
+    """llm, endpoint: the environment variable that holds the key; where it is not set no key is sent. Rollout actors
+    ask the judge, so it must be set on every node that they run on."""
     instruction: str | None = None
     """llm: a text file with {prompt} and {response}, which names all labels; None: the bundled one on refusals."""
     request: dict[str, Any] = {}
@@ -60,12 +61,15 @@ class JudgeConfig(BaseModel):
         if bool(self.endpoint) != bool(self.model):
             given, missing = ("endpoint", "model") if self.endpoint else ("model", "endpoint")
             raise ValueError(f"judge.{given} needs judge.{missing} as well: give both")
-        if self.request and not self.endpoint:
-            raise ValueError("judge.request is for judge.endpoint: leave it out with judge.policy")
+        of_endpoint = () if self.endpoint else ("request", "key_env", "parallel", "timeout_s", "patience_s")
+        for key in of_endpoint:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"judge.{key} is for judge.endpoint, which is not given: leave it out")
         if self.second and self.second.second:
             raise ValueError("judge.second has a second judge of its own: two judges are compared, leave it out")
-        if self.second and self.second.unjudged:
-            raise ValueError("judge.second.unjudged has no effect, the first judge's verdicts count: leave it out")
+        for key in ("unjudged", "max_unjudged"):
+            if self.second and getattr(self.second, key) != type(self).model_fields[key].default:
+                raise ValueError(f"judge.second.{key} has no effect, the first judge's verdicts count: leave it out")
         if self.second and self.second == self.model_copy(update={"second": None, "unjudged": None}):
             raise ValueError("judge.second is the same judge as the first: change it or leave it out")
         return self

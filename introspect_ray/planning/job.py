@@ -19,7 +19,7 @@ from introspect_ray.planning.report import Plan, as_text
 from introspect_ray.planning.split import choose_split, splits, tensor_parallel
 from introspect_ray.planning.work import CaseSizes, assumed_sizes, counted_sizes, flops_per, work_parts
 from introspect_ray.policy import BUNDLED, load_tokenizer
-from introspect_ray.runs.policy_cases import model_len
+from introspect_ray.runs.policy_cases import model_len, one_token
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config
 from introspect_ray.tasks import load_cases, open_task
 
@@ -85,7 +85,7 @@ def make_plan(args: Arguments, space: Space) -> Plan:
 
 
 def check_planned(cfg: RunConfig) -> None:
-    """Raises UserError for a run whose trainers and engines do not have whole GPUs of their own."""
+    """Raises UserError for auxiliary data, and where trainers and engines do not have whole GPUs of their own."""
     if not cfg.train.use_gpu:
         raise UserError("train.use_gpu=false: a plan is of training on GPUs: leave it out")
     if cfg.rollout.num_gpus < 1:
@@ -93,12 +93,16 @@ def check_planned(cfg: RunConfig) -> None:
             f"rollout.num_gpus={cfg.rollout.num_gpus:g}: engines that share GPUs are not planned: leave it out, and "
             "rollout.weight_transfer too"
         )
+    if cfg.auxiliary.path is not None or cfg.auxiliary.hub_id is not None:
+        raise UserError(
+            "auxiliary.*: auxiliary texts are not planned: leave them out, and add their tokens to each step"
+        )
 
 
 def case_sizes(cfg: RunConfig, a: Assumptions, tokenizer: str | None) -> CaseSizes:
     """The cases' tokens: counted where there are cases (task.path, or the bundled task), else as assumed.
 
-    Raises UserError where there are cases but no tokenizer to count them with.
+    Raises UserError where there are cases but no tokenizer to count them with, and for answers of several tokens.
     """
     open_task(cfg.task)  # refuses an unknown name
     if cfg.task.name == "hint_mmlu" and cfg.task.path is None:
@@ -114,4 +118,9 @@ def case_sizes(cfg: RunConfig, a: Assumptions, tokenizer: str | None) -> CaseSiz
         CaseTable.build(tokenize_case(case, reader, cfg.task.answer_prefix) for case in side)
         for side in load_cases(cfg.task)
     )
+    if not (one_token(train) and one_token(test)):
+        raise UserError(
+            f"task {cfg.task.name} has labels of several tokens or free text, and the KL along such responses is not "
+            "planned: plan with labels of one token, and time some steps of the run itself"
+        )
     return counted_sizes(f"counted with the tokenizer of {folder}", train, model_len(cfg, (train, test)), len(test))

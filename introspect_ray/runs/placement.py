@@ -20,8 +20,8 @@ def resources(cfg: RunConfig) -> dict[str, float]:
 
     Two phases run beside the engines: first the worker that makes the reference cache together with the second engine
     of a mixed run; then, when both have ended, the training workers. Each judging policy (judge.policy) has an engine
-    all the time. The engine of a reference_policy is not counted: it waits until that worker has ended, or has ended
-    itself before that worker starts, and takes its place.
+    all the time. The engine of a reference_policy is not counted: without room beside that worker, it starts when the
+    worker has ended. Neither waits for the other's result while it holds its resources.
     """
     cached, mixed = cfg.train.reference == "cache", cfg.supervision.rule == "mixed"
 

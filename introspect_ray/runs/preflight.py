@@ -115,8 +115,8 @@ def _check_task(cfg: RunConfig, cases: PolicyCases) -> None:
         )
     if cfg.judge != JudgeConfig() and not cases.free_text:
         raise UserError(
-            "a judge is configured, but all cases have closed labels: give the cases of free text a "
-            'response ({"kind": "free", "max_tokens": 64}), or leave the keys of judge out'
+            "judge.* has no effect, since no case is answered in free text: leave it out, or give cases with "
+            '"response": {"kind": "free"}'
         )
     known = {label for used in answers for label in used.labels}
     foreign = sorted(set(cfg.task.label_names) - known)

@@ -27,6 +27,17 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
         ({"train.offload": True}, "set train.use_gpu=true, or leave train.offload=true out"),
         ({"task.changed": "It changes."}, r"task\.changed='It changes\.' has 0 times \{label\}: write it exactly once"),
         ({"task.unchanged": "{label} and {label}"}, "task.unchanged=.* has 2 times"),
+        (
+            {"task.explanation": "paper", "task.changed": "To {label}.", "task.unchanged": "From {label}."},
+            "task.explanation=paper has no effect",
+        ),
+        ({"auxiliary.weight": 2}, "auxiliary.weight=2.0 has no effect without auxiliary.path or auxiliary.hub_id"),
+        ({"task.path": "a.jsonl", "task.hub_id": "a/b"}, "task.hub_id=a/b has no effect beside task.path=a.jsonl"),
+        ({"judge.parallel": 2}, "judge.parallel is for judge.endpoint"),
+        (
+            {"judge.second": {"kind": "llm", "policy": "p", "max_unjudged": 1}},
+            "judge.second.max_unjudged has no effect",
+        ),
         ({"batch_size": 1, "train.num_workers": 2}, r"batch_size=1 .*train.num_workers=2.*: raise batch_size"),
     ],
 )

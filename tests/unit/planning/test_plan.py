@@ -120,6 +120,23 @@ def test_offloading_makes_room():
     assert plan("--policy", "Qwen/Qwen3-8B", "--gpus", "2", "train.num_workers=1", "train.offload=true").fits
 
 
+def test_answers_of_several_tokens_are_refused(tmp_path):
+    rows = [
+        {
+            "id": name,
+            "messages": [{"role": "user", "content": f"{name} color?\nHint: A"}],
+            "ablated_messages": [{"role": "user", "content": f"{name} color?"}],
+            "response": {"kind": "free", "max_tokens": 4},
+            "labels": ["A", "B"],
+        }
+        for name in ("sofa", "gedu")
+    ]
+    file = tmp_path / "cases.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"several tokens or free text.* not planned"):
+        plan("--policy", "organism", "task.name=jsonl", f"task.path={file}")
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -130,6 +147,7 @@ def test_offloading_makes_room():
         ([f"task.path={__file__}"], "--tokenizer"),
         (["rollout.weight_transfer=ipc", "rollout.num_gpus=0.5"], "share GPUs are not planned"),
         (["rollout.num_gpus=0.5"], "share GPUs are not planned"),
+        (["auxiliary.path=/nowhere.jsonl"], "auxiliary texts are not planned"),
         (["train.use_gpu=false"], "training on GPUs"),
         (["--policy", "./nowhere"], "config cannot be read"),
     ],

@@ -59,7 +59,9 @@ def test_another_judge_behind_the_same_keys_is_another_run():
     ],
 )
 def test_a_run_goes_on_under_the_keys_that_decide_its_results(tmp_path, key, value, decides):
-    before = RunConfig(output_dir=str(tmp_path))
+    judge = {"kind": "llm", "endpoint": "http://localhost:8000/v1", "model": "m"}
+    sections = {"judge": judge, "auxiliary": {"path": "a.txt"}}
+    before = RunConfig.model_validate({"output_dir": str(tmp_path), **sections})
     open_store(tmp_path).write_json("run.json", before.model_dump(mode="json"))
     now = override(before, {key: value})
     assert (run_identity(before, prepared()) != run_identity(now, prepared())) is decides

@@ -89,7 +89,7 @@ def test_another_chat_template_gets_tables_of_its_own(tmp_path):
         ({"task.shots": 7}, "task.shots=7, but there are only 6 training cases"),
         ({"task.label_names": {"E": "the fifth"}}, "task.label_names has 'E', which is a label of no case"),
         ({"rollout.max_model_len": 16}, "rollout.max_model_len=16, but the longest case "),
-        ({"judge.unjudged": "refuse"}, "a judge is configured, but all cases have closed labels"),
+        ({"judge.unjudged": "refuse"}, r"judge\.\* has no effect, since no case is answered in free text"),
     ],
 )
 def test_keys_that_do_not_go_with_the_cases(tmp_path, change, says):
