@@ -25,7 +25,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
 from introspect_ray.labels.calibration import Calibration
 from introspect_ray.labels.store import labels_from_table
-from introspect_ray.loop import run
+from introspect_ray.loop import no_texts, run
 from introspect_ray.policy import local_policy
 from introspect_ray.records import AuxiliaryText, BehaviorPair, Label, TokenizedCase
 from introspect_ray.schedule import auxiliary_plan
@@ -82,10 +82,9 @@ def train_worker(config: dict[str, Any]) -> Trained:
     first = 0.0
     if cfg.supervision.rule != "online" or learner_labels(cfg):  # no step delivers weights
         first = _deliver(supply, learner, start, train[0], rank)[1]  # a delivery that cannot work fails now, not last
-    more: dict[str, Any] = {"rank": rank, "start": start, "restored": frozenset(restored)}
-    if spec.auxiliary is not None:
-        more["auxiliary"] = auxiliary_share(cfg, ray.get(spec.auxiliary), rank, world)
-    seconds = run(cfg, learner, supply, conductor, m0, train, **more)
+    texts = no_texts if spec.auxiliary is None else auxiliary_share(cfg, ray.get(spec.auxiliary), rank, world)
+    kept = frozenset(restored)
+    seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=kept, auxiliary=texts)
     conductor.wait()
     finished = time.perf_counter()
     _export(cfg, learner, rank)

@@ -56,7 +56,8 @@ class TaskConfig(_Section):
     """How labels are written in explanations, where not as they are: {YTA: "you are in the wrong"}."""
     calibration: Literal["none", "contextual"] = "none"
     """contextual: the answer is the argmax of a label's logprob minus M0's mean logprob of that label over the training
-    cases, for x and x∖C apart. Small policies answer one letter nearly always without it."""
+    cases, for x and x∖C apart. Small policies answer one letter nearly always without it. Of labels with several tokens
+    it compares the whole logprobs; without it they are read token by token, greedily, which may differ."""
     shots: int = Field(0, ge=0)
     """evaluate: explained training cases before each meta-question, to prompt an untrained policy (paper fig. 11)."""
 

@@ -1,4 +1,5 @@
-"""reading.json: by which calibration and which judge the behaviours of a run were read, beside its label table.
+"""reading.json: by which calibration and which judge behaviours were read: a run's beside its label table, an
+evaluation's beside its table of cases.
 
 Every label's provenance names both. The audit compares them with this file, and a replay reads the offsets here.
 """
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from introspect_ray.storage import Store
 
 NAME = "reading.json"
+EVALUATED = f"evaluation/{NAME}"  # of `evaluate`, which may write beside a run
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,10 @@ class Reading:
         """The key "calibration" of summary.json."""
         return None if self.calibration is None else {"kind": "contextual", "identity": self.calibration.identity}
 
-    def save(self, store: Store) -> None:
+    def save(self, store: Store, name: str = NAME) -> None:
         offsets: dict[str, Any] = {"offsets": self.calibration.as_json} if self.calibration else {}
         content = {"calibration": self.summary and {**self.summary, **offsets}, "judge": self.judge or None}
-        store.write_json(NAME, content)
+        store.write_json(name, content)
 
 
 RAW = Reading()

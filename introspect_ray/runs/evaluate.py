@@ -18,6 +18,7 @@ from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.judges import Judging
+from introspect_ray.labels.reading import EVALUATED as EVALUATED_READING
 from introspect_ray.labels.reading import Reading
 from introspect_ray.policy import is_adapter, merge_adapter
 from introspect_ray.records import BehaviorPair
@@ -52,6 +53,8 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None, st
             asked.ask(policy, tokens, explain_too=policy == trained)
     behaviors = {name: asked.behaviors[policy] for name, policy in names.items()}
     cases = write_cases(store, EVALUATED, evaluated_cases(prepared.test, behaviors, asked.explanations))
+    if asked.reading:
+        asked.reading.save(store, EVALUATED_READING)  # with the offsets by which the table's answers were read
     return {
         "base": cfg.policy,
         "cases": len(cases),

@@ -37,7 +37,7 @@ def start_judging(cfg: RunConfig, prepared: Prepared) -> Judging | None:
     """
     if not prepared.tokens_of(cfg.policy).free_text:
         return None
-    policies = {str(judge.policy): _serve(cfg, judge, prepared) for judge in judging_policies(cfg)}
+    policies = {name: _serve(cfg, name, judges, prepared) for name, judges in judging_policies(cfg).items()}
     return make_judging(cfg.judge, prepared.cache_uri, policies)
 
 
@@ -45,7 +45,7 @@ def judging_key(cfg: RunConfig, prepared: Prepared) -> str:
     """Judging.key of the run, without its engines; "" if no case is answered in free text."""
     if not prepared.tokens_of(cfg.policy).free_text:
         return ""
-    policies = {str(j.policy): (_no_engine, policy_id(local_policy(str(j.policy)))) for j in judging_policies(cfg)}
+    policies = {name: (_no_engine, policy_id(local_policy(name))) for name in judging_policies(cfg)}
     return make_judging(cfg.judge, prepared.cache_uri, policies).key
 
 
@@ -53,11 +53,11 @@ def _no_engine(chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[st
     raise RuntimeError("these judges were made for their identities alone: no engine serves the judging policy")
 
 
-def _serve(cfg: RunConfig, judge: JudgeConfig, prepared: Prepared) -> tuple[Complete, str]:
-    """What answers chats with judge.policy, and its content hash."""
-    name = str(judge.policy)
+def _serve(cfg: RunConfig, name: str, judges: Sequence[JudgeConfig], prepared: Prepared) -> tuple[Complete, str]:
+    """What answers the chats of all judges of one policy, and the policy's content hash."""
     folder = local_policy(name)
-    spec = EngineSpec(name, _chat_len(cfg, judge, folder, prepared), "full", 1, cfg.seed, chats=True)
+    longest = max(_chat_len(cfg, judge, folder, prepared) for judge in judges)
+    spec = EngineSpec(name, longest, "full", 1, cfg.seed, chats=True)
     return RolloutPool(override(cfg, _PLAIN), spec, []).chat_now, policy_id(folder)
 
 

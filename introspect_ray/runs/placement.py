@@ -35,9 +35,13 @@ def resources(cfg: RunConfig) -> dict[str, float]:
     }
 
 
-def judging_policies(cfg: RunConfig) -> list[JudgeConfig]:
-    """The judges of the run that are local policies: none, one, or two."""
-    return [judge for judge in (cfg.judge, cfg.judge.second) if judge and judge.policy]
+def judging_policies(cfg: RunConfig) -> dict[str, list[JudgeConfig]]:
+    """The local policies that judge, each with its judges: both judges may be one policy with two instructions."""
+    found: dict[str, list[JudgeConfig]] = {}
+    for judge in (cfg.judge, cfg.judge.second):
+        if judge and judge.policy:
+            found.setdefault(judge.policy, []).append(judge)
+    return found
 
 
 def plan_text(cfg: RunConfig, trials: int, train_cases: int, test_cases: int, longest: int) -> str:

@@ -58,7 +58,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
     others = [name for name in (second, trained, *cfg.eval.against) if engines and name and name != cfg.policy]
     reference = reference_policy(cfg)
-    judging = [str(judge.policy) for judge in judging_policies(cfg) if engines]
+    judging = list(judging_policies(cfg)) if engines else []
     for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
         check_policy(name)
     if cluster_address(cfg) is None:

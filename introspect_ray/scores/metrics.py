@@ -28,13 +28,14 @@ _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 
 
 def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of k successes in n trials; (0, 1) for n = 0."""
+    """Wilson score interval of k successes in n trials; (0, 1) for n = 0. It reaches 0 at k = 0 and 1 at k = n."""
     if n == 0:
         return 0.0, 1.0
     p, zz = k / n, z * z / n
     centre = p + zz / 2
     half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    return max(0.0, (centre - half) / (1 + zz)), min(1.0, (centre + half) / (1 + zz))
+    low, high = (centre - half) / (1 + zz), (centre + half) / (1 + zz)
+    return 0.0 if k == 0 else low, 1.0 if k == n else high  # both exactly, where rounding would miss them
 
 
 def exact(predicted: Explanation | None, truth: Explanation) -> bool:
