@@ -111,11 +111,12 @@ def train_again(
     """
     torch.set_num_threads(cfg.train.threads)  # the number of threads decides how sums are split, hence rounded
     reference, calibration = None, load_reading(source).calibration
+    responses = _responses(m0, prepared, source)  # the KL of a live reference follows them too
     if cfg.train.reference == "cache":
         reference = build_reference(
             prepared.reference_path,
             prepared.train,
-            _responses(m0, prepared, source),
+            responses,
             prepared.cache_uri,
             cfg.train.dtype,
             cfg.train.token_budget,
@@ -147,7 +148,7 @@ def m0_pairs(recorded: RunConfig, prepared: Prepared, reading: Reading) -> Mappi
 
 
 def _responses(m0: Mapping[str, BehaviorPair], prepared: Prepared, source: Store) -> Mapping[str, BehaviorPair] | None:
-    """M0's pairs for the reference; None where every response is one token, so that it does not matter which."""
+    """M0's pairs for the KL; None where every response is one token, so that it does not matter which."""
     if one_token(prepared.train):
         return None
     if isinstance(m0, _Unknown):
