@@ -97,6 +97,18 @@ def test_keys_that_do_not_go_with_the_cases(tmp_path, change, says):
         prepared(tmp_path, **change)
 
 
+def test_calibration_needs_training_cases_with_the_labels_of_all_held_out_ones(tmp_path):
+    """Offsets are means over training cases; labels in another order are other labels."""
+    file, row = tmp_path / "held_out.jsonl", {"id": "held-out", "messages": [{"role": "user", "content": "sofa? Hint"}]}
+    row |= {"ablated_messages": [{"role": "user", "content": "sofa?"}], "labels": ["B", "A"]}
+    calibrated = {"task.test_path": str(file), "task.calibration": "contextual"}
+    file.write_text(json.dumps(row))
+    with pytest.raises(UserError, match=r"none of them has the labels \['B', 'A'\] of a held-out case"):
+        prepared(tmp_path, **calibrated)
+    file.write_text(json.dumps({**row, "labels": ["A", "B"]}))
+    assert len(prepared(tmp_path, **calibrated).test) == 1
+
+
 def test_free_text_goes_to_the_runs_judge_and_never_to_the_learner(tmp_path):
     """A response of 30 tokens after a prompt is longer than any question with its explanation here."""
     free = {
