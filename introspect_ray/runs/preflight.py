@@ -56,8 +56,9 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
-    others = [name for name in (second, trained, *cfg.eval.against) if engines and name and name != cfg.policy]
     reference = reference_policy(cfg)
+    answering = (reference, second, trained, *cfg.eval.against)
+    others = [name for name in answering if engines and name and name != cfg.policy]
     judging = list(judging_policies(cfg)) if engines else []
     for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
         check_policy(name)

@@ -123,10 +123,11 @@ def test_free_text_goes_to_the_runs_judge_and_never_to_the_learner(tmp_path):
         prepared(tmp_path, row=free, **{"supervision.rule": "online", "rollout.engine": "learner"})
 
 
-def test_an_error_of_another_policy_names_it(tmp_path):
+@pytest.mark.parametrize("key", ["eval.against", "reference_policy"])
+def test_an_error_of_another_policy_names_it(tmp_path, key):
     name = other_policy(tmp_path / "short", max_position_embeddings=20)
     with pytest.raises(UserError, match=rf"^policy '{name}': the policy's context=20, but the longest case"):
-        prepared(tmp_path, **{"eval.against": [name]})
+        prepared(tmp_path, **{key: name if key == "reference_policy" else [name]})
 
 
 @pytest.mark.parametrize(("change", "what"), [({"renumber": True}, "vocabulary"), ({"template": "A"}, "chat template")])
