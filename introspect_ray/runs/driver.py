@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,7 @@ from introspect_ray.runs.identity import run_identity
 from introspect_ray.runs.judging import doubts
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
-from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, tracked
+from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, tracked, warned
 from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, untrained_scores
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
@@ -62,9 +61,9 @@ def train_once(
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
     extra = details(evaluated)
     if cfg.alarms.collapse != "off":  # those of M0 were printed before training
-        _warned([line for line in extra["findings"] if line.startswith("trained: ")])
+        warned([line for line in extra["findings"] if line.startswith("trained: ")])
     # kept, as nobody sees the output of a sweep's trial
-    extra["findings"] += _warned([*doubts(judged), *missing_rows(rows, cfg.steps)])
+    extra["findings"] += warned([*doubts(judged), *missing_rows(rows, cfg.steps)])
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
     steps.raise_failure()  # of the tracker, now that the results are written
@@ -84,13 +83,6 @@ def _before(setup: SharedSetup) -> dict[str, Any]:
     """M0's metrics and the findings of the collapse check."""
     one_sided = {finding.name: finding.value for finding in findings(setup)}
     return {**tracked(untrained_scores(setup)), "collapse": one_sided, "prefix_hit_rate": setup.prefix_hit_rate}
-
-
-def _warned(lines: list[str]) -> list[str]:
-    """Print each line as a warning; returns the lines."""
-    for line in lines:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
-    return lines
 
 
 def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpec:

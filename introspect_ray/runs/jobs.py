@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.runs.identity import check_resume
 from introspect_ray.runs.placement import plan_text
 from introspect_ray.runs.preflight import Prepared, prepare
-from introspect_ray.runs.results import log_files, open_tracker
+from introspect_ray.runs.results import log_files, open_tracker, warned
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config, trial_name
 from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, is_remote, open_store
@@ -271,15 +270,14 @@ def report_findings(cfg: RunConfig, setup: Any) -> None:
         flush=True,
     )
     if off_format > MOSTLY:
-        print(
-            f"warning: m0: free decoding would leave the labels in {off_format:.0%} of the answers, so they tell "
-            "little; try task.answer_prefix",
-            file=sys.stderr,
-            flush=True,
+        warned(
+            [
+                f"m0: free decoding would leave the labels in {off_format:.0%} of the answers, so they tell little; try "
+                "task.answer_prefix"
+            ]
         )
     weak = findings(setup) if cfg.alarms.collapse != "off" else []
-    for finding in weak:
-        print(f"warning: {finding}", file=sys.stderr, flush=True)
+    warned([str(finding) for finding in weak])
     if weak and cfg.alarms.collapse == "stop":
         raise AlarmError(
             f"{'; '.join(map(str, weak))}: too one-sided to train on. Choose another policy, task wording or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,17 @@ from introspect_ray.scores.summary import make_summary
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.tracker import Tracker
 from introspect_ray.storage.tracking import JsonlTracker, make_tracker
+
+MOST_WARNINGS = 5  # of one kind that are printed; where each question has labels of its own there may be hundreds
+
+
+def warned(lines: Sequence[str]) -> list[str]:
+    """Print the first lines as warnings, and how many more there are; returns all of them."""
+    for line in lines[:MOST_WARNINGS]:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+    if len(lines) > MOST_WARNINGS:
+        print(f"warning: and {len(lines) - MOST_WARNINGS} more of this kind", file=sys.stderr, flush=True)
+    return list(lines)
 
 
 def open_tracker(
