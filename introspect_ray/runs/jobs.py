@@ -270,12 +270,8 @@ def report_findings(cfg: RunConfig, setup: Any) -> None:
         flush=True,
     )
     if off_format > MOSTLY:
-        warned(
-            [
-                f"m0: free decoding would leave the labels in {off_format:.0%} of the answers, so they tell little; try "
-                "task.answer_prefix"
-            ]
-        )
+        left = f"free decoding would leave the labels in {off_format:.0%} of the answers"
+        warned([f"m0: {left}, so they tell little; try task.answer_prefix"])
     weak = findings(setup) if cfg.alarms.collapse != "off" else []
     warned([str(finding) for finding in weak])
     if weak and cfg.alarms.collapse == "stop":
