@@ -49,7 +49,8 @@ def config(kind, method):
     changes = {"method": "full"} if method == "full" else {"method": "lora", "lora_rank": RANK}
     train |= {"reference": "live"} if method == "live" else {}
     changes |= {"loss_normalisation": "sequence"} if "responses" in kind else {}
-    return make_config(kl_weight=KL_WEIGHT, auxiliary={"weight": AUXILIARY_WEIGHT}, train=train, **changes)
+    changes |= {"auxiliary": {"path": "texts.txt", "weight": AUXILIARY_WEIGHT}}
+    return make_config(kl_weight=KL_WEIGHT, train=train, **changes)
 
 
 @torch.no_grad()
