@@ -21,8 +21,8 @@ class JudgeConfig(BaseModel):
     words: str | None = None
     """keyword: a YAML file of {labels, prefixes, apologies, keywords, window}; None: the bundled ones on refusals."""
     policy: str | None = None
-    """llm: the judging policy, a folder or a hub id, which gets an engine of its own, as the run's (rollout.engine). Or
-    give `endpoint`."""
+    """llm: the judging policy, a folder or a hub id. An engine of its own serves it, of the kind and size of a rollout
+    actor's. Or give `endpoint`."""
     endpoint: str | None = None
     """llm: URL of an OpenAI-compatible server, up to the version: "http://localhost:8000/v1". Needs `model`."""
     model: str | None = None
