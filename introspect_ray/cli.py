@@ -106,7 +106,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     try:
         parsed = yaml.safe_load(value) if value.strip() else None
     except yaml.YAMLError:
-        raise UserError(f"override {text!r}: the value is not valid YAML") from None
+        raise UserError(
+            f"override {text!r}: the value is not valid YAML; correct it, or put a text that is meant to begin so into "
+            "quotation marks of its own ('...' or \"...\") inside those of the shell"
+        ) from None
     return key, _numbers(parsed)
 
 

@@ -90,13 +90,8 @@ class CaseTable(RecordTable[TokenizedCase]):
         return LabelTable(batches, self._index, [used.labels for used in self.answers]).by_id
 
     @property
-    def longest_prompt(self) -> int:
-        """Most tokens of any x or x∖C. Without cases this and the other lengths are 0."""
-        return max((int(self._lengths(b, name).max()) for b in self.batches for name in TOKEN_COLUMNS[:2]), default=0)
-
-    @property
     def longest_question(self) -> int:
-        """Most tokens of any q."""
+        """Most tokens of any q. Without cases this and the other lengths are 0."""
         return max((int(self._lengths(batch, "question").max()) for batch in self.batches), default=0)
 
     @property

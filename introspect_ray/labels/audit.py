@@ -117,8 +117,11 @@ def load_run(store: Store) -> RunConfig:
     """
     if not store.exists("run.json"):
         raise UserError(f"{store.join()} holds no run.json: give the output_dir of a training run")
+    content = store.read_json("run.json")
+    if content.get("task", {}).get("path"):  # version 0.1 wrote its default of task.hub_id beside it, which is refused
+        content["task"].pop("hub_id", None)
     try:
-        return override(RunConfig(), store.read_json("run.json"))
+        return override(RunConfig(), content)
     except UserError as error:
         raise UserError(f"{store.join('run.json')}: {error}") from None
 

@@ -22,9 +22,11 @@ _FREE = (
     "train.max_failures",
     "train.checkpoint_every",
     "alarms",
-    "judge.parallel",
-    "judge.timeout_s",
-    "judge.patience_s",
+    *(
+        f"{judge}.{key}"
+        for judge in ("judge", "judge.second")
+        for key in ("parallel", "timeout_s", "patience_s", "key_env")
+    ),
     "judge.max_unjudged",
     "rollout.weight_transfer",
     "rollout.probe_tolerance",

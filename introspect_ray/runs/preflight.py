@@ -56,8 +56,9 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
-    others = [name for name in (second, trained, *cfg.eval.against) if engines and name and name != cfg.policy]
     reference = reference_policy(cfg)
+    answering = (reference, second, trained, *cfg.eval.against)
+    others = [name for name in answering if engines and name and name != cfg.policy]
     judging = list(judging_policies(cfg)) if engines else []
     for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
         check_policy(name)
@@ -105,14 +106,11 @@ def _other_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], name: str
 
 
 def _check_task(cfg: RunConfig, cases: PolicyCases) -> None:
-    """Refuse display texts for labels that no case has, calibration where all is free text, a judge where nothing is,
-    and more shots than there are training cases."""
+    """Refuse display texts for labels that no case has, calibration without its offsets, a judge where nothing is free
+    text, and more shots than there are training cases."""
     answers = (*cases.train.answers, *cases.test.answers)
-    if cfg.task.calibration != "none" and not any(used.label_tokens for used in answers):
-        raise UserError(
-            f"task.calibration={cfg.task.calibration} is for closed labels, and all {len(cases.train)} training cases "
-            "have free text: set task.calibration=none"
-        )
+    if cfg.task.calibration != "none":
+        _check_calibration(cfg, cases)
     if cfg.judge != JudgeConfig() and not cases.free_text:
         raise UserError(
             "judge.* has no effect, since no case is answered in free text: leave it out, or give cases with "
@@ -127,6 +125,24 @@ def _check_task(cfg: RunConfig, cases: PolicyCases) -> None:
         )
     if cfg.task.shots > len(cases.train):
         raise UserError(f"task.shots={cfg.task.shots}, but there are only {len(cases.train)} training cases: lower it")
+
+
+def _check_calibration(cfg: RunConfig, cases: PolicyCases) -> None:
+    """Refuse calibration where all is free text, and where held-out cases have labels of which there are no offsets."""
+    trained, tested = (
+        {used.labels for used in side.answers if used.label_tokens} for side in (cases.train, cases.test)
+    )
+    if not trained and not tested:
+        raise UserError(
+            f"task.calibration={cfg.task.calibration} is for closed labels, and all {len(cases.train)} training cases "
+            "have free text: set task.calibration=none"
+        )
+    if unknown := sorted(tested - trained):
+        raise UserError(
+            f"task.calibration={cfg.task.calibration} takes its offsets from the training cases, and none of them has "
+            f"the labels {list(unknown[0])} of a held-out case: set task.calibration=none, or give training cases with "
+            "these labels in this order"
+        )
 
 
 def _check_same_tokens(tokenizer: Any, policy: str, reference: str) -> None:

@@ -50,7 +50,8 @@ SWEEPABLE = (
     "train.weight_decay",
     "train.max_grad_norm",
 )
-_OTHER_LISTS = ("seed", "seeds", "eval.against")  # lists that are not the swept key's
+# lists that are not the swept key's
+_OTHER_LISTS = ("seed", "seeds", "eval.against", "judge.labels", "judge.second.labels")
 
 
 def space_of(key: str) -> Space:

@@ -17,7 +17,7 @@ from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import reference_policy, trainer_gpus, weight_transfer
-from introspect_ray.judges import JudgeReport, Judging
+from introspect_ray.judges import JudgeReport, Judging, check_unjudged
 from introspect_ray.labels.calibration import contextual
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.reading import Reading
@@ -201,7 +201,7 @@ def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: 
     key = _label_set(cfg, tokens, policy_id, pool.judging)
     pairs = load_pairs(cache_uri, key)
     if pairs is not None:
-        pool.judged = load_report(cache_uri, key)
+        pool.judged = _kept_report(cfg, cache_uri, key)
     else:
         ids = chain(tokens.train.case_ids, tokens.test.case_ids)
         parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
@@ -228,7 +228,7 @@ def labelled_apart(
     key = _label_set(cfg, tokens, policy_id, judging)
     kept = load_pairs(prepared.cache_uri, key)
     if kept is not None:
-        judged += _judged_by_name(policy, load_report(prepared.cache_uri, key))
+        judged += _judged_by_name(policy, _kept_report(cfg, prepared.cache_uri, key))
         return kept
     plain = override(cfg, {"rollout.num_actors": 1, **PLAIN})
     pool = start_pool(plain, policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)], judging)
@@ -236,6 +236,14 @@ def labelled_apart(
     judged += judged_of(policy, pool)
     pool.close()
     return pairs
+
+
+def _kept_report(cfg: RunConfig, cache_uri: str, key: str) -> JudgeReport | None:
+    """What the judges made of a cached label set. Raises AlarmError beyond this run's bound, as if it were made now."""
+    report = load_report(cache_uri, key)
+    if report:
+        check_unjudged(report, cfg.judge.max_unjudged)
+    return report
 
 
 def _label_set(cfg: RunConfig, tokens: PolicyCases, policy_id: str, judging: Judging | None) -> str:

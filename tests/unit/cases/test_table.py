@@ -83,11 +83,11 @@ def test_the_relabelers_labels_hold_no_tokens(tmp_path):
 
 def test_lengths_by_hand(table, tmp_path):
     """x or x∖C: 7 at most. q 4, 2, 3 tokens; with the case's longest explanation 4 + 4, 2 + 6, 3 + 4."""
-    assert (table.longest_prompt, table.longest_question, table.longest_explanation) == (7, 4, 6)
+    assert (table.longest_question, table.longest_explanation) == (4, 6)
     assert table.longest_explained == 8
     assert table.longest_sequence == 8 == longest_sequence(CASES)  # 7 and an answer, 8
     longer = CaseTable.build([*CASES, replace(CASES[0], case_id="x", ablated=(1,) * 9)], tmp_path)
-    assert (longer.longest_prompt, longer.longest_sequence, longer.longest_explained) == (9, 10, 8)
+    assert (longer.longest_sequence, longer.longest_explained) == (10, 8)
     assert (longer.longest_answered, longer.longest_tree_path) == (10, 9)  # the answer's token is no node of a tree
 
 
@@ -123,7 +123,7 @@ def test_cases_without_groups_and_metadata_cost_two_offsets(tmp_path):
 def test_no_cases(tmp_path):
     none = CaseTable.build([], tmp_path)
     assert len(none) == 0 and list(none) == [] and "q-1" not in none.by_id
-    assert (none.longest_prompt, none.longest_explained, none.longest_explanation) == (0, 0, 0)
+    assert (none.longest_question, none.longest_explained, none.longest_explanation) == (0, 0, 0)
 
 
 def test_an_id_may_not_occur_twice(tmp_path):

@@ -220,6 +220,9 @@ def test_a_table_of_version_0_1_is_audited_as_ever(tmp_path):
     for part in (out / "labels").iterdir():
         old = pq.read_table(part).drop_columns(["judge", "calibration"])
         pq.write_table(old.replace_schema_metadata({"format": "introspect-ray labels 1"}), part)
+    run = config().model_dump(mode="json")
+    run["task"] |= {"name": "jsonl", "path": "/data/cases.jsonl", "hub_id": "cais/mmlu"}  # the default of that version
+    open_store(out).write_json("run.json", run)
     assert audit(open_store(out)).clean
 
 

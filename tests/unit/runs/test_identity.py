@@ -63,11 +63,14 @@ def test_other_offsets_of_the_calibration_are_another_run():
         ("auxiliary.weight", 0.5, True),
         ("judge.labels", ["yes", "no"], True),
         ("judge.patience_s", 1.0, False),
+        ("judge.second.model", "other", True),
+        ("judge.second.patience_s", 1.0, False),
         ("judge.max_unjudged", 0.5, False),
     ],
 )
 def test_a_run_goes_on_under_the_keys_that_decide_its_results(tmp_path, key, value, decides):
     judge = {"kind": "llm", "endpoint": "http://localhost:8000/v1", "model": "m"}
+    judge["second"] = {**judge, "model": "second"}
     sections = {"judge": judge, "auxiliary": {"path": "a.txt"}}
     before = RunConfig.model_validate({"output_dir": str(tmp_path), **sections})
     open_store(tmp_path).write_json("run.json", before.model_dump(mode="json"))

@@ -97,6 +97,18 @@ def test_keys_that_do_not_go_with_the_cases(tmp_path, change, says):
         prepared(tmp_path, **change)
 
 
+def test_calibration_needs_training_cases_with_the_labels_of_all_held_out_ones(tmp_path):
+    """Offsets are means over training cases; labels in another order are other labels."""
+    file, row = tmp_path / "held_out.jsonl", {"id": "held-out", "messages": [{"role": "user", "content": "sofa? Hint"}]}
+    row |= {"ablated_messages": [{"role": "user", "content": "sofa?"}], "labels": ["B", "A"]}
+    calibrated = {"task.test_path": str(file), "task.calibration": "contextual"}
+    file.write_text(json.dumps(row))
+    with pytest.raises(UserError, match=r"none of them has the labels \['B', 'A'\] of a held-out case"):
+        prepared(tmp_path, **calibrated)
+    file.write_text(json.dumps({**row, "labels": ["A", "B"]}))
+    assert len(prepared(tmp_path, **calibrated).test) == 1
+
+
 def test_free_text_goes_to_the_runs_judge_and_never_to_the_learner(tmp_path):
     """A response of 30 tokens after a prompt is longer than any question with its explanation here."""
     free = {
@@ -111,10 +123,11 @@ def test_free_text_goes_to_the_runs_judge_and_never_to_the_learner(tmp_path):
         prepared(tmp_path, row=free, **{"supervision.rule": "online", "rollout.engine": "learner"})
 
 
-def test_an_error_of_another_policy_names_it(tmp_path):
+@pytest.mark.parametrize("key", ["eval.against", "reference_policy"])
+def test_an_error_of_another_policy_names_it(tmp_path, key):
     name = other_policy(tmp_path / "short", max_position_embeddings=20)
     with pytest.raises(UserError, match=rf"^policy '{name}': the policy's context=20, but the longest case"):
-        prepared(tmp_path, **{"eval.against": [name]})
+        prepared(tmp_path, **{key: name if key == "reference_policy" else [name]})
 
 
 @pytest.mark.parametrize(("change", "what"), [({"renumber": True}, "vocabulary"), ({"template": "A"}, "chat template")])

@@ -8,7 +8,7 @@ import pytest
 
 from introspect_ray.cli import parse
 from introspect_ray.errors import UserError
-from introspect_ray.runs.search_space import load_sweep, trial_config
+from introspect_ray.runs.search_space import chosen_space, load_sweep, trial_config
 from tune_spaces import agreement, kl_weight, lora_rank
 
 MINE = "output_dir: /data/mine\nseed: 7\nsteps: 5\n"
@@ -56,3 +56,8 @@ def test_a_file_that_contradicts_the_sweep_is_refused(tmp_path, file, space, say
 
 def test_a_file_may_say_what_the_sweep_fixes(tmp_path):
     assert loaded(tmp_path, "method: lora\n", space=lora_rank.SPACE)[2].method == "lora"
+
+
+def test_lists_of_other_keys_are_not_swept():
+    given = parse("", ["kl_weight=[0,1]", "seeds=[0,1]", "eval.against=[x]", "judge.labels=[hedges,answers]"]).overrides
+    assert chosen_space((), given).key == "kl_weight"

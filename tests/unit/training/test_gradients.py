@@ -49,7 +49,7 @@ def config(kind, method):
     changes = {"method": "full"} if method == "full" else {"method": "lora", "lora_rank": RANK}
     train |= {"reference": "live"} if method == "live" else {}
     changes |= {"loss_normalisation": "sequence"} if "responses" in kind else {}
-    changes |= {"auxiliary": {"path": "texts.txt", "weight": AUXILIARY_WEIGHT}}
+    changes |= {"auxiliary": {"path": "given", "weight": AUXILIARY_WEIGHT}}
     return make_config(kl_weight=KL_WEIGHT, train=train, **changes)
 
 

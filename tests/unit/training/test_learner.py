@@ -90,10 +90,10 @@ def test_auxiliary_texts_add_their_mean_cross_entropy(policy):
     a, b = plain_logprobs(model, texts[0].tokens), plain_logprobs(model, texts[1].tokens)
     mean = -(a[0, 32] + a[1, 33] + b[1, 36]).item() / 3
     without = make_learner(policy).step(LABELS, M0)
-    result = make_learner(policy, auxiliary={"path": "texts.txt", "weight": 2.0}).step(LABELS, M0, texts)
+    result = make_learner(policy, auxiliary={"path": "given", "weight": 2.0}).step(LABELS, M0, texts)
     assert without["auxiliary"] is None and result["auxiliary"] == pytest.approx(mean, rel=1e-5)
     assert result["loss"] == pytest.approx(without["loss"] + 2 * mean, rel=1e-5)
-    ignored = make_learner(policy, auxiliary={"path": "texts.txt", "weight": 0.0}).step(LABELS, M0, texts)
+    ignored = make_learner(policy, auxiliary={"path": "given", "weight": 0.0}).step(LABELS, M0, texts)
     assert ignored["auxiliary"] == pytest.approx(mean, rel=1e-5)
     assert [ignored[name] for name in ("loss", "grad_norm")] == pytest.approx(
         [without[name] for name in ("loss", "grad_norm")], rel=1e-5
