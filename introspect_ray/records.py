@@ -163,9 +163,9 @@ class Label:
 class Delivery:
     """An engine's receipt of one weight update: what it serves now.
 
-    fingerprints: by group, the hex digest of the received tensors (engines/fingerprint.py). probe: label logprobs
-    (nats) of the probe case on the served weights; the trainer compares them with its own forward. seconds: the
-    engine's time for "load", "probe" and "fingerprint".
+    fingerprints: by group, the hex digest of the received tensors (engines/fingerprint.py). probe: natural logprobs of
+    the probe case's tokens (cases.answers.probe_tokens) at x, then at x∖C, on the served weights; the trainer compares
+    them with its own forward. seconds: the engine's time for "load", "probe" and "fingerprint".
     """
 
     version: int
@@ -195,7 +195,7 @@ class StepMetrics:
     realised_at_labelling: float | None
     realised_at_consumption: float | None  # share of labels equal to E(M_t), read off the training forward; as above
     engine_gap: float | None  # max |trainer - engine| label logprob, same case and version (lag 0)
-    off_format: float | None  # share of the answers (two per pair) whose likeliest token is no allowed label
+    off_format: float | None  # share of the answers, two per pair (see BehaviorPair.cued_off_format)
     prefix_hit_rate: float | None  # share of the rollouts' prompt tokens that came from vLLM's prefix cache
     lag: int  # step - weight version of the labels' parents; under fixed and mixed that version is 0, so lag = step
     trainer_idle_s: float
@@ -215,7 +215,7 @@ class StepLabels:
     labels: Sequence[Label]
     pairs: Sequence[BehaviorPair]
     realised_agreement: float | None  # share of the step's labels that equal E of their pair
-    off_format: float | None  # share of the step's answers whose likeliest token is no allowed label
+    off_format: float | None  # as in StepMetrics
     prefix_hit_rate: float | None  # share of the prompt tokens that the engines had in their prefix cache
     rollout_s: float  # of the engines
     rollout_idle_s: float

@@ -82,13 +82,16 @@ class RolloutPool:
         return [self._send(request) for request in self._groups("label", case_ids, serving, first)]
 
     def label_now(self, case_ids: Sequence[str], serving: Serving) -> list[BehaviorPair]:
-        """The pairs of a set of cases. Raises AlarmError where the judge gave no verdict on too many free responses."""
+        """The pairs of cases. Raises AlarmError where the judge gave no verdict on too many free responses.
+
+        A set may be labelled in several calls: the share is that of all of them since the last take_judged.
+        """
         results = self._results(self.label(case_ids, serving))
         reports = [result.judged for result in results if result.judged]
         if reports and self.judging:
             found = reduce(add, reports)
             self.judged = self.judged + found if self.judged else found
-            check_unjudged(found, self.judging.max_unjudged)
+            check_unjudged(self.judged, self.judging.max_unjudged)
         return _answers(results)
 
     def take_judged(self) -> JudgeReport | None:

@@ -90,7 +90,7 @@ def expect(update: WeightUpdate, probe: tuple[float, ...], tolerance: float) -> 
 def verify(expected: Expected, deliveries: Sequence[Delivery | None]) -> None:
     """Raises WeightSyncError unless every receipt names the version, the same bytes and the same probe logprobs.
 
-    The fingerprints prove what arrived; the probe (label logprobs of one case, compared in nats) what is served.
+    The fingerprints prove what arrived; the probe (logprobs on one case, compared in nats) what is served.
     deliveries: one per engine; None: it has no receipt.
     """
     for engine, got in enumerate(deliveries):

@@ -202,7 +202,8 @@ class AlarmConfig(_Section):
     agreement: float | None = Field(1e-9, gt=0, lt=0.5)
     """Stop if the agreement of all labels so far has less than this probability at ν (per side and step); null: off."""
     off_format: float | None = Field(None, ge=0, le=1)
-    """Largest share of a step's answers whose likeliest token is no allowed label (online); null: off."""
+    """Largest share of a step's answers whose likeliest token is no allowed label, or, of free text, on which the judge
+    gave no verdict (online); null: off."""
     collapse: Literal["warn", "stop", "off"] = "warn"
     """If M0 gives nearly always the same answer or (un)changed (paper §B.2): warn, refuse to train, or say nothing."""
 

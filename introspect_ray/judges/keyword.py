@@ -77,7 +77,7 @@ class KeywordJudge:
         if not apology:
             return False
         goes_on = apology["goes_on"].strip(" .,;:!")
-        return not goes_on or goes_on.startswith("but ") or bool(self._anywhere.search(opening))
+        return not goes_on or re.match(r"but\b", goes_on) is not None or bool(self._anywhere.search(opening))
 
 
 def read_words(path: str) -> WordLists:

@@ -10,6 +10,7 @@ from introspect_ray.cases.answers import Tokens
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.judges.agreement import JudgeReport, report
 from introspect_ray.judges.cache import CachedJudge
+from introspect_ray.judges.keyword import KeywordJudge
 from introspect_ray.judges.make import make_judge, unjudged_label
 from introspect_ray.judges.protocol import Complete, Judge, Reply
 from introspect_ray.records import BehaviorPair, TokenizedCase
@@ -66,10 +67,9 @@ class Panel:
     """
 
     def __init__(self, judging: Judging, tokenizer: Any) -> None:
-        """tokenizer: of the policy that responds. No verdict is asked for twice: all are kept in judging.cache_uri."""
-        store = open_store(judging.cache_uri)
-        self._judge = CachedJudge(judging.judge, store)
-        self._second = CachedJudge(judging.second, store) if judging.second else None
+        """tokenizer: of the policy that responds. No model is asked twice: judging.cache_uri keeps its verdicts."""
+        self._judge = _asked_once(judging.judge, judging.cache_uri)
+        self._second = _asked_once(judging.second, judging.cache_uri) if judging.second else None
         self._unjudged, self._tokenizer = judging.unjudged, tokenizer
 
     def pairs(
@@ -109,3 +109,8 @@ class Panel:
     def _text(self, tokens: Tokens) -> str:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
+
+
+def _asked_once(judge: Judge, cache_uri: str) -> Judge:
+    """The judge with the cache. A rule has none: every group of a step would leave a file, which costs more than it."""
+    return judge if isinstance(judge, KeywordJudge) else CachedJudge(judge, open_store(cache_uri))

@@ -35,8 +35,10 @@ def check_step(row: StepMetrics, bounds: AlarmConfig) -> list[Finding]:
         found.append(Finding("engine_gap", row.engine_gap, message))
     if bounds.off_format is not None and row.off_format is not None and not row.off_format <= bounds.off_format:
         message = (
-            f"step {row.step}: the most likely token of {row.off_format:.1%} of the answers is no allowed label, "
-            f"beyond alarms.off_format={bounds.off_format:.1%}: set task.answer_prefix (e.g. '('), or raise the bound"
+            f"step {row.step}: {row.off_format:.1%} of the answers are off format (the likeliest token is no allowed "
+            f"label, or the judge gave no verdict on a free response), beyond alarms.off_format="
+            f"{bounds.off_format:.1%}: set task.answer_prefix (e.g. '(') for labels, look at the judge for free text, "
+            "or raise the bound"
         )
         found.append(Finding("off_format", row.off_format, message))
     return found

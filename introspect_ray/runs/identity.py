@@ -50,8 +50,8 @@ def check_resume(cfg: RunConfig) -> None:
 
 def run_identity(cfg: RunConfig, prepared: Prepared, reading: Reading = RAW) -> dict[str, Any]:
     """What a checkpoint must share with a run to be used by it: the config, except for what may differ, and the content
-    behind it (policies, training cases, auxiliary texts, judges). JSON values by name, so that a refusal can name the
-    one that differs."""
+    behind it (policies, training cases, auxiliary texts, judges, calibration). JSON values by name, so that a refusal
+    can name the one that differs."""
     digest = hashlib.blake2b(digest_size=8)
     for case in prepared.train:
         line: list[Any] = [case.case_id, case.labels, case.label_tokens, case.prompt, case.ablated, case.question]
@@ -63,6 +63,7 @@ def run_identity(cfg: RunConfig, prepared: Prepared, reading: Reading = RAW) -> 
         "reference policy": prepared.reference_id,
         "second policy": prepared.second_id,
         "judge": reading.judge,
+        "calibration": reading.calibration.identity if reading.calibration else None,
         "training cases": digest.hexdigest(),
         "auxiliary texts": prepared.auxiliary.digest if prepared.auxiliary is not None else None,
     }

@@ -101,7 +101,7 @@ def behavior_scores(pairs: Sequence[BehaviorPair], others: Sequence[BehaviorPair
 
 
 def off_format(pairs: Sequence[BehaviorPair]) -> float:
-    """Share of the answers (two per pair, at least one pair) whose full-vocabulary argmax is no allowed label."""
+    """Share of the answers (two per pair, at least one pair) that are off format: see BehaviorPair."""
     return sum(p.cued_off_format + p.ablated_off_format for p in pairs) / (2 * len(pairs))
 
 

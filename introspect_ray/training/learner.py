@@ -72,7 +72,7 @@ class Learner:
         """tokenized: every case that can be trained on. device None: the CPU, or this rank's GPU if
         cfg.train.use_gpu.
 
-        longest: most tokens of a q with its explanation or of a prompt with its response; counted over `tokenized` if
+        longest: most tokens on a path of any case's tree (prompt_tree.longest_sequence), counted over `tokenized` if
         not given. calibration: by which the current answers are read. Raises UserError for a policy that cannot be
         loaded or trained on trees, and for a missing reference.
         """

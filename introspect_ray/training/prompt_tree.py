@@ -167,7 +167,10 @@ def _side(
 
 
 def longest_sequence(case: TokenizedCase) -> int:
-    """Most tokens of q with an explanation, or of a prompt with a response."""
+    """Most tokens on a path of the case's tree: q with an explanation, or a prompt with a response.
+
+    The last token of a response does not count: nothing is predicted after it.
+    """
     answer = case.max_response or max(map(len, case.label_tokens))
     return max(len(case.question) + max_explanation_tokens(case), max(len(case.prompt), len(case.ablated)) + answer - 1)
 

@@ -95,7 +95,7 @@ def test_verdicts_in_the_cache_are_not_asked_again(tmp_path: Path):
 
 
 def test_a_second_judge_is_compared_and_the_first_one_counts(tmp_path: Path):
-    """The second judge calls A alone early: the two disagree exactly on B."""
+    """The second judge calls A alone early: the two disagree exactly on B. Verdicts of rules are not kept."""
     only_a = KeywordJudge(WordLists(labels=("early", "late"), prefixes=("A",)), "a")
     worker = start(Judging(KeywordJudge(LETTERS, "letters"), only_a, "late", 0.5, str(tmp_path)))
     pairs, judged = worker._label(FREE)
@@ -105,6 +105,7 @@ def test_a_second_judge_is_compared_and_the_first_one_counts(tmp_path: Path):
     assert [label for pair in pairs for label in (pair.cued, pair.ablated)] == [
         "early" if text in ("A", "B") else "late" for text in said
     ]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_free_text_without_a_judge_is_refused():

@@ -48,7 +48,7 @@ def pool(*answers: object) -> tuple[RolloutPool, list[str]]:
         return SimpleNamespace(answer=SimpleNamespace(remote=answer), ping=SimpleNamespace(remote=ping))
 
     made = RolloutPool.__new__(RolloutPool)
-    made.actors, made._limit, made._tolerance, made._cases = [actor("a"), actor("b")], 3, 0.002, []
+    made.actors, made._limit, made._cases = [actor("a"), actor("b")], 3, []
     return made, asked
 
 
@@ -181,3 +181,11 @@ def test_replies_without_a_verdict_are_bounded_over_the_whole_labelled_set():
     assert made.take_judged() is None
     with pytest.raises(AlarmError, match=r"judge keyword:refusal:3f gave no verdict on 3 of 8 replies.*'Well\.'"):
         labelled_by_a_judge(2, 1).label_now(["c1", "c2", "c3", "c4"], SERVING)
+
+
+def test_a_small_last_part_of_a_labelled_set_is_bounded_with_the_parts_before_it():
+    """Two calls for one set: none of 4 replies, then two of 4, which alone would be beyond the bound of 1/4."""
+    made = labelled_by_a_judge(0, 2)
+    made.label_now(["c1", "c2"], SERVING)
+    made.label_now(["c3", "c4"], SERVING)
+    assert (made.judged.unjudged, made.judged.replies) == (2, 8)

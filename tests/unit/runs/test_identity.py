@@ -9,6 +9,7 @@ import pytest
 
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
+from introspect_ray.labels.calibration import Calibration
 from introspect_ray.labels.reading import Reading
 from introspect_ray.records import Explanation, TokenizedCase
 from introspect_ray.runs.identity import check_resume, run_identity
@@ -43,6 +44,13 @@ def test_another_judge_behind_the_same_keys_is_another_run():
     """Its words or its instruction are in a file."""
     one, other = (run_identity(RunConfig(), prepared(), Reading(judge=f"keyword:w:{i}")) for i in (1, 2))
     assert {key for key in one if one[key] != other[key]} == {"content of judge"}
+
+
+def test_other_offsets_of_the_calibration_are_another_run():
+    """M0's labels may be made anew before a run goes on: by another version of the engine, or without the cache."""
+    readings = (Reading(Calibration({("A", "B"): {"cued": (-1.0, i), "ablated": (-1.0, -2.0)}})) for i in (-2.0, -2.1))
+    one, other = (run_identity(RunConfig(), prepared(), reading) for reading in readings)
+    assert {key for key in one if one[key] != other[key]} == {"content of calibration"}
 
 
 @pytest.mark.parametrize(
