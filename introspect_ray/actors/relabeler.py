@@ -14,12 +14,13 @@ from typing import Any
 import ray
 
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
-from introspect_ray.actors.rollout import Serving
+from introspect_ray.actors.rollout import RolloutResult, Serving
 from introspect_ray.actors.weight_sync import verify
 from introspect_ray.cases.lookup import ids_of
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
-from introspect_ray.labels.alarms import AgreementCounts, check_agreement, stop_on
+from introspect_ray.judges import JudgeReport
+from introspect_ray.labels.alarms import AgreementCounts, check_agreement, check_verdicts, stop_on
 from introspect_ray.labels.rules import Sources, make_labels, realised_agreement
 from introspect_ray.labels.store import LabelWriter, count_labels, truncate_labels
 from introspect_ray.records import BehaviorPair, Label, StepLabels
@@ -55,6 +56,7 @@ class Relabeler:
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _StepBuffer] = {}
         self._agreement = AgreementCounts()  # of the labels since this relabeler started
+        self._judged: JudgeReport | None = None  # on the free responses since this relabeler started
         self._free_since = time.perf_counter()
         self._stopped = False
         self.notes: list[str] = []  # failures that were recovered from
@@ -81,6 +83,7 @@ class Relabeler:
             if before := self._steps.get(step - 1):  # late if an engine died; the table keeps the order
                 await asyncio.wait([before.ready])
             self._require_running()
+            self._check_verdicts(results)
             slot.ready.set_result(self._label(step, version, pairs, seconds, idle, tokens.hit_rate))
         except Exception as error:  # raised by every rank's fetch of this step
             slot.fail(error)
@@ -158,6 +161,13 @@ class Relabeler:
         """Late requests of a dead training worker must not reach the table, which another relabeler owns by now."""
         if self._stopped:
             raise RuntimeError("this relabeler was stopped: the run went on without it")
+
+    def _check_verdicts(self, results: Sequence[RolloutResult]) -> None:
+        for result in results:
+            if result.judged:
+                self._judged = self._judged + result.judged if self._judged else result.judged
+        if self._judged:
+            check_verdicts(self._judged, self._cfg.judge.max_unjudged)
 
     def _slot(self, step: int) -> _StepBuffer:
         if step not in self._steps:

@@ -141,7 +141,7 @@ class RolloutWorker:
                 self._tokenizer = load_tokenizer(folder) if spec.judging or spec.chats else None
         except UserError as error:
             self._refused = UserError(f"{error} (a rollout actor, on node {socket.gethostname()})")
-        self._method = spec.method
+        self._method, self._max_model_len = spec.method, spec.max_model_len
         self._panel = Panel(spec.judging, self._tokenizer) if spec.judging and not self._refused else None
         self._tables: list[CaseTable] = []
         self._receipt: Delivery | None = None
@@ -229,6 +229,13 @@ class RolloutWorker:
             )["input_ids"]
             for chat in chats
         ]
+        longest = max(map(len, prompts), default=0)
+        if longest + max_tokens > self._max_model_len:
+            raise UserError(
+                f"judge.policy: a chat of {longest} tokens and {max_tokens} of answer, but the judging engine takes "
+                f"{self._max_model_len}: shorten the cases (response.max_tokens), take a judge with a longer context, or "
+                "raise rollout.max_model_len where its context allows it"
+            )
         answers = self._generate([tuple(prompt) for prompt in prompts], max_tokens)
         return [tokenizer.decode(list(answer), skip_special_tokens=True) for answer in answers]
 

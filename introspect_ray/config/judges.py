@@ -43,7 +43,7 @@ class JudgeConfig(BaseModel):
     """llm, endpoint: seconds during which a request that failed (no connection, 429, 5xx) is tried again."""
     max_unjudged: float = Field(0.05, ge=0, le=1)
     """Largest share of replies without a verdict in a label set (M0's, the second policy's, an evaluation's); beyond it
-    the run stops. For the replies of a training step see alarms.off_format."""
+    the run stops. It also stops if a share beyond it over the training steps so far is no chance (probability 1e-6)."""
     unjudged: str | None = None
     """The label of a reply without a verdict; None: the judge's last label."""
     second: JudgeConfig | None = None

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 from introspect_ray.config import AlarmConfig
 from introspect_ray.errors import AlarmError
+from introspect_ray.judges import JudgeReport, check_unjudged
 from introspect_ray.labels.binomial import binomial_interval, binomial_tail
 from introspect_ray.records import BehaviorPair, Label, StepMetrics
 from introspect_ray.scores.metrics import Finding
+
+UNLIKELY = 1e-6  # probability below which replies without a verdict are no chance of a few small batches
 
 
 def stop_on(findings: Sequence[Finding]) -> None:
@@ -79,6 +82,16 @@ def check_agreement(counts: AgreementCounts, requested: float, tail: float | Non
         "was asked for. Check supervision.agreement and the label table (jobs/audit.py)"
     )
     return [Finding("agreement", share, message)]
+
+
+def check_verdicts(found: JudgeReport, bound: float) -> None:
+    """Raise AlarmError if a judge falls silent while labels are made for training.
+
+    found: on all replies of the steps so far. bound: judge.max_unjudged. A step has few replies, so their share alone
+    does not decide: so many without a verdict must also be improbable (UNLIKELY) at that bound.
+    """
+    if found.unjudged > bound * found.replies and binomial_tail(found.unjudged, found.replies, bound) < UNLIKELY:
+        check_unjudged(found, bound)
 
 
 def worst_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from introspect_ray.actors.trainer import WorkerSpec
 from introspect_ray.actors.weight_sync import probe_case
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import reference_policy
+from introspect_ray.labels.reading import NAME as READING
 from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.evaluated import behavior_of, trained_cases, write_cases
@@ -27,6 +28,7 @@ from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
 from introspect_ray.storage import open_store
+from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.storage.tracker import Tracker
 
 
@@ -39,7 +41,8 @@ def train_once(
     write_cases(store, UNTRAINED, setup.untrained)
     tracker.log_metrics({"before": _before(setup)}, 0)
     store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
-    setup.reading.save(store)
+    if not (store.exists(READING) and list_names(store)):  # a checkpoint keeps its own: recovery refuses another
+        setup.reading.save(store)
     steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every)
     with steps.following():
         labelled, done = train_with_recovery(_worker_spec(cfg, setup, run_name), lambda: _relabeler(cfg, setup))

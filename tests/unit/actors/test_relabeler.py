@@ -38,7 +38,7 @@ def test_the_agreement_alarm_is_raised_where_labels_are_fetched(tmp_path, monkey
         async def group():
             ids = plan_ids(cfg, list(cases), 0)
             pairs = [BehaviorPair(i, "A", "B", (), (), False, False, 0) for i in ids]
-            return SimpleNamespace(pairs=pairs, seconds=0.0, idle_s=0.0, prompt_tokens=PromptTokens())
+            return RolloutResult(pairs, None, 0.0, 0.0, PromptTokens())
 
         await maker.relabel(0, 0, None, [], [group()])
         return await maker.fetch(0, 0)

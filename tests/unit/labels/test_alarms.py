@@ -10,7 +10,16 @@ import pytest
 
 from introspect_ray.config import AlarmConfig, load_config
 from introspect_ray.errors import AlarmError
-from introspect_ray.labels.alarms import AgreementCounts, check_agreement, check_step, engine_gap, stop_on, worst_gap
+from introspect_ray.judges import JudgeReport
+from introspect_ray.labels.alarms import (
+    AgreementCounts,
+    check_agreement,
+    check_step,
+    check_verdicts,
+    engine_gap,
+    stop_on,
+    worst_gap,
+)
 from introspect_ray.labels.rules import online_label
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, StepMetrics
 
@@ -117,3 +126,15 @@ def test_labels_of_the_online_rule_set_off_no_alarm(nu):
             how = {"agreement": nu, "wrong_label": "content", "seed": seed, "step": step, "source_model": "m"}
             counts.add(online_label(pair, "ABCD", **how) for pair in pairs)
             assert check_agreement(counts, nu, AlarmConfig().agreement) == []
+
+
+@pytest.mark.parametrize(("unjudged", "replies", "stops"), [(4, 4, False), (5, 5, True), (6, 100, False)])
+def test_a_judge_that_falls_silent_in_training_stops_the_run(unjudged, replies, stops):
+    """At a bound of 0.05, four of four have the probability 0.05^4 = 6.3e-6, five of five 3.1e-7; six of a hundred are
+    beyond the bound by chance in 38 % of such runs."""
+    found = JudgeReport("keyword:x", replies, unjudged, "", None)
+    if stops:
+        with pytest.raises(AlarmError, match="no verdict on 5 of 5 replies"):
+            check_verdicts(found, 0.05)
+    else:
+        check_verdicts(found, 0.05)
