@@ -233,7 +233,7 @@ class RolloutWorker:
         if longest + max_tokens > self._max_model_len:
             raise UserError(
                 f"judge.policy: a chat of {longest} tokens and {max_tokens} of answer, but the judging engine takes "
-                f"{self._max_model_len}: shorten the cases (response.max_tokens), take a judge with a longer context, or "
+                f"{self._max_model_len}: shorten the cases (response.max_tokens), take another judge, or "
                 "raise rollout.max_model_len where its context allows it"
             )
         answers = self._generate([tuple(prompt) for prompt in prompts], max_tokens)
