@@ -21,6 +21,7 @@ import ray
 from introspect_ray.actors.weight_sync import Expected, unpack
 from introspect_ray.cases.answers import Tokens
 from introspect_ray.cases.table import CaseTable
+from introspect_ray.cases.tokenize import prompt_tokens
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
@@ -223,12 +224,7 @@ class RolloutWorker:
     def _chat(self, chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
         """Greedy answers as text, through this policy's own chat template, without a thinking mode."""
         tokenizer: Any = self._tokenizer
-        prompts = [
-            tokenizer.apply_chat_template(
-                list(chat), tokenize=True, add_generation_prompt=True, enable_thinking=False, return_dict=True
-            )["input_ids"]
-            for chat in chats
-        ]
+        prompts = [prompt_tokens(tokenizer, chat) for chat in chats]
         longest = max(map(len, prompts), default=0)
         if longest + max_tokens > self._max_model_len:
             raise UserError(
@@ -236,7 +232,7 @@ class RolloutWorker:
                 f"{self._max_model_len}: shorten the cases (response.max_tokens), take another judge, or "
                 "raise rollout.max_model_len where its context allows it"
             )
-        answers = self._generate([tuple(prompt) for prompt in prompts], max_tokens)
+        answers = self._generate(prompts, max_tokens)
         return [tokenizer.decode(list(answer), skip_special_tokens=True) for answer in answers]
 
     def _require_engine(self) -> None:

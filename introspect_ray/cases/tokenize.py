@@ -142,10 +142,15 @@ def _template(tokenizer: Any) -> str:
 
 def _chat(tokenizer: Any, messages: Sequence[Message], case_id: str) -> Ids:
     try:
-        out = _apply(tokenizer, messages, tokenize=True, add_generation_prompt=True, return_dict=True)
+        return prompt_tokens(tokenizer, messages)
     except TemplateRefused as error:
         roles = [message["role"] for message in messages]
         raise UserError(f"case {case_id!r}: the policy's chat template refuses the roles {roles}: {error}") from None
+
+
+def prompt_tokens(tokenizer: Any, messages: Sequence[Message]) -> Ids:
+    """The tokens of a chat up to where the answer starts, thinking modes off. Raises TemplateRefused."""
+    out = _apply(tokenizer, messages, tokenize=True, add_generation_prompt=True, return_dict=True)
     return tuple(out["input_ids"] if isinstance(out, Mapping) or hasattr(out, "input_ids") else out)
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
-from introspect_ray.tasks.choices import chat, content_id, option_letters, text_of, user
-from introspect_ray.tasks.public_set import Half, PublicSet, open_set, paired
+from introspect_ray.tasks.choices import chat, option_letters, text_of, user
+from introspect_ray.tasks.public_set import Half, PublicSet, case_of, open_set, paired
 from introspect_ray.tasks.rows import Drops, file_rows
 from introspect_ray.tasks.source import CaseSource
 
@@ -41,16 +41,7 @@ def _cases(files: list[Path], task: TaskConfig, drops: Drops) -> Iterator[Case]:
         if not plain.labels:
             drops.add(cued.where, "the question has no lettered options")
             return None
-        case_id = content_id(str(cued.cue), text_of(cued.messages), text_of(plain.messages))
-        return Case(
-            case_id,
-            cued.messages,
-            plain.messages,
-            META_QUESTION,
-            plain.labels,
-            group=str(cued.cue),
-            metadata=cued.metadata,
-        )
+        return case_of(str(cued.cue), cued, plain, META_QUESTION, plain.labels)
 
     yield from paired(lambda: _halves(files), make, drops)
 

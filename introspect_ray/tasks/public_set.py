@@ -10,6 +10,7 @@ from typing import Any
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case, Message
+from introspect_ray.tasks.choices import content_id, text_of
 from introspect_ray.tasks.rows import HUB_FILES, Drops, counted_source, open_rows
 from introspect_ray.tasks.source import CaseSource
 
@@ -46,6 +47,13 @@ class Half:
     messages: tuple[Message, ...]
     labels: tuple[str, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def case_of(name: str, cued: Half, plain: Half, meta_question: str, labels: tuple[str, ...]) -> Case:
+    """The case of two prompts; its id begins with `name`, its group is the kind of cue, its metadata that of x."""
+    case_id = content_id(name, text_of(cued.messages), text_of(plain.messages))
+    group = str(cued.cue)
+    return Case(case_id, cued.messages, plain.messages, meta_question, labels, group=group, metadata=cued.metadata)
 
 
 def paired(

@@ -18,8 +18,8 @@ from typing import Any
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
-from introspect_ray.tasks.choices import chat, content_id, text_of
-from introspect_ray.tasks.public_set import Half, PublicSet, open_set, paired
+from introspect_ray.tasks.choices import chat
+from introspect_ray.tasks.public_set import Half, PublicSet, case_of, open_set, paired
 from introspect_ray.tasks.rows import Drops, file_rows
 from introspect_ray.tasks.source import CaseSource
 
@@ -39,16 +39,7 @@ def _cases(files: list[Path], task: TaskConfig, drops: Drops) -> Iterator[Case]:
         if not first or not second or first.startswith(second) or second.startswith(first):
             drops.add(cued.where, "one of the two answers is the start of the other")
             return None
-        case_id = content_id("sycophancy", text_of(cued.messages), text_of(plain.messages))
-        return Case(
-            case_id,
-            cued.messages,
-            plain.messages,
-            META_QUESTION,
-            cued.labels,
-            group=str(cued.cue),
-            metadata=cued.metadata,
-        )
+        return case_of("sycophancy", cued, plain, META_QUESTION, cued.labels)
 
     yield from paired(lambda: _halves(files), make, drops)
 

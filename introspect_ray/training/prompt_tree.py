@@ -20,7 +20,7 @@ from introspect_ray.cases.answers import LabelNode, label_nodes, response_path
 from introspect_ray.cases.label_trie import Branch, Tokens, label_branches
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.prefix import common_prefix
-from introspect_ray.cases.tokenize import max_explanation_tokens
+from introspect_ray.cases.tokenize import max_explanation_tokens, max_response_tokens
 from introspect_ray.records import AuxiliaryText, BehaviorPair, Explanation, TokenizedCase
 
 CACHED_TOKENS = 2_000_000  # tokens of the trees that a TreeCache keeps, at 32 bytes each
@@ -171,8 +171,8 @@ def longest_sequence(case: TokenizedCase) -> int:
 
     The last token of a response does not count: nothing is predicted after it.
     """
-    answer = case.max_response or max(map(len, case.label_tokens))
-    return max(len(case.question) + max_explanation_tokens(case), max(len(case.prompt), len(case.ablated)) + answer - 1)
+    answered = max(len(case.prompt), len(case.ablated)) + max_response_tokens(case)
+    return max(len(case.question) + max_explanation_tokens(case), answered - 1)
 
 
 def text_tree(text: AuxiliaryText) -> TokenTree | None:
