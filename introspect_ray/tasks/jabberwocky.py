@@ -5,24 +5,16 @@ its key is assigned, both by the seed. J_train's *behaviour* is auxiliary data f
 trained on another task; J_test is never trained on. The paper shows one question and gives neither sizes nor the
 generator: the sentences here are ours.
 
-task.name=jabberwocky trains on J_train and holds out J_test, of `task.seed`. For figure 7 the same cases as files:
-
-    python -m introspect_ray.tasks.jabberwocky --seed 0 --out jabberwocky
-
-writes j_train.jsonl and j_test.jsonl (cases of task.name=jsonl) and j_train_chats.jsonl (for auxiliary.path): each
-question of J_train with and without its hint, answered by its key.
+task.name=jabberwocky trains on J_train and holds out J_test, of `task.seed`. For figure 7 write_jabberwocky.py writes
+the same cases, and J_train's behaviour, to files.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from introspect_ray import cli
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
@@ -30,7 +22,7 @@ from introspect_ray.rng import bits
 from introspect_ray.tasks.hint_mmlu import LETTERS, Question, hint_letter, hinted_case
 from introspect_ray.tasks.source import CaseSource
 
-TRAIN, TEST = 2000, 500  # questions of J_train and J_test, unless the command says otherwise
+TRAIN, TEST = 2000, 500  # questions of J_train and J_test
 Side = Literal["train", "test"]
 Wording = Literal["short", "sentence"]
 ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "h", "k", "kr", "l", "m", "n", "p", "pl", "r", "s", "sk", "t", "v", "z")
@@ -59,7 +51,7 @@ def open_jabberwocky(task: TaskConfig) -> tuple[CaseSource, CaseSource]:
         if value := getattr(task, key):
             raise UserError(
                 f"task.{key}={value} does not go with task.name=jabberwocky, whose questions are generated: leave it "
-                "out, or set task.name=jsonl to read the files of python -m introspect_ray.tasks.jabberwocky"
+                "out, or set task.name=jsonl to read the files of python -m introspect_ray.tasks.write_jabberwocky"
             )
     return _source(task, "train"), _source(task, "test")
 
@@ -94,13 +86,6 @@ def case_of(question: Question, wording: Wording, seed: int) -> Case:
     return replace(case, metadata={"key": question.answer, "hint": hint_letter(seed, question.question_id)})
 
 
-def behaviours(case: Case, prefix: str = "", hinted: bool = True) -> Iterator[dict[str, Any]]:
-    """The behaviour-only chats of a case: x∖C, and x if `hinted`, each answered by the key (after `prefix`)."""
-    answer = {"role": "assistant", "content": f"{prefix}{case.metadata['key']}"}
-    for messages in (case.ablated_messages, case.messages) if hinted else (case.ablated_messages,):
-        yield {"messages": [*messages, answer]}
-
-
 def _draws(seed: int, side: Side, index: int) -> Iterator[Question]:
     """Candidates for one question: the first one, and others for the case that it is taken."""
     for attempt in range(1000):
@@ -126,62 +111,3 @@ def _word(*at: object) -> str:
     for place in range(2 + bits(*at, "length") % 2):
         syllables += [_pick(part, *at, place, which) for which, part in enumerate((ONSETS, VOWELS, CODAS))]
     return "".join(syllables)
-
-
-def write(out: Path, seed: int, train: int, test: int, wording: Wording, prefix: str, hinted: bool) -> None:
-    """Write the three files. Raises UserError as `generate`, and where `out` cannot be written."""
-    questions = generate(seed, train, test)
-    cases = {side: [case_of(one, wording, seed) for one in questions[side]] for side in questions}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for side, made in cases.items():
-            _lines(out / f"j_{side}.jsonl", map(_row, made))
-        _lines(
-            out / "j_train_chats.jsonl", (chat for case in cases["train"] for chat in behaviours(case, prefix, hinted))
-        )
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror or error}): name another folder") from None
-    print(f"{out}: {train} questions of J_train (behaviour: j_train_chats.jsonl), {test} of J_test")
-
-
-def _row(case: Case) -> dict[str, Any]:
-    """The case as a line of task.name=jsonl."""
-    return {
-        "id": case.case_id,
-        "messages": list(case.messages),
-        "ablated_messages": list(case.ablated_messages),
-        "meta_question": case.meta_question,
-        "labels": list(case.labels),
-        "metadata": dict(case.metadata),
-    }
-
-
-def _lines(file: Path, rows: Iterator[dict[str, Any]] | map[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def main() -> None:
-    """The command of the module's docstring."""
-    parser = argparse.ArgumentParser("python -m introspect_ray.tasks.jabberwocky", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the questions, keys and hints, as task.seed (default 0)"
-    )
-    parser.add_argument("--train", type=int, default=TRAIN, help=f"questions of J_train (default {TRAIN})")
-    parser.add_argument("--test", type=int, default=TEST, help=f"questions of J_test (default {TEST})")
-    parser.add_argument(
-        "--wording", choices=("short", "sentence"), default="short", help="of the hint, as task.wording"
-    )
-    parser.add_argument(
-        "--answer-prefix", default="", help="text before the letter in the chats, as task.answer_prefix"
-    )
-    parser.add_argument("--no-hinted", action="store_true", help="chats without the hint only")
-    args = parser.parse_args()
-    cli.run(
-        lambda: write(args.out, args.seed, args.train, args.test, args.wording, args.answer_prefix, not args.no_hinted)
-    )
-
-
-if __name__ == "__main__":
-    main()

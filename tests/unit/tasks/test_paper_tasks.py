@@ -13,8 +13,9 @@ from introspect_ray.tasks import load_cases, open_task
 from introspect_ray.tasks.aita import INSTRUCTION, PERSONS, REQUEST
 from introspect_ray.tasks.auxiliary import auxiliary_rows
 from introspect_ray.tasks.hint_mmlu import hint_letter
-from introspect_ray.tasks.jabberwocky import generate, write
+from introspect_ray.tasks.jabberwocky import generate
 from introspect_ray.tasks.refusal import ROLES, read_roles
+from introspect_ray.tasks.write_jabberwocky import write
 
 
 def jsonl(path, rows):
