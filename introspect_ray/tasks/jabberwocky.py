@@ -72,11 +72,10 @@ def generate(seed: int, train: int, test: int) -> dict[Side, list[Question]]:
         raise UserError(f"J_train has {train} and J_test {test} questions: give at least one to each")
     seen: set[str] = set()
     sides: dict[Side, list[Question]] = {"train": [], "test": []}
-    for side, count in (("train", train), ("test", test)):
-        for index in range(count):
-            made = next(one for one in _draws(seed, side, index) if one.question not in seen)
-            seen.add(made.question)
-            sides[side].append(made)
+    for side, made in sides.items():
+        for index in range(train if side == "train" else test):
+            made.append(next(one for one in _draws(seed, side, index) if one.question not in seen))
+            seen.add(made[-1].question)
     return sides
 
 
