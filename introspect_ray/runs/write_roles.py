@@ -48,7 +48,7 @@ def requests(direction: str, count: int, seed: int) -> list[tuple[Message, ...]]
     Greedy decoding answers alike requests alike, so each has its own field, and from FIELDS' length on other examples.
     """
     known = read_roles(ROLES)[direction]
-    chats = []
+    chats: list[tuple[Message, ...]] = []
     for index in range(count):
         field = FIELDS[index % len(FIELDS)]
         examples = sorted(known, key=lambda role: bits(seed, direction, index, role))[:2]
