@@ -11,7 +11,8 @@ from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import decode_turn
 from introspect_ray.config import RunConfig
 from introspect_ray.labels.rules import mixing_draw
-from introspect_ray.records import BehaviorPair, Explanation
+from introspect_ray.records import BehaviorPair, Explanation, TokenizedCase
+from introspect_ray.rng import bits
 from introspect_ray.scores.evaluated_cases import POLICY, SECOND, EvaluatedCases
 from introspect_ray.scores.evaluation_table import from_table, to_parquet, to_table
 from introspect_ray.storage import Store
@@ -60,7 +61,13 @@ def evaluated_cases(test: CaseTable, behaviors: Mapping[str, Behavior], explanat
         said=[one.text for one in explanations],
         parsed=[one.parsed for one in explanations],
         texts={name: behavior.texts for name, behavior in behaviors.items() if behavior.texts},
+        questions=[question_of(case) for case in test],
     )
+
+
+def question_of(case: TokenizedCase) -> str:
+    """Equal for cases with the same x∖C: a digest (16 hex digits) of its tokens."""
+    return f"{bits(case.ablated):016x}"
 
 
 def trained_cases(
