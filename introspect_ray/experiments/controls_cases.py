@@ -6,15 +6,16 @@ Shapes: R runs of one training, N cases.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from introspect_ray.errors import UserError
 from introspect_ray.experiments.controls_estimate import Array
 from introspect_ray.records import Explanation
-from introspect_ray.scores.evaluated_cases import POLICY, EvaluatedCases
+from introspect_ray.scores.evaluated_cases import POLICY, TEST, EvaluatedCases
 from introspect_ray.scores.metrics import behavior_scores
 
 PARTS: dict[str, Callable[[Explanation], Hashable]] = {  # by the names of the gap's parts in summary.json
@@ -36,11 +37,13 @@ class Subject:
     policy: str  # the address of what it trained
     reference: str | None  # the address of the policy whose explanations it was trained on, where that is not M0
     calibrated: bool
-    cases: EvaluatedCases  # those that are scored
-    questions: Sequence[str]  # per case: equal for cases with the same x∖C
-    cues: Sequence[str]  # per case: the cue as text; "" where it is unknown
-    fitted_on: EvaluatedCases | None = None  # all held-out cases, where more were evaluated than are scored
-    fitted_questions: Sequence[str] = ()
+    held_out: EvaluatedCases  # dev and test
+    cues: Mapping[str, str]  # by case id: the cue as text; a case is missing where it is unknown
+
+    @cached_property
+    def cases(self) -> EvaluatedCases:
+        """Those that are scored: the test split."""
+        return self.held_out.of(TEST)
 
     @property
     def behavior_em(self) -> float:
@@ -78,13 +81,14 @@ def coded(subjects: Sequence[Subject], part: str) -> Coded:
     own = [code(subject.cases.truth(POLICY)) for subject in subjects]
     said = [code(subject.cases.parsed) for subject in subjects]
     arrays = (np.array(values) for values in (said, own, orig))
-    return Coded(*arrays, question_N=numbered(first.questions), stratum_N=strata(first))
+    return Coded(*arrays, question_N=numbered(first.cases.questions), stratum_N=strata(first))
 
 
 def strata(subject: Subject) -> Array:
     """Per case the number of its cue, group and labels; all 0 if there are so many that few cases share one."""
     cases = subject.cases
-    keys = list(zip(subject.cues, cases.groups, cases.labels, strict=True))
+    cues = [subject.cues.get(one, "") for one in cases.case_ids]
+    keys = list(zip(cues, cases.groups, map(tuple, cases.labels), strict=True))
     few = len(keys) / len(set(keys)) < SMALLEST_STRATUM
     return np.zeros(len(keys), int) if few else numbered(keys)
 

@@ -14,10 +14,11 @@ from dataclasses import replace
 import numpy as np
 
 from introspect_ray.experiments.controls_cases import Coded, Subject
-from introspect_ray.experiments.controls_estimate import Array, Bootstrap, Estimate, mean_of_runs
+from introspect_ray.experiments.controls_estimate import Array, Bootstrap, mean_of_runs
 from introspect_ray.labels.calibration import Calibration, contextual
 from introspect_ray.rng import bits
 from introspect_ray.scores.evaluated_cases import POLICY, EvaluatedCases
+from introspect_ray.scores.statistics import Estimate
 
 Numbers = dict[str, Estimate]
 FEWEST_PAIRS = 20  # of one label set in each half of the questions: offsets from fewer are noise
@@ -107,15 +108,15 @@ def refitted(subject: Subject) -> Subject | None:
     held-out cases (dev and test). M0 keeps the reading that its labels were made with, and what was said stays. None
     if a label set has fewer than FEWEST_PAIRS pairs in a half.
     """
-    cases, questions = subject.fitted_on or subject.cases, subject.fitted_questions or subject.questions
-    offsets = [_offsets(cases, [row for row, q in enumerate(questions) if half(q) != side]) for side in (0, 1)]
-    if any(found is None for found in offsets):
+    cases = subject.held_out
+    halves = [half(question) for question in cases.questions]
+    fits = [_offsets(cases, [row for row, its in enumerate(halves) if its != side]) for side in (0, 1)]
+    by_half = [fit for fit in fits if fit is not None]
+    if len(by_half) < len(fits):
         return None
-    scored = subject.cases
-    by_half = [one for one in offsets if one is not None]
-    rows = zip(scored.pairs[POLICY], scored.labels, subject.questions, strict=True)
-    pairs = [by_half[half(question)].pair(pair, tuple(labels)) for pair, labels, question in rows]
-    return replace(subject, cases=replace(scored, pairs={**scored.pairs, POLICY: pairs}))
+    rows = zip(cases.pairs[POLICY], cases.labels, halves, strict=True)
+    pairs = [by_half[its].pair(pair, tuple(labels)) for pair, labels, its in rows]
+    return replace(subject, held_out=replace(cases, pairs={**cases.pairs, POLICY: pairs}))
 
 
 def _offsets(cases: EvaluatedCases, rows: Sequence[int]) -> Calibration | None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from introspect_ray.experiments.controls_cases import Coded
-from introspect_ray.experiments.controls_estimate import Array, Bootstrap, Estimate, mean_of_runs, pooled_ratio
+from introspect_ray.experiments.controls_estimate import Array, Bootstrap, mean_of_runs, pooled_ratio
+from introspect_ray.scores.statistics import Estimate
 
 Numbers = dict[str, Estimate]
 
@@ -61,7 +62,7 @@ def drift_swap(coded: Coded, bootstrap: Bootstrap) -> tuple[Numbers, dict[str, i
         rows.append(np.stack([one.sum(0) for one in told], -1))
     columns_RNK = np.stack(rows)
     own, other = pooled_ratio(0, 1), pooled_ratio(2, 3)
-    formulas = {"own": own, "sibling's": other, "own - sibling's": lambda sums: own(sums) - other(sums)}
+    formulas = {"own": own, "sibling's": other, "own - sibling's": lambda *drawn: own(*drawn) - other(*drawn)}
     counts = columns_RNK.sum((0, 1))
     numbers = {name: bootstrap.estimate(columns_RNK, formula) for name, formula in formulas.items()}
     return numbers, {"own": int(counts[1]), "sibling's": int(counts[3])}

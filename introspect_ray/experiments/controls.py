@@ -1,0 +1,188 @@
+"""Controls: do Self and Orig differ because the explanations know this model, or for a cheaper reason? Pure.
+
+`controls_of` takes finished runs on the same cases and returns numbers with intervals, each a row. MEANING says of every
+control what it would show if the gap were an artefact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from introspect_ray.experiments.controls_cases import PARTS, Coded, Subject, by_training, check_same_cases, coded
+from introspect_ray.experiments.controls_estimate import Bootstrap
+from introspect_ray.experiments.controls_labels import constant_scores, constants, refitted, shuffled
+from introspect_ray.experiments.controls_siblings import (
+    Numbers,
+    drift_swap,
+    nearest,
+    same_distance,
+    second_generation,
+    sibling_scores,
+)
+from introspect_ray.scores.statistics import Estimate
+
+SIBLINGS, SWAP, DISTANCE = "siblings", "drift swap", "same distance"
+SHUFFLED, CONSTANT, REFIT, SECOND = "shuffled labels", "constant explainer", "refitted offsets", "second generation"
+MEANING = {
+    SIBLINGS: "If the gap were what this training does to any run, A's explanations would be as true of its siblings "
+    "(runs that differ in their seed) as of A itself, and Self - sibling would be 0.",
+    SWAP: "If explanations followed a drift that all runs share, A would state a sibling's new behaviour where only the "
+    "sibling left M0 as often as its own where only A left M0.",
+    DISTANCE: "If Self exceeded Orig only because labels of a policy at some distance from M0 are easier to hit, another "
+    "policy at the same distance (Behaviour EM to M0) would be explained as well as A itself.",
+    SHUFFLED: "If the gap came from frequencies alone (the run answers one way more often, and says so more often), it "
+    "would be as large with labels shuffled over the cases, and the gap beyond marginals would be 0.",
+    CONSTANT: "If the gap needed no knowledge of a case, always saying the same would have a gap as large.",
+    REFIT: "If the gap came from answers that drift under offsets fixed at M0's, it would vanish when the run is read by "
+    "its own mean logprobs (of x and of x∖C, taken from the other half of the questions).",
+    SECOND: "If M_reg's behaviour were merely easier to explain than M0's, a run trained from M0 on M_reg's behaviour "
+    "and explanations would explain M_reg as well as M_reg explains itself.",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number: which training, control and quantity, of which part of an explanation. note: what it is about."""
+
+    training: str
+    control: str
+    quantity: str
+    part: str
+    estimate: Estimate
+    note: str = ""
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The row for JSON and Parquet; null where no case counts."""
+        numbers = {name: None if math.isnan(x) else x for name, x in zip(("value", "low", "high"), self.estimate[:3])}
+        about = {name: getattr(self, name) for name in ("training", "control", "quantity", "part")}
+        rest = {"runs": self.estimate.runs, "questions": self.estimate.questions, "note": self.note}
+        return about | numbers | rest | {"interval": self.estimate.method}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """rows: all numbers. missing: a line for each control that these runs cannot give, and why."""
+
+    rows: Sequence[Row]
+    missing: Sequence[str]
+
+
+def controls_of(subjects: Sequence[Subject]) -> Controls:
+    """All controls of the runs, by training. Raises UserError for runs of other cases, or of one training and seed."""
+    check_same_cases(subjects)
+    numbers = {id(subject): row for row, subject in enumerate(subjects)}
+    groups = {name: [numbers[id(one)] for one in group] for name, group in by_training(subjects).items()}
+    refits = [refitted(subject) if subject.calibrated else None for subject in subjects]
+    rows: list[Row] = []
+    for part in PARTS:
+        every = coded(subjects, part)
+        bootstrap = Bootstrap(every.question_N)
+        again = [refit or subject for refit, subject in zip(refits, subjects, strict=True)]
+        reread = coded(again, part) if any(refits) else every
+        for training, runs in groups.items():
+            found = [*_of_group(subjects, every, runs, groups, bootstrap)]
+            if all(refits[run] is not None for run in runs):
+                found += _refit(reread.at(runs), bootstrap)
+            rows += [Row(training, control, name, part, number, note) for control, name, number, note in found]
+    return Controls(rows, list(_missing(subjects, groups, refits)))
+
+
+Found = tuple[str, str, Estimate, str]  # control, quantity, number, note
+
+
+def _of_group(
+    subjects: Sequence[Subject], every: Coded, runs: Sequence[int], groups: Mapping[str, list[int]], draws: Bootstrap
+) -> Iterator[Found]:
+    group = every.at(runs)
+    yield from _named(SIBLINGS, sibling_scores(group, draws))
+    if len(runs) > 1:
+        swapped, counts = drift_swap(group, draws)
+        for name, number in swapped.items():
+            yield SWAP, name, number, f"of {counts[name]} (pair, case)" if name in counts else ""
+    yield from _distances(subjects, every, runs, range(len(subjects)), draws, "any")
+    if len(groups) > 1 and len(runs) > 1:  # the nearest run is often a sibling: also one of another training
+        others = [run for members in groups.values() if members != list(runs) for run in members]
+        yield from _distances(subjects, every, runs, others, draws, "other training")
+    yield from _frequencies(group, draws)
+    teachers = [_teacher(subjects, run) for run in runs]
+    known = [(run, teacher) for run, teacher in zip(runs, teachers, strict=True) if teacher is not None]
+    if known:
+        pupils, taught_by = (every.at(list(column)) for column in zip(*known, strict=True))
+        yield from _named(SECOND, second_generation(pupils, taught_by, draws))
+
+
+def _frequencies(group: Coded, draws: Bootstrap) -> Iterator[Found]:
+    yield from _named(SHUFFLED, shuffled(group, draws))
+    if group.stratum_N.any():
+        note = f"within {int(group.stratum_N.max()) + 1} cues"
+        for name, number in shuffled(group, draws, within_cue=True).items():
+            yield SHUFFLED, f"{name}, within a cue", number, note
+    for which, constant_R in constants(group).items():
+        for name, number in constant_scores(group, constant_R, draws).items():
+            yield CONSTANT, f"{which}: {name}", number, ""
+
+
+def _refit(group: Coded, draws: Bootstrap) -> Iterator[Found]:
+    scores = sibling_scores(group, draws)
+    yield from _named(REFIT, {name: scores[name] for name in ("self", "orig", "self - orig")})
+    for _, name, number, note in _frequencies(group, draws):
+        if "beyond" in name or "gap" in name.split(": ")[-1:][0]:
+            yield REFIT, name, number, note
+
+
+def _named(control: str, numbers: Numbers) -> Iterator[Found]:
+    return ((control, name, number, "") for name, number in numbers.items())
+
+
+def _distances(
+    subjects: Sequence[Subject],
+    every: Coded,
+    runs: Sequence[int],
+    allowed: Sequence[int],
+    draws: Bootstrap,
+    which: str,
+) -> Iterator[Found]:
+    """Each run beside the nearest of the allowed ones."""
+    distances = [subject.behavior_em for subject in subjects]
+    pairs = [(run, other) for run in runs if (other := nearest(distances, run, allowed)) is not None]
+    if not pairs:
+        return
+    ours, others = ([run for run, _ in pairs], [other for _, other in pairs])
+    note = "; ".join(
+        f"A {subjects[a].name} at Behaviour EM {distances[a]:.1%}, B {subjects[b].name} at {distances[b]:.1%}"
+        for a, b in pairs
+    )
+    numbers = same_distance(every.at(ours), every.own_RN[np.array(others)], draws)
+    for name, number in numbers.items():
+        yield DISTANCE, name if which == "any" else f"{name}, B of another training", number, note
+
+
+def _teacher(subjects: Sequence[Subject], run: int) -> int | None:
+    """The run whose policy is the reference of this one."""
+    reference = subjects[run].reference
+    found = (row for row, subject in enumerate(subjects) if reference is not None and subject.policy == reference)
+    return next(found, None)
+
+
+def _missing(
+    subjects: Sequence[Subject], groups: Mapping[str, list[int]], refits: Sequence[Subject | None]
+) -> Iterator[str]:
+    for training, runs in groups.items():
+        if len(runs) == 1:
+            yield f"{training}: siblings and drift swap need a second run with another seed"
+        if len(subjects) == 1:
+            yield f"{training}: the same distance needs another run"
+        for run in runs:
+            name, reference = subjects[run].name, subjects[run].reference
+            if subjects[run].calibrated and refits[run] is None:
+                yield f"{name}: too few cases of one label set in a half of the questions to refit its offsets"
+            if reference is not None and _teacher(subjects, run) is None:
+                yield f"{name}: second generation needs the run that trained {reference} among the runs given"
+            if not subjects[run].cues:
+                yield f"{name}: its task could not be read again, so cues are unknown and not told apart"
