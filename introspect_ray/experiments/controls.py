@@ -1,7 +1,7 @@
 """Controls: do Self and Orig differ because the explanations know this model, or for a cheaper reason? Pure.
 
-`controls_of` takes finished runs on the same cases and returns numbers with intervals, each a row. MEANING says of every
-control what it would show if the gap were an artefact.
+`controls_of` takes finished runs on the same cases and returns numbers with intervals, each a row. MEANING says of
+every control what it would show if the gap were an artefact.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ SHUFFLED, CONSTANT, REFIT, SECOND = "shuffled labels", "constant explainer", "re
 MEANING = {
     SIBLINGS: "If the gap were what this training does to any run, A's explanations would be as true of its siblings "
     "(runs that differ in their seed) as of A itself, and Self - sibling would be 0.",
-    SWAP: "If explanations followed a drift that all runs share, A would state a sibling's new behaviour where only the "
-    "sibling left M0 as often as its own where only A left M0.",
-    DISTANCE: "If Self exceeded Orig only because labels of a policy at some distance from M0 are easier to hit, another "
-    "policy at the same distance (Behaviour EM to M0) would be explained as well as A itself.",
+    SWAP: "If explanations followed a drift that all runs share, A would state a sibling's new behaviour, where only "
+    "the sibling left M0, as often as its own, where only A left M0.",
+    DISTANCE: "If Self exceeded Orig only because labels of a policy at some distance from M0 are easier to hit, "
+    "another policy at the same distance (Behaviour EM to M0) would be explained as well as A itself.",
     SHUFFLED: "If the gap came from frequencies alone (the run answers one way more often, and says so more often), it "
     "would be as large with labels shuffled over the cases, and the gap beyond marginals would be 0.",
     CONSTANT: "If the gap needed no knowledge of a case, always saying the same would have a gap as large.",
-    REFIT: "If the gap came from answers that drift under offsets fixed at M0's, it would vanish when the run is read by "
-    "its own mean logprobs (of x and of x∖C, taken from the other half of the questions).",
+    REFIT: "If the gap came from answers that drift under offsets fixed at M0's, it would vanish when the run is read "
+    "by its own mean logprobs (of x and of x∖C, taken from the other half of the questions).",
     SECOND: "If M_reg's behaviour were merely easier to explain than M0's, a run trained from M0 on M_reg's behaviour "
     "and explanations would explain M_reg as well as M_reg explains itself.",
 }

@@ -1,8 +1,8 @@
 """A number over runs and questions with its interval: what every control is measured with. Pure.
 
 As in scores/statistics.py, whole questions and whole runs are drawn anew, n - 1 of n of each, and one draw of questions
-holds for all runs. Here the number may be any function of sums over cases, which a share of some cases or an expectation
-from frequencies needs. All numbers of one set of cases use the same draws, whatever they measure.
+holds for all runs. Here the number may be any function of sums over cases, which a share of some cases or an
+expectation from frequencies needs. All numbers of one set of cases use the same draws, whatever they measure.
 
 Shapes: R runs, N cases, Q questions, K columns, D draws.
 """

@@ -120,9 +120,11 @@ def refitted(subject: Subject) -> Subject | None:
 
 
 def _offsets(cases: EvaluatedCases, rows: Sequence[int]) -> Calibration | None:
-    pairs = [(cases.pairs[POLICY][row], tuple(cases.labels[row])) for row in rows]
+    """The offsets by the run's pairs of some rows; None if a label set of any row has too few of them."""
+    every = [(pair, tuple(labels)) for pair, labels in zip(cases.pairs[POLICY], cases.labels, strict=True)]
+    pairs = [every[row] for row in rows]
     counts = Counter(labels for pair, labels in pairs if pair.cued_logprobs)
-    needed = {tuple(labels) for labels, pair in zip(cases.labels, cases.pairs[POLICY], strict=True) if pair.cued_logprobs}
+    needed = {labels for pair, labels in every if pair.cued_logprobs}
     return contextual(pairs) if all(counts[labels] >= FEWEST_PAIRS for labels in needed) else None
 
 

@@ -12,6 +12,7 @@ from introspect_ray.config import RunConfig, flatten, override
 from introspect_ray.errors import UserError
 from introspect_ray.experiments.controls_cases import Subject
 from introspect_ray.records import Case
+from introspect_ray.rng import bits
 from introspect_ray.scores.evaluated_cases import REFERENCE, EvaluatedCases
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
 from introspect_ray.storage import Store, open_store
@@ -19,6 +20,9 @@ from introspect_ray.tasks import load_cases
 
 # What may differ between siblings: the seed, and where and how a run ran.
 NOT_TRAINING = ("seed", "output_dir", "tracking", "rollout", "train.num_workers", "train.threads", "train.use_gpu")
+
+
+TRAINED_WITH = "trained with "
 
 
 class _Found(NamedTuple):
@@ -94,17 +98,19 @@ def _trainings(found: Sequence[_Found]) -> list[str]:
         for key in ("policy", "reference_policy", "supervision.second_policy"):
             other = by_policy.get(_address(kept.get(key)) or "")
             if other is not None and other is not one and depth < 5:
-                kept[key] = f"trained with {json.dumps(settings(other, depth + 1), sort_keys=True)}"
+                kept[key] = f"{TRAINED_WITH}{json.dumps(settings(other, depth + 1), sort_keys=True)}"
         return kept
 
     every = [settings(one) for one in found]
-    differing = [key for key in sorted({key for one in every for key in one}) if len({str(x.get(key)) for x in every}) > 1]
+    keys = sorted({key for one in every for key in one})
+    differing = [key for key in keys if len({str(one.get(key)) for one in every}) > 1]
     return [", ".join(f"{key}={_short(one.get(key))}" for key in differing or ["kl_weight"]) for one in every]
 
 
 def _short(value: Any) -> str:
+    """A value for people; equal only for equal values."""
     text = str(value)
-    return text if len(text) <= 40 or not text.startswith("trained with ") else "another run's"
+    return f"another run's ({bits(text) >> 48:04x})" if text.startswith(TRAINED_WITH) else text
 
 
 def _ignored(key: str) -> bool:

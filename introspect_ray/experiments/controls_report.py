@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from introspect_ray.scores.evaluated_cases import POLICY
 from introspect_ray.scores.statistics import Estimate
 
 HEADS = {"em": "EM", "content": "content", "changed_accuracy": "changed?"}
-NAME_WIDTH, NUMBER_WIDTH = 52, 23
+NAME_WIDTH, NUMBER_WIDTH, WIDTH = 52, 23, 120
 
 
 def as_json(subjects: Sequence[Subject], controls: Controls) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
     last = ""
     for (control, quantity), parts in by_name.items():
         if control != last:
-            yield f"{control.upper()}. {MEANING[control]}"
+            yield from textwrap.wrap(f"{control.upper()}. {MEANING[control]}", WIDTH)
             last = control
         numbers = "".join(_number(parts[part].estimate, quantity) for part in PARTS)
         note = parts["em"].note
@@ -93,7 +94,8 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
 def _number(estimate: Estimate, quantity: str) -> str:
     if math.isnan(estimate.value):
         return f"{'no such case':>{NUMBER_WIDTH}}"
-    sign = "+" if " - " in quantity or "gap" in quantity else ""
+    what = quantity.rsplit(": ", 1)[-1]
+    sign = "+" if " - " in what or "gap" in what else ""
     value, low, high = (f"{100 * x:{sign}.1f}" for x in estimate[:3])
     return f"{f'{value} [{low}, {high}]':>{NUMBER_WIDTH}}"
 
@@ -114,5 +116,3 @@ def _shares(subject: Subject) -> Iterator[str]:
             for side, name in (("cued", "x"), ("ablated", "x∖C"))
         )
         yield f"answers of {subject.name}, {who}: {shown}"
-
-

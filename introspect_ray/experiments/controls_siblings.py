@@ -1,4 +1,4 @@
-"""Controls that compare a run with other runs: siblings, the drift swap, the same distance, the second generation. Pure.
+"""Controls that compare a run with other runs: siblings, the drift swap, the same distance, second generation. Pure.
 
 A sibling of A is a run of the same training with another seed: it knows all that training teaches, but it is not A.
 Shapes: R runs, N cases, K columns.
@@ -84,7 +84,7 @@ def same_distance(coded: Coded, others_RN: Array, bootstrap: Bootstrap) -> Numbe
 
 
 def second_generation(pupils: Coded, teachers: Coded, bootstrap: Bootstrap) -> Numbers:
-    """Runs that were trained from M0 on the behaviour and explanations of M_reg (paper fig. 10b, M[B(M_reg), E(M_reg)]).
+    """Runs that were trained from M0 on the behaviour and explanations of M_reg: M[B(M_reg), E(M_reg)], paper fig. 10b.
 
     Run r of `pupils` explains run r of `teachers`. Both have the numbers of one coding.
     """
