@@ -15,6 +15,7 @@ from introspect_ray.records import BehaviorPair, Explanation, TokenizedCase
 from introspect_ray.rng import bits
 from introspect_ray.scores.evaluated_cases import POLICY, SECOND, EvaluatedCases
 from introspect_ray.scores.evaluation_table import from_table, to_parquet, to_table
+from introspect_ray.scores.questions import splits
 from introspect_ray.storage import Store
 
 
@@ -48,10 +49,14 @@ def said(generated: Sequence[Sequence[int]], test: CaseTable, tokenizer: Any) ->
     return [Said(text, parse(text, case.labels, case.templates)) for text, case in zip(texts, test, strict=True)]
 
 
-def evaluated_cases(test: CaseTable, behaviors: Mapping[str, Behavior], explanations: Sequence[Said]) -> EvaluatedCases:
-    """behaviors: by the names of scores/evaluated_cases.py; "m0" and "policy" at least. explanations: of "policy"."""
+def evaluated_cases(
+    cfg: RunConfig, test: CaseTable, behaviors: Mapping[str, Behavior], explanations: Sequence[Said]
+) -> EvaluatedCases:
+    """The held-out cases with their split. behaviors: by the names of scores/evaluated_cases.py; "m0" and "policy" at
+    least. explanations: of "policy"."""
     about = [(case.case_id, case.group, case.metadata, case.labels) for case in test]
     ids, groups, metadata, labels = map(list, zip(*about, strict=True))
+    questions = [question_of(case) for case in test]
     return EvaluatedCases(
         case_ids=ids,
         groups=groups,
@@ -61,7 +66,8 @@ def evaluated_cases(test: CaseTable, behaviors: Mapping[str, Behavior], explanat
         said=[one.text for one in explanations],
         parsed=[one.parsed for one in explanations],
         texts={name: behavior.texts for name, behavior in behaviors.items() if behavior.texts},
-        questions=[question_of(case) for case in test],
+        questions=questions,
+        splits=splits(questions, cfg.eval.dev_fraction, cfg.task.seed),
     )
 
 

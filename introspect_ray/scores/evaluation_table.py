@@ -1,14 +1,14 @@
 """evaluation/*.parquet: the evaluated cases as a table, one row per held-out case, and their metrics from it.
 
 Columns: case_id, question (equal for cases with the same x∖C), split ("dev" or "test"), group ("" for none), metadata
-(a JSON object, "" for none) and labels (the allowed ones). For each
-policy p ("m0", "policy", "reference" where that is not M0, in mixed runs "second", and "against:NAME" for each of
-eval.against): p.cued and p.ablated (the answers y(x) and y(x∖C) as labels),
-p.cued_logprobs and p.ablated_logprobs (natural, one per label; empty for free text), p.cued_off_format and
-p.ablated_off_format, p.weight_version, p.changed and p.content (its explanation E), and for free text p.cued_text and
-p.ablated_text (the responses). said: the evaluated policy's explanation as it was written; said_changed and
-said_content: as it was parsed, null where it is unparseable. Mixed runs: from_second, whether the mixture's label is
-the second policy's. The schema's metadata holds "format" and "policies", a JSON list. Further columns are ignored.
+(a JSON object, "" for none) and labels (the allowed ones). For each policy p ("m0", "policy", "reference" where that is
+not M0, in mixed runs "second", and "against:NAME" for each of eval.against): p.cued and p.ablated (the answers y(x) and
+y(x∖C) as labels), p.cued_logprobs and p.ablated_logprobs (natural, one per label; empty for free text),
+p.cued_off_format and p.ablated_off_format, p.weight_version, p.changed and p.content (its explanation E), and for free
+text p.cued_text and p.ablated_text (the responses). said: the evaluated policy's explanation as it was written;
+said_changed and said_content: as it was parsed, null where it is unparseable. Mixed runs: from_second, whether the
+mixture's label is the second policy's. The schema's metadata holds "format" and "policies", a JSON list. Further
+columns are ignored.
 Tables of format 1 lack question and split: each of their cases is read as a question of its own, and as test.
 """
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.scores.evaluated_cases import EvaluatedCases
+from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import against_scores, evaluate
 
 # In an output folder: M0 before training, the trained policy (summary.json), and eval.policy (evaluation.json).
@@ -45,11 +45,11 @@ _TEXTS = ("cued_text", "ablated_text")
 def recompute(table: pa.Table) -> dict[str, Any]:
     """The metrics of an evaluation from its table alone.
 
-    Returns "cases" (their number), the blocks of `evaluation.evaluate`, and "against": explanation scores by further
-    policy. Raises ValueError for a table without cases, and as `from_table` does.
+    Returns "cases" (those of the test split), the blocks of `evaluation.evaluate`, and "against": explanation scores
+    by further policy. Raises ValueError for a table without test cases, and as `from_table` does.
     """
     cases = from_table(table)
-    return {"cases": len(cases), **evaluate(cases), "against": against_scores(cases)}
+    return {"cases": len(cases.of(TEST)), **evaluate(cases), "against": against_scores(cases)}
 
 
 def to_table(cases: EvaluatedCases) -> pa.Table:
