@@ -26,9 +26,10 @@ from introspect_ray.experiments.controls_siblings import (
 )
 from introspect_ray.scores.statistics import Estimate
 
-SIBLINGS, SWAP, DISTANCE = "siblings", "drift swap", "same distance"
+GAP, SIBLINGS, SWAP, DISTANCE = "gap", "siblings", "drift swap", "same distance"
 SHUFFLED, CONSTANT, REFIT, SECOND = "shuffled labels", "constant explainer", "refitted offsets", "second generation"
 MEANING = {
+    GAP: "Explanations against what is true of the run itself (Self) and of M0 (Orig).",
     SIBLINGS: "If the gap were what this training does to any run, A's explanations would be as true of its siblings "
     "(runs that differ in their seed) as of A itself, and Self - sibling would be 0.",
     SWAP: "If explanations followed a drift that all runs share, A would state a sibling's new behaviour, where only "
@@ -72,6 +73,14 @@ class Controls:
     rows: Sequence[Row]
     missing: Sequence[str]
 
+    def number(self, training: str, control: str, quantity: str, part: str = "em") -> Estimate:
+        """One number. Raises KeyError if there is no such row, which `missing` may explain."""
+        wanted = (training, control, quantity, part)
+        for row in self.rows:
+            if (row.training, row.control, row.quantity, row.part) == wanted:
+                return row.estimate
+        raise KeyError(wanted)
+
 
 def controls_of(subjects: Sequence[Subject]) -> Controls:
     """All controls of the runs, by training. Raises UserError for runs of other cases, or of one training and seed."""
@@ -100,15 +109,21 @@ def _of_group(
     subjects: Sequence[Subject], every: Coded, runs: Sequence[int], groups: Mapping[str, list[int]], draws: Bootstrap
 ) -> Iterator[Found]:
     group = every.at(runs)
-    yield from _named(SIBLINGS, sibling_scores(group, draws))
+    for name, number in sibling_scores(group, draws).items():
+        yield SIBLINGS if "sibling" in name else GAP, name, number, ""
     if len(runs) > 1:
         swapped, counts = drift_swap(group, draws)
         for name, number in swapped.items():
-            yield SWAP, name, number, f"of {counts[name]} (pair, case)" if name in counts else ""
-    yield from _distances(subjects, every, runs, range(len(subjects)), draws, "any")
+            yield (
+                SWAP,
+                name,
+                number,
+                f"of {counts[name]} cases, summed over ordered pairs of runs" if name in counts else "",
+            )
+    yield from _distances(subjects, every, runs, range(len(subjects)), draws, "B nearest")
     if len(groups) > 1 and len(runs) > 1:  # the nearest run is often a sibling: also one of another training
         others = [run for members in groups.values() if members != list(runs) for run in members]
-        yield from _distances(subjects, every, runs, others, draws, "other training")
+        yield from _distances(subjects, every, runs, others, draws, "B nearest of another training")
     yield from _frequencies(group, draws)
     teachers = [_teacher(subjects, run) for run in runs]
     known = [(run, teacher) for run, teacher in zip(runs, teachers, strict=True) if teacher is not None]
@@ -155,12 +170,11 @@ def _distances(
         return
     ours, others = ([run for run, _ in pairs], [other for _, other in pairs])
     note = "; ".join(
-        f"A {subjects[a].name} at Behaviour EM {distances[a]:.1%}, B {subjects[b].name} at {distances[b]:.1%}"
-        for a, b in pairs
+        f"A {subjects[a].name} {distances[a]:.1%}, B {subjects[b].name} {distances[b]:.1%}" for a, b in pairs
     )
     numbers = same_distance(every.at(ours), every.own_RN[np.array(others)], draws)
     for name, number in numbers.items():
-        yield DISTANCE, name if which == "any" else f"{name}, B of another training", number, note
+        yield DISTANCE, f"{name}, {which}", number, f"Behaviour EM to M0: {note}"
 
 
 def _teacher(subjects: Sequence[Subject], run: int) -> int | None:

@@ -81,14 +81,17 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
     by_name: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         by_name.setdefault((row.control, row.quantity), {})[row.part] = row
-    last = ""
+    last = noted = ""
     for (control, quantity), parts in by_name.items():
         if control != last:
             yield from textwrap.wrap(f"{control.upper()}. {MEANING[control]}", WIDTH)
             last = control
         numbers = "".join(_number(parts[part].estimate, quantity) for part in PARTS)
         note = parts["em"].note
-        yield f"  {quantity:<{NAME_WIDTH - 2}}{numbers}{f'  {note}' if note and len(note) < 60 else ''}"
+        yield f"  {quantity:<{NAME_WIDTH - 2}}{numbers}"
+        if note and note != noted:
+            yield from textwrap.wrap(f"({note})", WIDTH, initial_indent="    ", subsequent_indent="    ")
+            noted = note
 
 
 def _number(estimate: Estimate, quantity: str) -> str:
@@ -96,7 +99,7 @@ def _number(estimate: Estimate, quantity: str) -> str:
         return f"{'no such case':>{NUMBER_WIDTH}}"
     what = quantity.rsplit(": ", 1)[-1]
     sign = "+" if " - " in what or "gap" in what else ""
-    value, low, high = (f"{100 * x:{sign}.1f}" for x in estimate[:3])
+    value, low, high = (f"{round(100 * x, 1) + 0.0:{sign}.1f}" for x in estimate[:3])  # + 0.0: no -0.0
     return f"{f'{value} [{low}, {high}]':>{NUMBER_WIDTH}}"
 
 

@@ -75,12 +75,12 @@ def nearest(distances: Sequence[float], a: int, allowed: Sequence[int]) -> int |
 
 
 def same_distance(coded: Coded, others_RN: Array, bootstrap: Bootstrap) -> Numbers:
-    """Self of each run beside A→B for one other policy B at (about) the same distance to M0; means over runs.
+    """A→B of each run, and Self less it, for one other policy B at (about) the same distance to M0; means over runs.
 
     others_RN: E(B) in the numbers of `coded`.
     """
     columns_RNK = _hits(coded.said_RN == coded.own_RN, coded.said_RN == others_RN)
-    return _numbers(bootstrap, columns_RNK, {"self": (0,), "A→B": (1,), "self - A→B": (0, 1)})
+    return _numbers(bootstrap, columns_RNK, {"A→B": (1,), "self - A→B": (0, 1)})
 
 
 def second_generation(pupils: Coded, teachers: Coded, bootstrap: Bootstrap) -> Numbers:

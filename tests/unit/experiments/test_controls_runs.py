@@ -58,13 +58,13 @@ def numbers(rows, control: str, part: str = "em") -> dict[str, float]:
 def test_only_the_test_split_is_scored():
     """Both cases are right of the run; the dev one is wrong of M0, the test one is not."""
     cases = evaluated("AB AB", "AA AB", "AB AB", splits=["dev", "test"])
-    assert numbers(controls_of([subject(cases)]).rows, "siblings")["self - orig"] == 0
+    assert numbers(controls_of([subject(cases)]).rows, "gap")["self - orig"] == 0
 
 
 def test_parts_by_hand():
     """The run says "changed to B" of x = A, x∖C = B, where M0 answers B to both: the content is right of both."""
     rows = controls_of([subject(evaluated("AB AB", "BB BB", "AB AB"))]).rows
-    gaps = {part: numbers(rows, "siblings", part)["self - orig"] for part in ("em", "content", "changed_accuracy")}
+    gaps = {part: numbers(rows, "gap", part)["self - orig"] for part in ("em", "content", "changed_accuracy")}
     assert gaps == {"em": 1, "content": 0, "changed_accuracy": 1}
 
 
@@ -87,9 +87,11 @@ def test_the_same_distance_names_both_behaviour_ems():
     m0 = "AA AA AA AA"
     runs = {"a": "AA AA AA BB", "b": "BB BB BB BB", "c": "AA AA BB BB"}
     rows = controls_of([subject(evaluated(own, m0, own), name=name, training=name) for name, own in runs.items()]).rows
-    row = next(row for row in rows if (row.training, row.control, row.quantity) == ("a", "same distance", "A→B"))
+    row = next(
+        row for row in rows if (row.training, row.control, row.quantity) == ("a", "same distance", "A→B, B nearest")
+    )
     assert row.estimate.value == 0.75
-    assert row.note == "A a at Behaviour EM 75.0%, B c at 50.0%"
+    assert row.note == "Behaviour EM to M0: A a 75.0%, B c 50.0%"
 
 
 def test_cues_are_strata_only_where_many_cases_share_one():
@@ -114,7 +116,7 @@ def test_refitted_answers_by_hand():
     assert answers == [("B", "A")] * 20 + [("A", "B")] * 20
     assert refit.cases.pairs["m0"] == cases.pairs["m0"]
     rows = controls_of([subject(cases, calibrated=True)]).rows  # all say "changed to B": right of half 1 alone
-    assert numbers(rows, "refitted offsets")["self"] == 0.5 and numbers(rows, "siblings")["self"] == 1
+    assert numbers(rows, "refitted offsets")["self"] == 0.5 and numbers(rows, "gap")["self"] == 1
 
 
 def test_too_few_cases_to_refit_are_said():
@@ -142,7 +144,7 @@ def test_the_command_on_a_sweep(tmp_path, capsys):
     found = json.loads((tmp_path / "out/controls.json").read_text())
     rows = {(row["training"], row["control"], row["quantity"], row["part"]): row["value"] for row in found["rows"]}
     assert {row["training"] for row in found["rows"]} == {"kl_weight=0.0", "kl_weight=1.0"}
-    assert rows["kl_weight=1.0", "siblings", "self - orig", "em"] == 0.5
+    assert rows["kl_weight=1.0", "gap", "self - orig", "em"] == 0.5
     assert rows["kl_weight=1.0", "siblings", "self - sibling", "em"] == 0.5
     assert rows["kl_weight=1.0", "drift swap", "own", "em"] is None  # both runs left M0 on the same case
     assert found["matrix"]["kl_weight=1.0"]["em"] == [[1, 0.5, 0.5], [0.5, 1, 0.5]]
