@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from introspect_ray.experiments.controls_cases import PARTS, Coded, Subject, by_training, check_same_cases, coded
+from introspect_ray.experiments.controls_cases import (
+    PARTS,
+    Coded,
+    Subject,
+    behavior_em,
+    by_training,
+    check_same_cases,
+    coded,
+)
 from introspect_ray.experiments.controls_estimate import Bootstrap
 from introspect_ray.experiments.controls_labels import constant_scores, constants, refitted, shuffled
 from introspect_ray.experiments.controls_siblings import (
@@ -87,45 +95,49 @@ def controls_of(subjects: Sequence[Subject]) -> Controls:
     check_same_cases(subjects)
     numbers = {id(subject): row for row, subject in enumerate(subjects)}
     groups = {name: [numbers[id(one)] for one in group] for name, group in by_training(subjects).items()}
+    distances = [[behavior_em(other, subject) for other in subjects] for subject in subjects]
+    given = _Given(subjects, groups, distances)
     refits = [refitted(subject) if subject.calibrated else None for subject in subjects]
+    again = [refit or subject for refit, subject in zip(refits, subjects, strict=True)]
     rows: list[Row] = []
     for part in PARTS:
         every = coded(subjects, part)
-        bootstrap = Bootstrap(every.question_N)
-        again = [refit or subject for refit, subject in zip(refits, subjects, strict=True)]
         reread = coded(again, part) if any(refits) else every
+        draws = Bootstrap(every.question_N)
         for training, runs in groups.items():
-            found = [*_of_group(subjects, every, runs, groups, bootstrap)]
+            found = [*_of_group(given, every, runs, draws)]
             if all(refits[run] is not None for run in runs):
-                found += _refit(reread.at(runs), bootstrap)
+                found += _refit(reread.at(runs), draws)
             rows += [Row(training, control, name, part, number, note) for control, name, number, note in found]
     return Controls(rows, list(_missing(subjects, groups, refits)))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The runs; groups: the rows of each training; distances[a][b]: Behaviour EM of run b to the M0 of run a."""
+
+    subjects: Sequence[Subject]
+    groups: Mapping[str, list[int]]
+    distances: Sequence[Sequence[float]]
 
 
 Found = tuple[str, str, Estimate, str]  # control, quantity, number, note
 
 
-def _of_group(
-    subjects: Sequence[Subject], every: Coded, runs: Sequence[int], groups: Mapping[str, list[int]], draws: Bootstrap
-) -> Iterator[Found]:
+def _of_group(given: _Given, every: Coded, runs: Sequence[int], draws: Bootstrap) -> Iterator[Found]:
     group = every.at(runs)
     for name, number in sibling_scores(group, draws).items():
         yield SIBLINGS if "sibling" in name else GAP, name, number, ""
     if len(runs) > 1:
-        swapped, counts = drift_swap(group, draws)
+        swapped, count = drift_swap(group, draws)
         for name, number in swapped.items():
-            yield (
-                SWAP,
-                name,
-                number,
-                f"of {counts[name]} cases, summed over ordered pairs of runs" if name in counts else "",
-            )
-    yield from _distances(subjects, every, runs, range(len(subjects)), draws, "B nearest")
-    if len(groups) > 1 and len(runs) > 1:  # the nearest run is often a sibling: also one of another training
-        others = [run for members in groups.values() if members != list(runs) for run in members]
-        yield from _distances(subjects, every, runs, others, draws, "B nearest of another training")
+            yield SWAP, name, number, f"shares of {count} cases, summed over ordered pairs of runs"
+    yield from _distances(given, every, runs, range(len(given.subjects)), draws, "B nearest")
+    others = [run for members in given.groups.values() if members != list(runs) for run in members]
+    if others and len(runs) > 1:  # the nearest run is often a sibling: also one of another training
+        yield from _distances(given, every, runs, others, draws, "B nearest of another training")
     yield from _frequencies(group, draws)
-    teachers = [_teacher(subjects, run) for run in runs]
+    teachers = [_teacher(given.subjects, run) for run in runs]
     known = [(run, teacher) for run, teacher in zip(runs, teachers, strict=True) if teacher is not None]
     if known:
         pupils, taught_by = (every.at(list(column)) for column in zip(*known, strict=True))
@@ -156,24 +168,18 @@ def _named(control: str, numbers: Numbers) -> Iterator[Found]:
 
 
 def _distances(
-    subjects: Sequence[Subject],
-    every: Coded,
-    runs: Sequence[int],
-    allowed: Sequence[int],
-    draws: Bootstrap,
-    which: str,
+    given: _Given, every: Coded, runs: Sequence[int], allowed: Sequence[int], draws: Bootstrap, which: str
 ) -> Iterator[Found]:
     """Each run beside the nearest of the allowed ones."""
-    distances = [subject.behavior_em for subject in subjects]
-    pairs = [(run, other) for run in runs if (other := nearest(distances, run, allowed)) is not None]
+    pairs = [(a, b) for a in runs if (b := nearest(given.distances[a], a, allowed)) is not None]
     if not pairs:
         return
-    ours, others = ([run for run, _ in pairs], [other for _, other in pairs])
+    ours, others = ([a for a, _ in pairs], [b for _, b in pairs])
+    names = [one.name for one in given.subjects]
     note = "; ".join(
-        f"A {subjects[a].name} {distances[a]:.1%}, B {subjects[b].name} {distances[b]:.1%}" for a, b in pairs
+        f"A {names[a]} {given.distances[a][a]:.1%}, B {names[b]} {given.distances[a][b]:.1%}" for a, b in pairs
     )
-    numbers = same_distance(every.at(ours), every.own_RN[np.array(others)], draws)
-    for name, number in numbers.items():
+    for name, number in same_distance(every.at(ours), every.own_RN[np.array(others)], draws).items():
         yield DISTANCE, f"{name}, {which}", number, f"Behaviour EM to M0: {note}"
 
 

@@ -45,10 +45,11 @@ class Subject:
         """Those that are scored: the test split."""
         return self.held_out.of(TEST)
 
-    @property
-    def behavior_em(self) -> float:
-        """The share of cases in which both answers are those of M0: the distance to it."""
-        return behavior_scores(self.cases.pairs[POLICY], self.cases.pairs[self.cases.orig])["em"]
+
+def behavior_em(subject: Subject, other: Subject | None = None) -> float:
+    """The share of cases in which both answers of a run are those of M0 (the M0 of `other`, if given): its distance."""
+    start = (other or subject).cases
+    return behavior_scores(subject.cases.pairs[POLICY], start.pairs[start.orig])["em"]
 
 
 @dataclass(frozen=True)

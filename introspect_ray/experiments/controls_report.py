@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from introspect_ray.experiments.controls import MEANING, Controls, Row
-from introspect_ray.experiments.controls_cases import PARTS, Subject, by_training, coded
+from introspect_ray.experiments.controls_cases import PARTS, Subject, behavior_em, by_training, coded
 from introspect_ray.experiments.controls_labels import answer_shares, refitted
 from introspect_ray.experiments.controls_siblings import matrix
 from introspect_ray.scores.evaluated_cases import POLICY
@@ -30,7 +30,7 @@ def as_json(subjects: Sequence[Subject], controls: Controls) -> dict[str, Any]:
                 "seed": one.seed,
                 "policy": one.policy,
                 "reference": one.reference,
-                "behavior_em": one.behavior_em,
+                "behavior_em": behavior_em(one),
                 "cases": len(one.cases),
             }
             for one in subjects
@@ -70,7 +70,7 @@ def text(subjects: Sequence[Subject], controls: Controls) -> str:
 
 def _head(training: str, group: Sequence[Subject], rows: Sequence[Row]) -> Iterator[str]:
     questions = rows[0].estimate.questions
-    near = ", ".join(f"{one.behavior_em:.1%}" for one in group)
+    near = ", ".join(f"{behavior_em(one):.1%}" for one in group)
     seeds = ", ".join(str(one.seed) for one in group)
     yield f"== {training}: seeds {seeds}; {len(group[0].cases)} cases of {questions} questions; Behaviour EM {near}"
     yield f"   in points, with the {rows[0].estimate.method}"

@@ -46,12 +46,12 @@ def _toward(coded: Coded, a: int) -> Array:
     return np.delete(coded.own_RN, a, 0) == coded.said_RN[a]
 
 
-def drift_swap(coded: Coded, bootstrap: Bootstrap) -> tuple[Numbers, dict[str, int]]:
+def drift_swap(coded: Coded, bootstrap: Bootstrap) -> tuple[Numbers, int]:
     """Where one of two siblings left M0, does A state what is new of itself, and not what is new of the other?
 
     "own": of the cases in which E(A) left E(M0) and E(B) did not, the share in which A states E(A). "sibling's": of
     those in which E(B) left and E(A) did not, the share in which A states E(B). Summed over all ordered pairs of
-    siblings; also returns how many (pair, case) each is a share of. Needs two runs.
+    siblings; also returns of how many cases, the same for both. Needs two runs.
     """
     rows = []
     for a, (said_N, own_N, orig_N) in enumerate(zip(coded.said_RN, coded.own_RN, coded.orig_RN, strict=True)):
@@ -63,9 +63,8 @@ def drift_swap(coded: Coded, bootstrap: Bootstrap) -> tuple[Numbers, dict[str, i
     columns_RNK = np.stack(rows)
     own, other = pooled_ratio(0, 1), pooled_ratio(2, 3)
     formulas = {"own": own, "sibling's": other, "own - sibling's": lambda *drawn: own(*drawn) - other(*drawn)}
-    counts = columns_RNK.sum((0, 1))
     numbers = {name: bootstrap.estimate(columns_RNK, formula) for name, formula in formulas.items()}
-    return numbers, {"own": int(counts[1]), "sibling's": int(counts[3])}
+    return numbers, int(columns_RNK[..., 1].sum())
 
 
 def nearest(distances: Sequence[float], a: int, allowed: Sequence[int]) -> int | None:
