@@ -81,8 +81,8 @@ def coded(subjects: Sequence[Subject], part: str) -> Coded:
     orig = [code(subject.cases.truth(subject.cases.orig)) for subject in subjects]
     own = [code(subject.cases.truth(POLICY)) for subject in subjects]
     said = [code(subject.cases.parsed) for subject in subjects]
-    arrays = (np.array(values) for values in (said, own, orig))
-    return Coded(*arrays, question_N=numbered(first.cases.questions), stratum_N=strata(first))
+    said_RN, own_RN, orig_RN = (np.array(values) for values in (said, own, orig))
+    return Coded(said_RN, own_RN, orig_RN, question_N=numbered(first.cases.questions), stratum_N=strata(first))
 
 
 def strata(subject: Subject) -> Array:
