@@ -118,6 +118,11 @@ def check_same_cases(subjects: Sequence[Subject]) -> None:
     first = subjects[0]
     for other in subjects[1:]:
         a, b = list(first.cases.case_ids), list(other.cases.case_ids)
+        if a != b and list(first.held_out.case_ids) == list(other.held_out.case_ids):
+            raise UserError(
+                f"{first.name} and {other.name} have the same held-out cases, but {len(a)} and {len(b)} of them are "
+                "the test split: give runs with the same eval.dev_fraction (older versions had no dev split)"
+            )
         if a != b:
             where = next((row for row, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             raise UserError(

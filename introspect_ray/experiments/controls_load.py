@@ -18,8 +18,10 @@ from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_par
 from introspect_ray.storage import Store, open_store
 from introspect_ray.tasks import load_cases
 
-# What may differ between siblings: the seed, and where and how a run ran.
-NOT_TRAINING = ("seed", "output_dir", "tracking", "rollout", "train.num_workers", "train.threads", "train.use_gpu")
+# What may differ between siblings: the seed, and where and how a run ran and was evaluated.
+NOT_TRAINING = ("seed", "output_dir", "cache_dir", "tracking", "rollout", "train", "eval", "alarms")
+NOT_TRAINING += ("ray_address", "wait_for_nodes")
+TRAINING = ("train.weight_decay", "train.max_grad_norm", "train.dtype")  # these keys of `train` are no matter of speed
 
 
 TRAINED_WITH = "trained with "
@@ -114,7 +116,7 @@ def _short(value: Any) -> str:
 
 
 def _ignored(key: str) -> bool:
-    return any(key == one or key.startswith(f"{one}.") for one in NOT_TRAINING)
+    return key not in TRAINING and any(key == one or key.startswith(f"{one}.") for one in NOT_TRAINING)
 
 
 def _address(policy: str | None) -> str | None:

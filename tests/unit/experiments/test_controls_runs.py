@@ -74,6 +74,9 @@ def test_runs_of_other_cases_are_refused():
         UserError, match="a and b were evaluated on other cases: 2 and 3, the first difference is case 2"
     ):
         controls_of([subject(evaluated("AB AB", "AB AB", "AB AB")), subject(other, name="b", seed=1)])
+    split = evaluated("AB AB", "AB AB", "AB AB", splits=["dev", "test"])
+    with pytest.raises(UserError, match="but 2 and 1 of them are the test split"):
+        controls_of([subject(evaluated("AB AB", "AB AB", "AB AB")), subject(split, name="b", seed=1)])
 
 
 def test_a_run_given_twice_is_refused():
