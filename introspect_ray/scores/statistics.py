@@ -22,6 +22,7 @@ from introspect_ray.scores.metrics import PARTS
 from introspect_ray.scores.student_t import t_quantile
 
 DRAWS = 2000
+BLOCK = 2_000_000  # numbers that are drawn at once: 16 MB
 SELF, ORIG = "self", "orig"
 Floats = NDArray[np.float64]
 
@@ -99,7 +100,7 @@ def over_worlds(
     rng = np.random.default_rng(0)
     worlds = [_world(by_world[name], part, a, b, split) for name in sorted(by_world)]
     drawn = np.stack([_drawn(world, rng) for world in worlds], axis=1)  # [draws, worlds]
-    weights = _weights(rng, len(worlds))
+    weights = _weights(rng, len(worlds), DRAWS)
     runs, questions = sum(len(w.sums) for w in worlds), sum(w.sums.shape[1] for w in worlds)
     over = f"{len(worlds)} worlds, then their seeds ({runs} runs) x questions ({questions})"
     value = math.fsum(world.mean for world in worlds) / len(worlds)
@@ -135,16 +136,18 @@ def _world(cases_by_run: Sequence[EvaluatedCases], part: str, a: str, b: str, sp
 def _drawn(world: _World, rng: np.random.Generator) -> Floats:
     """Means of one world [draws], with its questions and its runs drawn anew."""
     runs, questions = world.sums.shape
-    weights = _weights(rng, questions)
-    by_run = (weights @ world.sums.T) / (weights @ world.sizes)[:, None]  # [draws, runs]
-    means: Floats = (_weights(rng, runs) * by_run).sum(axis=1)
+    block = max(1, BLOCK // questions)
+    parts = (_weights(rng, questions, min(block, DRAWS - done)) for done in range(0, DRAWS, block))
+    by_run = np.concatenate([(part @ world.sums.T) / (part @ world.sizes)[:, None] for part in parts])  # [draws, runs]
+    means: Floats = (_weights(rng, runs, DRAWS) * by_run).sum(axis=1)
     return means
 
 
-def _weights(rng: np.random.Generator, units: int) -> Floats:
+def _weights(rng: np.random.Generator, units: int, draws: int) -> Floats:
     """Shares [draws, units] of n - 1 draws of n units with replacement; one unit is always itself."""
     times = max(1, units - 1)
-    shares: Floats = rng.multinomial(times, np.full(units, 1 / units), DRAWS) / times
+    drawn = rng.integers(units, size=(draws, times)) + units * np.arange(draws)[:, None]
+    shares: Floats = np.bincount(drawn.ravel(), minlength=draws * units).reshape(draws, units) / times
     return shares
 
 

@@ -42,6 +42,7 @@ def test_the_gap_has_a_panel_with_the_intervals_it_was_given(tmp_path, drawn):
     bars = next(c for c in axis.collections if to_hex(c.get_color()[0]) == BEHAVIOR and len(c.get_paths()) == 3)
     ends = [y for bar in bars.get_paths() for _, y in bar.vertices]
     assert ends == pytest.approx([-12, -6, -12, -6, 8, 14])
+    assert axis.get_ylim()[0] < -12 and axis.get_ylim()[1] > 14
     assert "bars in (c): 95 % interval" in drawn[0].get_supxlabel() and "dots: single seeds" in drawn[0].get_supxlabel()
 
 
