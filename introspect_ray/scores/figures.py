@@ -112,7 +112,7 @@ def _draw_gaps(
     from matplotlib.transforms import ScaledTranslation
 
     axis.axhline(0, color=GREY, linewidth=1)
-    for curve, aside in zip(_GAP_CURVES, (0, 6, -6)):  # in points of 1/72 inch
+    for curve, aside in zip(_GAP_CURVES, (0, 5, -5)):  # in points of 1/72 inch
         known = [(x, gap[curve.path[0]]) for x, gap in gaps.items() if gap[curve.path[0]]["value"] is not None]
         if not known:
             continue
@@ -145,7 +145,7 @@ def _scale_x(axis: Any, swept: Sequence[float], key: str) -> None:
     positive = [x for x in xs if x > 0]
     if leaf(key) == "kl_weight" and positive and len(xs) > 1:
         axis.set_xscale("symlog", linthresh=min(positive), linscale=0.6)
-        axis.set_xlim(xs[0] - 0.15 * min(positive) if xs[0] == 0 else xs[0] / 1.5, xs[-1] * 1.6)
+        axis.set_xlim(xs[0] - 0.3 * min(positive) if xs[0] == 0 else xs[0] / 1.5, xs[-1] * 1.6)
     elif leaf(key) in LOG_KEYS and positive == xs and len(xs) > 1:
         axis.set_xscale("log")
     axis.set_xticks(xs, [f"{x:g}" for x in xs], rotation=45 if len(xs) > 6 else 0)

@@ -5,7 +5,7 @@ anew is a whole question, a whole run (seed) and a whole world, never a case. Ev
 with replacement (Rao and Wu 1988), which gives a mean the variance s²/n; n of n would give (n - 1)/n of it, a third too
 little with three seeds. Levels are drawn independently, so that what they share is counted in each: intervals of
 several levels err to the wide side. Percentiles of few units see no further than these units do: with three seeds
-read `paired_t` beside it.
+read `paired_t` beside it, which is about seeds alone.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def _estimate(value: float, drawn: Floats, over: str, runs: int, questions: int)
 def paired_t(values: Sequence[float]) -> Estimate:
     """The mean over seeds with its 95 % t interval. values: per seed a difference (Self - Orig), which pairs the two.
 
-    Raises ValueError for fewer than two seeds, which have no spread.
+    It is about other seeds on the same questions: as all seeds share these, it says nothing about other ones. Raises
+    ValueError for fewer than two seeds, which have no spread.
     """
     mean, half = _t_interval(values, 0.95)
     return Estimate(mean, mean - half, mean + half, f"95 % t interval over {len(values)} seeds", len(values), 0)
