@@ -19,8 +19,10 @@ from introspect_ray.storage import Store, open_store
 from introspect_ray.tasks import load_cases
 
 # What may differ between siblings: the seed, and where and how a run ran and was evaluated.
-NOT_TRAINING = ("seed", "output_dir", "cache_dir", "tracking", "rollout", "train", "eval", "alarms")
-NOT_TRAINING += ("ray_address", "wait_for_nodes")
+NOT_TRAINING = (
+    *("seed", "output_dir", "cache_dir", "tracking", "rollout", "train", "eval", "alarms"),
+    *("ray_address", "wait_for_nodes"),
+)
 TRAINING = ("train.weight_decay", "train.max_grad_norm", "train.dtype")  # these keys of `train` are no matter of speed
 
 
