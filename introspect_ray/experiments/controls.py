@@ -99,15 +99,18 @@ def controls_of(subjects: Sequence[Subject]) -> Controls:
     given = _Given(subjects, groups, distances)
     refits = [refitted(subject) if subject.calibrated else None for subject in subjects]
     again = [refit or subject for refit, subject in zip(refits, subjects, strict=True)]
+    both = [
+        one if refit is None else refitted(one, m0_too=True) or one for one, refit in zip(subjects, refits, strict=True)
+    ]
     rows: list[Row] = []
     for part in PARTS:
         every = coded(subjects, part)
-        reread = coded(again, part) if any(refits) else every
+        reread = [coded(again, part), coded(both, part)] if any(refits) else []
         draws = Bootstrap(every.question_N)
         for training, runs in groups.items():
             found = [*_of_group(given, every, runs, draws)]
             if all(refits[run] is not None for run in runs):
-                found += _refit(reread.at(runs), draws)
+                found += _refit(*(one.at(runs) for one in reread), draws)
             rows += [Row(training, control, name, part, number, note) for control, name, number, note in found]
     return Controls(rows, list(_missing(subjects, groups, refits)))
 
@@ -155,12 +158,16 @@ def _frequencies(group: Coded, draws: Bootstrap) -> Iterator[Found]:
             yield CONSTANT, f"{which}: {name}", number, ""
 
 
-def _refit(group: Coded, draws: Bootstrap) -> Iterator[Found]:
+def _refit(group: Coded, both: Coded, draws: Bootstrap) -> Iterator[Found]:
+    """group: the run read anew, M0 as its labels were made; both: M0 read anew too."""
     scores = sibling_scores(group, draws)
     yield from _named(REFIT, {name: scores[name] for name in ("self", "orig", "self - orig")})
     for _, name, number, note in _frequencies(group, draws):
         if "beyond" in name or "gap" in name.split(": ")[-1:][0]:
             yield REFIT, name, number, note
+    for name, number in (sibling_scores(both, draws) | shuffled(both, draws)).items():
+        if name in ("orig", "self - orig", "gap beyond marginals"):
+            yield REFIT, f"{name}, M0 refitted too", number, ""
 
 
 def _named(control: str, numbers: Numbers) -> Iterator[Found]:

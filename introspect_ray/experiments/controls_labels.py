@@ -15,7 +15,8 @@ import numpy as np
 
 from introspect_ray.experiments.controls_cases import Coded, Subject
 from introspect_ray.experiments.controls_estimate import Array, Bootstrap, mean_of_runs
-from introspect_ray.labels.calibration import Calibration, contextual
+from introspect_ray.labels.calibration import contextual
+from introspect_ray.records import BehaviorPair
 from introspect_ray.rng import bits
 from introspect_ray.scores.evaluated_cases import POLICY, EvaluatedCases
 from introspect_ray.scores.statistics import Estimate
@@ -101,31 +102,36 @@ def half(question: str) -> int:
     return bits("controls", question) % 2
 
 
-def refitted(subject: Subject) -> Subject | None:
+def refitted(subject: Subject, m0_too: bool = False) -> Subject | None:
     """The run read by offsets of its own: its answers are the argmax of logprob - the run's mean logprob.
 
     The offsets are cross-fitted: cases of one half of the questions are read by the means over the other half, of all
-    held-out cases (dev and test). M0 keeps the reading that its labels were made with, and what was said stays. None
-    if a label set has fewer than FEWEST_PAIRS pairs in a half.
+    held-out cases (dev and test). What was said stays. M0 keeps the reading that its labels were made with; with m0_too
+    it is read anew in the same way, so that offsets from few questions blur both truths alike. None if a label set has
+    fewer than FEWEST_PAIRS pairs in a half.
     """
     cases = subject.held_out
+    pairs = dict(cases.pairs)
+    for policy in (POLICY, cases.orig) if m0_too else (POLICY,):
+        read = _cross_fitted(cases, policy)
+        if read is None:
+            return None
+        pairs[policy] = read
+    return replace(subject, held_out=replace(cases, pairs=pairs))
+
+
+def _cross_fitted(cases: EvaluatedCases, policy: str) -> list[BehaviorPair] | None:
+    """The pairs of a policy, each half of the questions read by the means over the other half."""
+    every = [(pair, tuple(labels)) for pair, labels in zip(cases.pairs[policy], cases.labels, strict=True)]
     halves = [half(question) for question in cases.questions]
-    fits = [_offsets(cases, [row for row, its in enumerate(halves) if its != side]) for side in (0, 1)]
-    by_half = [fit for fit in fits if fit is not None]
-    if len(by_half) < len(fits):
-        return None
-    rows = zip(cases.pairs[POLICY], cases.labels, halves, strict=True)
-    pairs = [by_half[its].pair(pair, tuple(labels)) for pair, labels, its in rows]
-    return replace(subject, held_out=replace(cases, pairs={**cases.pairs, POLICY: pairs}))
-
-
-def _offsets(cases: EvaluatedCases, rows: Sequence[int]) -> Calibration | None:
-    """The offsets by the run's pairs of some rows; None if a label set of any row has too few of them."""
-    every = [(pair, tuple(labels)) for pair, labels in zip(cases.pairs[POLICY], cases.labels, strict=True)]
-    pairs = [every[row] for row in rows]
-    counts = Counter(labels for pair, labels in pairs if pair.cued_logprobs)
-    needed = {labels for pair, labels in every if pair.cued_logprobs}
-    return contextual(pairs) if all(counts[labels] >= FEWEST_PAIRS for labels in needed) else None
+    fits = []
+    for side in (0, 1):
+        others = [one for one, its in zip(every, halves, strict=True) if its != side]
+        counts = Counter(labels for pair, labels in others if pair.cued_logprobs)
+        if any(counts[labels] < FEWEST_PAIRS for pair, labels in every if pair.cued_logprobs):
+            return None
+        fits.append(contextual(others))
+    return [fits[its].pair(pair, labels) for (pair, labels), its in zip(every, halves, strict=True)]
 
 
 def answer_shares(cases: EvaluatedCases, policy: str) -> dict[str, dict[str, float]]:

@@ -118,6 +118,11 @@ def test_refitted_answers_by_hand():
     answers = [(one.cued, one.ablated) for one in refit.cases.pairs["policy"]]
     assert answers == [("B", "A")] * 20 + [("A", "B")] * 20
     assert refit.cases.pairs["m0"] == cases.pairs["m0"]
+    same = {**cases.pairs, "m0": own}
+    both = refitted(
+        subject(evaluated("AB " * 40, "AB " * 40, "AB " * 40, questions=questions, pairs=same)), m0_too=True
+    )
+    assert both.cases.pairs["m0"] == both.cases.pairs["policy"] == refit.cases.pairs["policy"]
     rows = controls_of([subject(cases, calibrated=True)]).rows  # all say "changed to B": right of half 1 alone
     assert numbers(rows, "refitted offsets")["self"] == 0.5 and numbers(rows, "gap")["self"] == 1
 
