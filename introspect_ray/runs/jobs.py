@@ -15,7 +15,7 @@ from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.runs.identity import check_resume
 from introspect_ray.runs.placement import plan_text
 from introspect_ray.runs.preflight import Prepared, prepare
-from introspect_ray.runs.results import log_files, open_tracker, warned
+from introspect_ray.runs.results import log_files, open_tracker, track_aggregate, warned
 from introspect_ray.runs.search_space import Space, load_sweep, trial_config, trial_name
 from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, is_remote, open_store
@@ -155,6 +155,7 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
             summaries, stopped = run_sweep(cfg, space, sweep.values, sweep.seeds, setup, tracking)
             if after and not stopped:
                 after(override(cfg, {"seed": sweep.seeds[0]}), setup, tracking)
+        track_aggregate(parent, store, space.leaf)
         log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
         report_sweep(summaries, stopped, space, store)
     return summaries
@@ -240,7 +241,7 @@ def report_sweep(
 ) -> None:
     """The table, with a line for each trial that was stopped. Raises AlarmError if any was: the sweep has gaps."""
     if summaries:
-        print_summaries(summaries, space.leaf)
+        print_summaries(summaries, space.leaf, store.read_json("sweep.json")["aggregate"])
     lines = [f"{trial_name(space, row[space.leaf], row['seed'])}: {row['failed']}" for row in stopped]
     for line in lines:
         print(f"failed   {line}", flush=True)
@@ -251,10 +252,13 @@ def report_sweep(
         )
 
 
-def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:
-    from introspect_ray.scores.figures import table
+def print_summaries(
+    summaries: Sequence[dict[str, Any]], key: str, points: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """points: the block "aggregate" of sweep.json, whose rows hold the swept values too."""
+    from introspect_ray.scores.table import table
 
-    print(table(summaries, key))
+    print(table(summaries, key, [row[key] for row in summaries] if points else None, points))
 
 
 def report_findings(cfg: RunConfig, setup: Any) -> None:
@@ -263,7 +267,7 @@ def report_findings(cfg: RunConfig, setup: Any) -> None:
 
     scores = untrained_scores(setup)
     untrained, off_format = scores["explanation"]["orig"], scores["behavior"]["off_format"]
-    constant, share = constant_explainer(setup.m0_test)
+    constant, share = constant_explainer(setup.m0_reported)
     print(
         f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}; "
         f"always saying {constant!r} would score {share:.3f}",

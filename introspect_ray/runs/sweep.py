@@ -17,7 +17,11 @@ from introspect_ray.runs.driver import train_once
 from introspect_ray.runs.results import open_tracker
 from introspect_ray.runs.search_space import Space, trial_config
 from introspect_ray.runs.setup import SharedSetup, untrained_scores
+from introspect_ray.scores.aggregate import aggregate
+from introspect_ray.scores.evaluated_cases import EvaluatedCases
+from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
 from introspect_ray.scores.figures import sweep_figure
+from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, open_store
 
 
@@ -29,7 +33,8 @@ def run_sweep(
     setup: SharedSetup,
     tracking: tuple[str | None, str | None],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run all trials that have no summary yet; write sweep.json and sweep.png.
+    """Run all trials that have no summary yet; write sweep.json ("rows": a summary per trial; "aggregate": see
+    scores/aggregate.py) and sweep.png.
 
     Returns the summaries, and {swept key, "seed", "failed": reason} of each trial that an alarm or a divergence
     stopped. tracking: (MLflow URI, parent run id). Raises RuntimeError if trials failed for other reasons, after the
@@ -64,17 +69,34 @@ def run_sweep(
     rows.sort(key=lambda row: (row[space.leaf], row["seed"]))
     done, stopped = ([row for row in rows if ("failed" in row) is failed] for failed in (False, True))
     store = open_store(cfg.output_dir)
-    store.write_json("sweep.json", [*done, *stopped])
+    points = aggregate(done, [_cases(cfg, space, row) for row in done], [space.leaf])
+    store.write_json("sweep.json", {"rows": [*done, *stopped], "aggregate": points})
     if done:
-        _draw(done, space.leaf, untrained_scores(setup)["explanation"]["orig"]["em"], store)
+        _draw(done, space.leaf, points, setup, store)
     failed = [str(result.error).strip().splitlines()[-1] for result in grid if result.error is not None]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(grid)} trials failed, the first with: {failed[0]}")
     return done, stopped
 
 
-def _draw(summaries: list[dict[str, Any]], key: str, untrained: float, store: Store) -> None:
+def _cases(cfg: RunConfig, space: Space, row: dict[str, Any]) -> EvaluatedCases:
+    """The evaluated cases of a finished trial."""
+    trial = trial_config(cfg, space, row[space.leaf], row["seed"])
+    return from_table(read_parquet(open_store(trial.output_dir).read_bytes(TRAINED)))
+
+
+def _draw(
+    summaries: list[dict[str, Any]], key: str, points: list[dict[str, Any]], setup: SharedSetup, store: Store
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         figure = Path(folder, "sweep.png")
-        sweep_figure(summaries, key, figure, values=[summary[key] for summary in summaries], untrained=untrained)
+        sweep_figure(
+            summaries,
+            key,
+            figure,
+            values=[summary[key] for summary in summaries],
+            points=points,
+            untrained=untrained_scores(setup)["explanation"]["orig"]["em"],
+            constant=constant_explainer(setup.m0_reported)[1],
+        )
         store.write_bytes("sweep.png", figure.read_bytes())
