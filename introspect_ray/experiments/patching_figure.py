@@ -8,6 +8,7 @@ patches the policy of every run, and M0 once, prints the correlations, and write
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def patch_run(
     region: of choose_pairs. Returns by side ("cued": figures 3 and 15, "ablated": figure 16) the "rows" of the grid,
     the "correlations" (the paper's plain means over pairs that are at least MIN_GAP apart) and "weighted" ones (by gap,
     all pairs), the "largest" mean NLDs and the "median_gaps"; with it the number of pairs. Raises UserError where there
-    is nothing to patch.
+    is nothing to patch. What cannot be computed (no pair is far enough apart) is None.
     """
     store = open_store(folder)
     cfg = override(RunConfig(), store.read_json("run.json"))
@@ -70,7 +71,21 @@ def patch_run(
             "median_gaps": median_gaps(grid),
             "weighted_rows": grid_rows(grid, weighted=True),
         }
-    return result
+    return _without_nan(result)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _shown(correlation: Mapping[str, Any]) -> str:
+    """Example: "r = +0.62 [+0.53, +0.69]"."""
+    value, low, high = (correlation[key] for key in ("value", "low", "high"))
+    return "r not defined" if value is None else f"r = {value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def draw_patching(results: Mapping[str, Mapping[str, Any]], path: str | Path, side: str = "cued") -> None:
@@ -82,7 +97,7 @@ def draw_patching(results: Mapping[str, Mapping[str, Any]], path: str | Path, si
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(results), 4.2), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(results), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, (title, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items()):
         part = result[side]
@@ -90,18 +105,19 @@ def draw_patching(results: Mapping[str, Mapping[str, Any]], path: str | Path, si
         rows, found = (part["rows"], part["correlations"]) if plain else (part["weighted_rows"], part["weighted"])
         for direction, marker, colour in zip(DIRECTIONS, "o^", ("#1f5fa8", "#e07b1a")):
             points = [(row["nld_behavior"], row["nld_explanation"]) for row in rows if row["direction"] == direction]
-            name = f"{direction.replace('->', ' → ')}: r = {found[direction]['value']:+.2f}"
+            name = f"{direction.replace('->', ' → ')}: {_shown(found[direction])}"
             axis.scatter(*zip(*points), marker=marker, c=colour, s=26, alpha=0.8, label=name)
-        whole = found["all"]
+        whole, gap = found["all"], part["median_gaps"]["explanation"]
         axis.set_title(
-            f"{title}: r = {whole['value']:+.2f} [{whole['low']:+.2f}, {whole['high']:+.2f}]\n"
-            f"{whole['pairs']} pairs, {whole['points']} points" + ("" if plain else ", gap-weighted"),
+            f"{title}: {_shown(whole)}\n"
+            f"{whole['pairs']} pairs, {whole['points']} points"
+            + ("" if plain else f", weighted by gaps of {gap:.2g} nats"),
             fontsize=10,
         )
         axis.axhline(0, color="#cccccc", lw=0.8, zorder=0)
         axis.axvline(0, color="#cccccc", lw=0.8, zorder=0)
         axis.set_xlabel(f"NLD of the answer {'with' if side == 'cued' else 'without'} the cue")
-        axis.legend(fontsize=8, loc="upper left")
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.axes[0].set_ylabel("NLD of the explanation, changed or not")
     figure.savefig(path, dpi=150)
 
@@ -116,10 +132,7 @@ def main(arguments: Sequence[str]) -> None:
         for side in SIDES:
             for averaging in ("correlations", "weighted"):
                 for part, r in result[side][averaging].items():
-                    interval = f"[{r['low']:+.2f}, {r['high']:+.2f}]"
-                    print(
-                        f"{name:24} {side:8} {averaging:13} {part:20} r {r['value']:+.3f} {interval} {r['pairs']} pairs"
-                    )
+                    print(f"{name:24} {side:8} {averaging:13} {part:20} {_shown(r)}, {r['pairs']} pairs")
             print(f"{name:24} {side:8} largest {result[side]['largest']} median gaps {result[side]['median_gaps']}")
     out.with_suffix(".json").write_text(json.dumps(results, indent=1))
     for side in SIDES:
