@@ -1,0 +1,75 @@
+"""`introspect-ray label`, killed and resumed: the pairs of the ordinary path, which then labels nothing itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from introspect_ray.labels.pair_table import PAIR_SCHEMA
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+REPO = Path(__file__).parents[2]
+SET = ["task.train_cases=1024", "task.test_cases=256", "rollout.engine=transformers", "rollout.group_size=4"]
+PARTS = 40  # (1024 + 256) / (8 groups of 4 cases)
+TRAIN = [*SET, "steps=2", "batch_size=16", "tracking.backend=jsonl"]
+
+
+def job(name: str, *args: str) -> str:
+    """Its output."""
+    command = [sys.executable, f"jobs/{name}.py", *args]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kill_after_a_part(out: Path) -> int:
+    """Start labelling into `out`, and end all its processes by SIGKILL when a part is there; the number of parts."""
+    command = [sys.executable, "jobs/label.py", *SET, "--explain", f"output_dir={out}"]
+    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob("pairs/*.parquet")):
+        time.sleep(0.02)
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(timeout=30)
+    psutil.wait_procs(family, timeout=30)
+    return len(list(out.glob("pairs/*.parquet")))
+
+
+def test_a_killed_label_job_ends_with_the_pairs_that_training_would_make(tmp_path):
+    """Value by value, logprobs included; training on the set gives the bits of training without it."""
+    out, plain, used = tmp_path / "set", tmp_path / "plain", tmp_path / "used"
+    kept = kill_after_a_part(out)
+    assert 0 < kept < PARTS and not (out / "labels.json").exists()
+    parts = {path: path.stat().st_mtime_ns for path in out.glob("pairs/*.parquet")}
+    said = job("label", *SET, "--explain", f"output_dir={out}", "--resume")
+    assert f"resume   {PARTS - kept} of {PARTS} parts are missing" in said
+    assert all(path.stat().st_mtime_ns == made for path, made in parts.items())
+    assert "already finished" in job("label", *SET, "--explain", f"output_dir={out}", "--resume")
+
+    job("train", *TRAIN, f"output_dir={plain}")
+    (ordinary,), (cached,) = (list(folder.glob("cache/pairs/*.parquet")) for folder in (plain, out))
+    assert cached.name == ordinary.name and pq.read_table(cached).equals(pq.read_table(ordinary))
+    table = pq.read_table(out / "pairs")
+    assert table.select(PAIR_SCHEMA.names).equals(pq.read_table(ordinary))
+    assert table["side"].to_pylist() == ["train"] * 1024 + ["test"] * 256
+    done = json.loads((out / "labels.json").read_text())
+    assert done["parts"] == PARTS and done["this_call"]["cases_labelled"] == 1280 - 32 * kept
+    assert set(table["policy_digest"].to_pylist()) == {done["provenance"]["policy_digest"]}
+
+    written = cached.stat().st_mtime_ns
+    job("train", *TRAIN, f"output_dir={used}", f"cache_dir={out / 'cache'}")
+    assert cached.stat().st_mtime_ns == written and not (used / "cache").exists()  # nothing was labelled again
+    one, other = (run / "policy" / "model.safetensors" for run in (plain, used))
+    assert one.read_bytes() == other.read_bytes()
+    evaluated = pq.read_table(plain / "evaluation" / "untrained.parquet").to_pylist()
+    assert [row["said"] for row in evaluated] == table["said"].to_pylist()[1024:]
