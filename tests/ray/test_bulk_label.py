@@ -10,10 +10,14 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_behaviours import WORDS, write_cases
 
 from introspect_ray.labels.pair_table import PAIR_SCHEMA
+from introspect_ray.runs.bulk_label import read_set
+from introspect_ray.storage import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 REPO = Path(__file__).parents[2]
@@ -73,3 +77,32 @@ def test_a_killed_label_job_ends_with_the_pairs_that_training_would_make(tmp_pat
     assert one.read_bytes() == other.read_bytes()
     evaluated = pq.read_table(plain / "evaluation" / "untrained.parquet").to_pylist()
     assert [row["said"] for row in evaluated] == table["said"].to_pylist()[1024:]
+
+
+def test_judged_text_and_labels_of_two_tokens_on_s3_and_an_evaluation_that_uses_them(tmp_path, s3_env, monkeypatch):
+    """Every other case has labels of two tokens, the others free text: 48 + 16 cases, 32 of them with two replies."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_cases(tmp_path / "train.jsonl", "train.jsonl", 48)
+    write_cases(tmp_path / "test.jsonl", "test.jsonl", 16)
+    (tmp_path / "words.yaml").write_text(WORDS)
+    keys = [
+        "task.name=jsonl", f"task.path={tmp_path / 'train.jsonl'}", f"task.test_path={tmp_path / 'test.jsonl'}",
+        "policy=organism", f"judge.words={tmp_path / 'words.yaml'}", "rollout.engine=transformers",
+        "rollout.group_size=4", "task.calibration=contextual", f"cache_dir={s3_env}/cache",
+    ]  # fmt: skip
+    job("label", *keys, f"output_dir={s3_env}/set")
+    store = open_store(f"{s3_env}/set")
+    assert store.list("pairs") == ["pairs/rows-00000000-00000031.parquet", "pairs/rows-00000032-00000063.parquet"]
+    pairs, judged = read_set(store)
+    assert (len(pairs), judged and judged.replies) == (64, 64)
+    low = {"A": "low", "B": "low", "C": "high", "D": "high"}
+    table = pq.read_table(pa.BufferReader(store.read_bytes("pairs/rows-00000032-00000063.parquet"))).to_pylist()
+    for row in table[1::2]:
+        assert row["cued"] == low[row["cued_text"].split()[0]] and row["judge"].startswith("keyword:words:")
+    done = store.read_json("labels.json")
+    assert done["calibration"]["kind"] == "contextual" and done["judges"]["replies"] == 64
+
+    said = job("evaluate", *keys, f"output_dir={s3_env}/eval", "eval.policy=organism:second")
+    assert "cached   what organism answers: no engine is started for it" in said
+    evaluation = open_store(f"{s3_env}/eval").read_json("evaluation.json")
+    assert evaluation["cases"] == 16 and evaluation["calibration"]["identity"] == done["calibration"]["identity"]
