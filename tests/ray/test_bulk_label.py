@@ -37,9 +37,12 @@ def job(name: str, *args: str) -> str:
 def kill_after_a_part(out: Path) -> int:
     """Start labelling into `out`, and end all its processes by SIGKILL when a part is there; the number of parts."""
     command = [sys.executable, "jobs/label.py", *SET, "--explain", f"output_dir={out}"]
-    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = out.with_suffix(".log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=REPO, stdout=output, stderr=output)
     while process.poll() is None and not list(out.glob("pairs/*.parquet")):
         time.sleep(0.02)
+    assert process.poll() is None, log.read_text()
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -49,6 +52,7 @@ def kill_after_a_part(out: Path) -> int:
     return len(list(out.glob("pairs/*.parquet")))
 
 
+@pytest.mark.slow
 def test_a_killed_label_job_ends_with_the_pairs_that_training_would_make(tmp_path):
     """Value by value, logprobs included; training on the set gives the bits of training without it."""
     out, plain, used = tmp_path / "set", tmp_path / "plain", tmp_path / "used"
