@@ -58,6 +58,22 @@ def evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inspect", metavar="FILE.eval", help="with --from: write the cases as a log of Inspect AI")
 
 
+def label(args: Arguments) -> None:
+    """Label all cases of a task by one policy, in bulk: y(x) and y(x∖C) of each case, as Parquet with provenance.
+
+    A Ray Data pipeline on up to rollout.num_actors engines, which end with it. --resume labels only what is missing.
+    The set also goes to cache_dir, where train, sweep and evaluate with the same policy, task and engine find it.
+    """
+    from introspect_ray.runs.bulk_label import label_job
+
+    label_job(args)
+
+
+def label_flags(parser: argparse.ArgumentParser) -> None:
+    """The options of `label`."""
+    parser.add_argument("--explain", action="store_true", help="also generate the policy's explanation of each case")
+
+
 def audit(args: Arguments) -> None:
     """Check a run's label table (output_dir=runs/x): provenance, versions, draws, steps. Exit code 1: violations."""
     from introspect_ray.labels.audit import audit_job
@@ -139,6 +155,7 @@ COMMANDS = {
     "train": Command(train),
     "sweep": Command(sweep, takes_names=True),
     "evaluate": Command(evaluate, evaluate_flags),
+    "label": Command(label, label_flags),
     "audit": Command(audit),
     "replay": Command(replay),
     "controls": Command(controls, controls_flags, takes_names=True),

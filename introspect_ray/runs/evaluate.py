@@ -14,20 +14,30 @@ import ray
 
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.rollout import Serving
+from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.judges import Judging
 from introspect_ray.labels.reading import EVALUATED as EVALUATED_READING
 from introspect_ray.labels.reading import Reading
-from introspect_ray.policy import is_adapter, merge_adapter
+from introspect_ray.policy import is_adapter, local_policy, merge_adapter, policy_id
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, write_cases
 from introspect_ray.runs.few_shot import few_shot_cases
 from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.policy_cases import PolicyCases
 from introspect_ray.runs.preflight import Prepared
-from introspect_ray.runs.setup import PLAIN, explain, judged_of, reading_of, start_pool
+from introspect_ray.runs.setup import (
+    PLAIN,
+    explain,
+    judged_by_name,
+    judged_of,
+    kept_set,
+    label_set,
+    reading_of,
+    start_pool,
+)
 from introspect_ray.scores.evaluated_cases import AGAINST, M0, POLICY, REFERENCE, TEST
 from introspect_ray.scores.evaluation import against_scores, evaluate
 from introspect_ray.scores.evaluation_table import EVALUATED
@@ -76,7 +86,10 @@ class _Asked:
         self.judged: list[dict[str, Any]] = []
 
     def ask(self, policy: str, tokens: PolicyCases, *, explain_too: bool) -> None:
-        """Start an engine for `policy`, and another one if its explanations are prompted with examples."""
+        """Start an engine for `policy`, and another one if its explanations are prompted with examples. None is started
+        for a policy that only answers, if its label set is in the cache (of a run, or of `introspect-ray label`)."""
+        if not explain_too and self._kept(policy, tokens):
+            return
         few_shot = explain_too and self._cfg.task.shots > 0
         with _pool(self._cfg, policy, tokens, self._judging) as pool:
             if self.reading is None:
@@ -93,6 +106,21 @@ class _Asked:
         if few_shot:  # engines keep the cases that they were started with
             with _pool(self._cfg, policy, tokens, self._judging) as pool:
                 self.explanations = explain(pool, tokens, Serving())
+
+    def _kept(self, policy: str, tokens: PolicyCases) -> bool:
+        """Take the pairs of a policy from the cache; whether they are there."""
+        key = label_set(self._cfg, tokens, policy_id(local_policy(policy)), self._judging)
+        kept = kept_set(self._cfg, self._prepared.cache_uri, key)
+        if kept is None:
+            return False
+        pairs, report = kept
+        if self.reading is None:
+            self.reading = reading_of(self._cfg, self._prepared, pairs.by_id, self._judging)
+        held_out = self.reading.pairs(records_of(pairs.by_id, tokens.test.case_ids), tokens.test.labels)
+        self.behaviors[policy] = behavior_of(held_out, tokens.tokenizer)
+        self.judged += judged_by_name(policy, report)
+        print(f"cached   what {policy} answers: no engine is started for it", flush=True)
+        return True
 
     def _answers(
         self, pool: RolloutPool, table: CaseTable, case_ids: Sequence[str] | None = None

@@ -43,10 +43,16 @@ def start_judging(cfg: RunConfig, prepared: Prepared) -> Judging | None:
 
 def judging_key(cfg: RunConfig, prepared: Prepared) -> str:
     """Judging.key of the run, without its engines; "" if no case is answered in free text."""
+    judging = named_judging(cfg, prepared)
+    return judging.key if judging else ""
+
+
+def named_judging(cfg: RunConfig, prepared: Prepared) -> Judging | None:
+    """The judges of the run for their identities alone: no engine is started for a judging policy."""
     if not prepared.tokens_of(cfg.policy).free_text:
-        return ""
+        return None
     policies = {name: (_no_engine, policy_id(local_policy(name))) for name in judging_policies(cfg)}
-    return make_judging(cfg.judge, prepared.cache_uri, policies).key
+    return make_judging(cfg.judge, prepared.cache_uri, policies)
 
 
 def _no_engine(chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:

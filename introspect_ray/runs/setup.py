@@ -164,10 +164,11 @@ def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool) -> B
 
 def judged_of(who: str, pool: RolloutPool) -> list[dict[str, Any]]:
     """For summary.json: what the judges made of what `who` answered since the last call; empty without free text."""
-    return _judged_by_name(who, pool.take_judged())
+    return judged_by_name(who, pool.take_judged())
 
 
-def _judged_by_name(who: str, report: JudgeReport | None) -> list[dict[str, Any]]:
+def judged_by_name(who: str, report: JudgeReport | None) -> list[dict[str, Any]]:
+    """The same of a report; empty for None."""
     return [{"policy": who, **report.summary()}] if report else []
 
 
@@ -203,10 +204,10 @@ def start_pool(
 
 def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: str, cache_uri: str) -> PairTable:
     """All pairs of a policy at version 0, as engines read them: from the cached label set, else from the pool."""
-    key = _label_set(cfg, tokens, policy_id, pool.judging)
-    pairs = load_pairs(cache_uri, key)
-    if pairs is not None:
-        pool.judged = _kept_report(cfg, cache_uri, key)
+    key = label_set(cfg, tokens, policy_id, pool.judging)
+    kept = kept_set(cfg, cache_uri, key)
+    if kept is not None:
+        pairs, pool.judged = kept
     else:
         ids = chain(tokens.train.case_ids, tokens.test.case_ids)
         parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
@@ -230,17 +231,26 @@ def labelled_apart(
     The cases are read with the policy's own tokenizer. What the judges made of them is added to `judged`.
     """
     tokens = prepared.tokens_of(policy)
-    key = _label_set(cfg, tokens, policy_id, judging)
-    kept = load_pairs(prepared.cache_uri, key)
+    key = label_set(cfg, tokens, policy_id, judging)
+    kept = kept_set(cfg, prepared.cache_uri, key)
     if kept is not None:
-        judged += _judged_by_name(policy, _kept_report(cfg, prepared.cache_uri, key))
-        return kept
+        judged += judged_by_name(policy, kept[1])
+        return kept[0]
     plain = override(cfg, {"rollout.num_actors": 1, **PLAIN})
     pool = start_pool(plain, policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)], judging)
     pairs = labelled(cfg, tokens, pool, policy_id, prepared.cache_uri)
     judged += judged_of(policy, pool)
     pool.close()
     return pairs
+
+
+def kept_set(cfg: RunConfig, cache_uri: str, key: str) -> tuple[PairTable, JudgeReport | None] | None:
+    """A label set of the cache, raw, and what the judges made of it; None if it is not there.
+
+    Raises UserError if it is damaged, AlarmError as `_kept_report`.
+    """
+    pairs = load_pairs(cache_uri, key)
+    return None if pairs is None else (pairs, _kept_report(cfg, cache_uri, key))
 
 
 def _kept_report(cfg: RunConfig, cache_uri: str, key: str) -> JudgeReport | None:
@@ -251,7 +261,8 @@ def _kept_report(cfg: RunConfig, cache_uri: str, key: str) -> JudgeReport | None
     return report
 
 
-def _label_set(cfg: RunConfig, tokens: PolicyCases, policy_id: str, judging: Judging | None) -> str:
+def label_set(cfg: RunConfig, tokens: PolicyCases, policy_id: str, judging: Judging | None) -> str:
+    """The name of a policy's label set in the cache. tokens: the cases as it reads them."""
     judge = judging.key if judging else ""
     return label_set_key(policy_id, chain(tokens.train, tokens.test), cfg.rollout, judge)
 

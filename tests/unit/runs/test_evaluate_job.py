@@ -12,9 +12,15 @@ from introspect_ray.actors.rollout import _on_this_node
 from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
+from introspect_ray.labels.pair_table import PairTable
+from introspect_ray.labels.store import save_pairs
 from introspect_ray.policy import add_lora, load_model, load_saved, resolve_policy
-from introspect_ray.runs.evaluate import _served
+from introspect_ray.records import BehaviorPair
+from introspect_ray.runs import evaluate
+from introspect_ray.runs.evaluate import _Asked, _served
 from introspect_ray.runs.jobs import evaluate_job
+from introspect_ray.runs.preflight import prepare
+from introspect_ray.runs.setup import label_set
 from introspect_ray.storage import open_store
 
 M0 = resolve_policy("organism")
@@ -75,3 +81,26 @@ def test_a_whole_policy_is_served_from_where_it_is(s3_env, tmp_path):
     open_store(s3_env).upload_dir(M0, "policy")
     with _on_this_node(f"{s3_env}/policy") as local:
         assert load_saved(local)[0].keys() == load_saved(M0)[0].keys()
+
+
+def test_a_policy_whose_label_set_is_in_the_cache_needs_no_engine(tmp_path, monkeypatch, capsys):
+    """Its answers on the held-out cases are those of the set, read with offsets from the set's training cases.
+
+    There A has the logprob -1 and B, C, D -3 on x, so a held-out x with A at -1.5 and B at -3.2 is answered B: above
+    its usual value by -0.2, where A is above its own by -0.5.
+    """
+    small = {"task.train_cases": 4, "task.test_cases": 2, "rollout.engine": "transformers"}
+    cfg = override(RunConfig(), {**small, "output_dir": str(tmp_path), "task.calibration": "contextual"})
+    prepared = prepare(cfg, training=False)
+    tokens = prepared.tokens_of(cfg.policy)
+    usual, held_out = (-1.0, -3.0, -3.0, -3.0), (-1.5, -3.2, -4.0, -4.0)
+    pairs = [BehaviorPair(one, "A", "A", usual, usual, False, False, 0) for one in tokens.train.case_ids]
+    pairs += [BehaviorPair(one, "A", "A", held_out, usual, False, False, 0) for one in tokens.test.case_ids]
+    save_pairs(prepared.cache_uri, label_set(cfg, tokens, prepared.policy_id, None), PairTable.build(pairs))
+    monkeypatch.setattr(evaluate, "_pool", lambda *given: pytest.fail("an engine was started"))
+    asked = _Asked(cfg, prepared, None)
+    asked.ask(cfg.policy, tokens, explain_too=False)
+    answered = asked.behaviors[cfg.policy].pairs
+    assert [pair.case_id for pair in answered] == list(tokens.test.case_ids)
+    assert [pair.cued for pair in answered] == ["B", "B"]
+    assert capsys.readouterr().out == "cached   what organism answers: no engine is started for it\n"
