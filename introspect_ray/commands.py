@@ -25,13 +25,13 @@ def train(args: Arguments) -> None:
 def sweep(args: Arguments) -> None:
     """Train one run per value of a config key and per seed, on one set of engines: sweep.json and sweep.png.
 
-    introspect-ray sweep kl_weight=[0,1] seeds=[0,1,2]    the key that takes a list is swept
+    introspect-ray sweep kl_weight=[0,1] seeds=[0,1,2]    the key that takes a list is swept; several make a joint grid
     introspect-ray sweep lambda                           the paper's values: lambda, agreement, alpha, lora_rank, lr
     """
     from introspect_ray.runs.jobs import sweep_job
-    from introspect_ray.runs.search_space import chosen_space
+    from introspect_ray.runs.search_space import chosen_spaces
 
-    sweep_job(args, chosen_space(args.names, args.overrides))
+    sweep_job(args, chosen_spaces(args.names, args.overrides))
 
 
 def evaluate(args: Arguments) -> None:
