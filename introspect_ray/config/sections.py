@@ -191,6 +191,9 @@ class EvalConfig(_Section):
     """evaluate: the trained policy, a folder or s3:// address, or a PEFT adapter of M0; null: M0 itself."""
     against: tuple[str, ...] = ()
     """evaluate: further policies B; the explanations are scored against E(B) too (A→B, paper §2.3)."""
+    dev_fraction: float = Field(0.2, ge=0, lt=1)
+    """Share of the held-out questions (cases with the same x∖C are one) that are the dev split, on which a sweep's
+    objective is measured; all results are of the others, the test split. Of fewer than 10 questions all are test."""
 
 
 class AlarmConfig(_Section):

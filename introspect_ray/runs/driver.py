@@ -24,7 +24,7 @@ from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
 from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, tracked, warned
 from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, untrained_scores
-from introspect_ray.scores.evaluated_cases import EvaluatedCases
+from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
 from introspect_ray.storage import open_store
@@ -56,7 +56,8 @@ def train_once(
     seconds = {"train": trained - began, "eval": finished - trained}
     tracker.flush()
     rows = step_rows(store)
-    cases = (len(setup.prepared.train), len(setup.prepared.test))
+    test = evaluated.of(TEST)
+    cases = {"train": len(setup.prepared.train), "test": len(test), "questions": len(set(test.questions))}
     totals = {**labelled, **done.seconds}
     judged = [*setup.judged, *judged_of("trained", setup.pool)]
     out = run_summary(cfg, cases, scores, (setup.reading, judged), totals, rows, setup.seconds, seconds)

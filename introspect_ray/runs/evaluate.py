@@ -28,7 +28,7 @@ from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.policy_cases import PolicyCases
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.runs.setup import PLAIN, explain, judged_of, reading_of, start_pool
-from introspect_ray.scores.evaluated_cases import AGAINST, M0, POLICY, REFERENCE
+from introspect_ray.scores.evaluated_cases import AGAINST, M0, POLICY, REFERENCE, TEST
 from introspect_ray.scores.evaluation import against_scores, evaluate
 from introspect_ray.scores.evaluation_table import EVALUATED
 from introspect_ray.storage import Store, open_store
@@ -52,12 +52,12 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None, st
             tokens = prepared.tokens_of(own if policy == trained else policy)
             asked.ask(policy, tokens, explain_too=policy == trained)
     behaviors = {name: asked.behaviors[policy] for name, policy in names.items()}
-    cases = write_cases(store, EVALUATED, evaluated_cases(prepared.test, behaviors, asked.explanations))
+    cases = write_cases(store, EVALUATED, evaluated_cases(cfg, prepared.test, behaviors, asked.explanations))
     if asked.reading:
         asked.reading.save(store, EVALUATED_READING)  # with the offsets by which the table's answers were read
     return {
         "base": cfg.policy,
-        "cases": len(cases),
+        "cases": len(cases.of(TEST)),
         "calibration": asked.reading.summary if asked.reading else None,
         "judges": asked.judged or None,
         **evaluate(cases),

@@ -11,9 +11,11 @@ from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import decode_turn
 from introspect_ray.config import RunConfig
 from introspect_ray.labels.rules import mixing_draw
-from introspect_ray.records import BehaviorPair, Explanation
+from introspect_ray.records import BehaviorPair, Explanation, TokenizedCase
+from introspect_ray.rng import bits
 from introspect_ray.scores.evaluated_cases import POLICY, SECOND, EvaluatedCases
 from introspect_ray.scores.evaluation_table import from_table, to_parquet, to_table
+from introspect_ray.scores.questions import splits
 from introspect_ray.storage import Store
 
 
@@ -47,10 +49,14 @@ def said(generated: Sequence[Sequence[int]], test: CaseTable, tokenizer: Any) ->
     return [Said(text, parse(text, case.labels, case.templates)) for text, case in zip(texts, test, strict=True)]
 
 
-def evaluated_cases(test: CaseTable, behaviors: Mapping[str, Behavior], explanations: Sequence[Said]) -> EvaluatedCases:
-    """behaviors: by the names of scores/evaluated_cases.py; "m0" and "policy" at least. explanations: of "policy"."""
+def evaluated_cases(
+    cfg: RunConfig, test: CaseTable, behaviors: Mapping[str, Behavior], explanations: Sequence[Said]
+) -> EvaluatedCases:
+    """The held-out cases with their split. behaviors: by the names of scores/evaluated_cases.py; "m0" and "policy" at
+    least. explanations: of "policy"."""
     about = [(case.case_id, case.group, case.metadata, case.labels) for case in test]
     ids, groups, metadata, labels = map(list, zip(*about, strict=True))
+    questions = [question_of(case) for case in test]
     return EvaluatedCases(
         case_ids=ids,
         groups=groups,
@@ -60,7 +66,14 @@ def evaluated_cases(test: CaseTable, behaviors: Mapping[str, Behavior], explanat
         said=[one.text for one in explanations],
         parsed=[one.parsed for one in explanations],
         texts={name: behavior.texts for name, behavior in behaviors.items() if behavior.texts},
+        questions=questions,
+        splits=splits(questions, cfg.eval.dev_fraction, cfg.task.seed),
     )
+
+
+def question_of(case: TokenizedCase) -> str:
+    """Equal for cases with the same x∖C: a digest (16 hex digits) of its tokens."""
+    return f"{bits(case.ablated):016x}"
 
 
 def trained_cases(

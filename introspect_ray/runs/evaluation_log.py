@@ -10,7 +10,7 @@ from introspect_ray.cases.tokenize import with_meta_question
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError, one_line
 from introspect_ray.records import Message
-from introspect_ray.scores.evaluated_cases import EvaluatedCases
+from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation_table import EVALUATED, TRAINED, from_table, read_parquet
 from introspect_ray.scores.inspect_log import write_inspect_log
 from introspect_ray.storage import Store
@@ -18,12 +18,12 @@ from introspect_ray.tasks import load_cases
 
 
 def log_evaluation(store: Store, table: str, file: Path) -> None:
-    """Write the cases of a table of `store` to `file`, and print what the log holds.
+    """Write the cases of a table's test split, of which the metrics are, to `file`, and print what the log holds.
 
     table: a readable one of scores/evaluation_table.py. Raises UserError if Inspect AI is missing or the file cannot be
     written.
     """
-    cases = from_table(read_parquet(store.read_bytes(table)))
+    cases = from_table(read_parquet(store.read_bytes(table))).of(TEST)
     cfg, questions, shown = prompts(store, table, cases)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def log_evaluation(store: Store, table: str, file: Path) -> None:
         )
     except OSError as error:
         raise UserError(f"--inspect {file} cannot be written ({error.strerror or error}): name another file") from None
-    print(f"log      {file}: {len(cases)} samples of {store.join(table)}\nprompts  {shown}")
+    print(f"log      {file}: {len(cases)} samples, the test split of {store.join(table)}\nprompts  {shown}")
 
 
 def prompts(

@@ -15,7 +15,7 @@ from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.runs.identity import check_resume
 from introspect_ray.runs.placement import plan_text
 from introspect_ray.runs.preflight import Prepared, prepare
-from introspect_ray.runs.results import log_files, open_tracker, warned
+from introspect_ray.runs.results import log_files, open_tracker, track_aggregate, warned
 from introspect_ray.runs.search_space import Space, Trial, grid, load_grid, shared_config, shown_name
 from introspect_ray.scores.grid import grid_table
 from introspect_ray.scores.metrics import constant_explainer
@@ -165,6 +165,7 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
             summaries, stopped = run_sweep(cfg, spaces, trials, setup, tracking)
             if after and not stopped:
                 after(override(cfg, {"seed": sweep.seeds[0]}), setup, tracking)
+        track_aggregate(parent, store, spaces[0].leaf)
         log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
         report_sweep(summaries, stopped, spaces, store)
     return summaries
@@ -245,7 +246,7 @@ def report_sweep(
     """The table, with a line for each trial that was stopped. Raises AlarmError if any was: the sweep has gaps."""
     keys = [space.leaf for space in spaces]
     if summaries and len(keys) == 1 and all(isinstance(row[keys[0]], int | float) for row in summaries):
-        print_summaries(summaries, keys[0])
+        print_summaries(summaries, keys[0], store.read_json("sweep.json")["aggregate"])
     elif summaries:
         print(grid_table(summaries, keys))
     lines = [f"{shown_name({key: row[key] for key in (*keys, 'seed')})}: {row['failed']}" for row in stopped]
@@ -258,10 +259,13 @@ def report_sweep(
         )
 
 
-def print_summaries(summaries: Sequence[dict[str, Any]], key: str) -> None:
-    from introspect_ray.scores.figures import table
+def print_summaries(
+    summaries: Sequence[dict[str, Any]], key: str, points: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """points: the block "aggregate" of sweep.json, whose rows hold the swept values too."""
+    from introspect_ray.scores.table import table
 
-    print(table(summaries, key))
+    print(table(summaries, key, [row[key] for row in summaries] if points else None, points))
 
 
 def report_findings(cfg: RunConfig, setup: Any) -> None:
@@ -270,7 +274,7 @@ def report_findings(cfg: RunConfig, setup: Any) -> None:
 
     scores = untrained_scores(setup)
     untrained, off_format = scores["explanation"]["orig"], scores["behavior"]["off_format"]
-    constant, share = constant_explainer(setup.m0_test)
+    constant, share = constant_explainer(setup.m0_reported)
     print(
         f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}; "
         f"always saying {constant!r} would score {share:.3f}",

@@ -12,8 +12,8 @@ from typing import Any
 from introspect_ray.config import RunConfig
 from introspect_ray.labels.reading import Reading
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
-from introspect_ray.scores.figures import training_figure
 from introspect_ray.scores.summary import make_summary
+from introspect_ray.scores.training_figure import training_figure
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.tracker import Tracker
 from introspect_ray.storage.tracking import JsonlTracker, make_tracker
@@ -46,7 +46,7 @@ def open_tracker(
 
 def run_summary(
     cfg: RunConfig,
-    cases: tuple[int, int],
+    cases: Mapping[str, int],
     scores: dict[str, Any],
     how_read: tuple[Reading, Sequence[Mapping[str, Any]]],
     totals: dict[str, Any],
@@ -56,7 +56,7 @@ def run_summary(
 ) -> dict[str, Any]:
     """The content of summary.json. Time in Ray Train outside training, labelling, waiting and syncing counts as set-up.
 
-    cases: numbers of training and held-out cases. how_read: by which calibration, and the judges' reports on free text.
+    cases: see summary.Cases. how_read: by which calibration, and the judges' reports on free text.
     totals: of rank 0 and the relabeler, over the run. shared: seconds of the set-up that the trials of a sweep share
     ("setup", "eval"). seconds: of this run ("train", "eval").
     """
@@ -66,7 +66,7 @@ def run_summary(
     return make_summary(
         cfg,
         scores,
-        cases={"train": cases[0], "test": cases[1]},
+        cases=cases,
         calibration=how_read[0].summary,
         judges=how_read[1] or None,
         labels={
@@ -127,13 +127,31 @@ def log_files(tracker: Tracker, store: Store, names: Sequence[str], folder: str 
 
 
 def tracked(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of an evaluation under the names of a tracker: gap.em, explanation.self.em, ...
+    """The metrics of an evaluation under the names of a tracker: gap.em, gap.em_low, explanation.self.em, ...
 
     Groups are left out: their names are the task's, and trackers refuse many characters.
     """
     blocks = ("explanation", "behavior", "disagreement", "sources")
-    gaps = {part: gap["value"] for part, gap in scores["gap"].items()}
-    return {"gap": gaps, **numbers_of({block: scores[block] for block in blocks if scores[block] is not None})}
+    found = {"gap": gap_metrics(scores["gap"])}
+    if scores["dev"] is not None:
+        found["dev"] = {"gap": gap_metrics(scores["dev"]["gap"])}
+    return {**found, **numbers_of({block: scores[block] for block in blocks if scores[block] is not None})}
+
+
+def gap_metrics(gaps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Gaps by part, as in summary.json or sweep.json, as metrics: em, em_low and em_high, content, ..."""
+    found: dict[str, float] = {}
+    for part, gap in gaps.items():
+        found |= {part: gap["value"], f"{part}_low": gap["ci"][0], f"{part}_high": gap["ci"][1]}
+    return found
+
+
+def track_aggregate(tracker: Tracker, store: Store, key: str) -> None:
+    """The gaps over seeds of sweep.json as metrics of the sweep's own run: gap.em, gap.em_low, ...; step: the rank
+    of the swept value from 0 on, which itself is metric `key` where it is a number."""
+    for step, point in enumerate(store.read_json("sweep.json")["aggregate"]):
+        value = {key: point[key]} if isinstance(point[key], int | float) else {}
+        tracker.log_metrics({**value, "gap": gap_metrics(point["gap"])}, step)
 
 
 def numbers_of(tree: dict[str, Any]) -> dict[str, Any]:

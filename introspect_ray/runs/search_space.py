@@ -17,8 +17,10 @@ from introspect_ray.errors import UserError
 
 
 def gap(summary: dict[str, Any]) -> float:
-    """Self - Orig Explanation EM: the size of introspective coupling (paper §2.3)."""
-    return summary["explanation"]["self"]["em"] - summary["explanation"]["orig"]["em"]
+    """Self - Orig Explanation EM, the size of introspective coupling (paper §2.3), on the dev split: what is chosen by
+    it can be reported on the test split. Without a dev split (eval.dev_fraction=0) it is that of the test split."""
+    found: float = (summary["dev"] or summary)["gap"]["em"]["value"]
+    return found
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated
 from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.policy_cases import PolicyCases, one_token
 from introspect_ray.runs.preflight import Prepared
-from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, EvaluatedCases
+from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
 
@@ -58,8 +58,13 @@ class SharedSetup:
 
     @property
     def m0_test(self) -> Sequence[BehaviorPair]:
-        """M0's pairs of the test cases, which Orig is scored against."""
+        """M0's pairs of all held-out cases."""
         return self.untrained.pairs[self.untrained.orig]
+
+    @property
+    def m0_reported(self) -> Sequence[BehaviorPair]:
+        """M0's pairs of the held-out cases of the test split, which Orig is scored against."""
+        return self.untrained.of(TEST).pairs[self.untrained.orig]
 
 
 def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) -> SharedSetup:
@@ -90,7 +95,7 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
         status=status,
         reference_path=ray.get(reference) if reference else None,
         m0=m0,
-        untrained=evaluated_cases(prepared.test, {**before.held_out, POLICY: before.held_out[M0]}, explanations),
+        untrained=evaluated_cases(cfg, prepared.test, {**before.held_out, POLICY: before.held_out[M0]}, explanations),
         second=before.second.by_id if before.second else None,
         reading=before.reading,
         judged=before.judged,

@@ -20,8 +20,12 @@ from introspect_ray.runs.driver import train_once
 from introspect_ray.runs.results import open_tracker
 from introspect_ray.runs.search_space import Space, Trial, gap
 from introspect_ray.runs.setup import SharedSetup, untrained_scores
+from introspect_ray.scores.aggregate import aggregate
+from introspect_ray.scores.evaluated_cases import EvaluatedCases
+from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
 from introspect_ray.scores.figures import sweep_figure
 from introspect_ray.scores.grid import grid_figure
+from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, open_store
 
 FAILED = "failed.json"  # in the folder of a trial that an alarm stopped: {"failed": reason}
@@ -77,32 +81,51 @@ def run_sweep(
     setup: SharedSetup,
     tracking: tuple[str | None, str | None],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run all trials that have no summary yet; write sweep.json and sweep.png.
+    """Run all trials that have no summary yet; write sweep.json ("rows": a summary per trial; "aggregate": see
+    scores/aggregate.py) and sweep.png.
 
     Returns the summaries with their points, and {swept keys, "seed", "failed": reason} of each trial that an alarm or a
     divergence stopped. tracking: (MLflow URI, parent run id). Raises RuntimeError if trials failed for other reasons,
     after the results of the others are written.
     """
     results, errors = run_trials([trial.cfg for trial in trials], setup, tracking)
-    rows = [{**trial.point, **row} for trial, row in zip(trials, results, strict=True) if row is not None]
-    rows.sort(key=lambda row: [row[name] for name in (*(space.leaf for space in spaces), "seed")])
-    done, stopped = ([row for row in rows if ("failed" in row) is failed] for failed in (False, True))
+    names = [*(space.leaf for space in spaces), "seed"]
+    ran = [(trial, {**trial.point, **row}) for trial, row in zip(trials, results, strict=True) if row is not None]
+    ran.sort(key=lambda one: [one[1][name] for name in names])
+    done, stopped = ([row for _, row in ran if ("failed" in row) is failed] for failed in (False, True))
+    finished = [_cases(trial.cfg) for trial, row in ran if "failed" not in row]
     store = open_store(cfg.output_dir)
-    store.write_json("sweep.json", [*done, *stopped])
+    points = aggregate(done, finished, [space.leaf for space in spaces])
+    store.write_json("sweep.json", {"rows": [*done, *stopped], "aggregate": points})
     if done:
-        _draw(done, [space.leaf for space in spaces], untrained_scores(setup)["explanation"]["orig"]["em"], store)
+        _draw(done, [space.leaf for space in spaces], points, setup, store)
     if errors:
         raise RuntimeError(f"{len(errors)} of {len(trials)} trials failed, the first with: {errors[0]}")
     return done, stopped
 
 
-def _draw(summaries: list[dict[str, Any]], keys: Sequence[str], untrained: float, store: Store) -> None:
+def _cases(cfg: RunConfig) -> EvaluatedCases:
+    """The evaluated cases of a finished trial."""
+    return from_table(read_parquet(open_store(cfg.output_dir).read_bytes(TRAINED)))
+
+
+def _draw(
+    summaries: list[dict[str, Any]],
+    keys: Sequence[str],
+    points: list[dict[str, Any]],
+    setup: SharedSetup,
+    store: Store,
+) -> None:
     """Curves over one key of numbers, else a map of the gap over the first two keys."""
     values = [summary[keys[0]] for summary in summaries]
     with tempfile.TemporaryDirectory() as folder:
         figure = Path(folder, "sweep.png")
         if len(keys) == 1 and all(isinstance(value, int | float) for value in values):
-            sweep_figure(summaries, keys[0], figure, values=values, untrained=untrained)
+            untrained = untrained_scores(setup)["explanation"]["orig"]["em"]
+            constant = constant_explainer(setup.m0_reported)[1]
+            sweep_figure(
+                summaries, keys[0], figure, values=values, points=points, untrained=untrained, constant=constant
+            )
         else:
             grid_figure(summaries, keys, figure)
         store.write_bytes("sweep.png", figure.read_bytes())

@@ -17,6 +17,7 @@ V = TypeVar("V")
 M0, POLICY, SECOND = "m0", "policy", "second"  # the untrained, the evaluated and the second policy (mixed runs)
 REFERENCE = "reference"  # reference_policy, where it is another one than M0
 AGAINST = "against:"  # before the name of a further policy (eval.against), which may be any text
+DEV, TEST = "dev", "test"  # the splits of the held-out cases: whatever selects looks at dev, results are of test
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,24 @@ class EvaluatedCases:
     texts: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)  # by policy, free text alone: the
     # responses to x and to x∖C
     from_second: Sequence[bool] | None = None  # mixed runs: whether the mask takes the label from the second policy
+    questions: Sequence[str] = ()  # equal for cases with the same x∖C; (): each case is a question of its own
+    splits: Sequence[str] = ()  # DEV or TEST; (): all are TEST
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "questions", self.questions or list(self.case_ids))
+        object.__setattr__(self, "splits", self.splits or [TEST] * len(self))
         columns: dict[str, Sequence[object]] = {"groups": self.groups, "metadata": self.metadata, "labels": self.labels}
-        columns |= {"said": self.said, "parsed": self.parsed}
+        columns |= {"said": self.said, "parsed": self.parsed, "questions": self.questions, "splits": self.splits}
         columns |= {} if self.from_second is None else {"from_second": self.from_second}
         columns |= {f"pairs of {name!r}": pairs for name, pairs in self.pairs.items()}
         columns |= {f"texts of {name!r}": texts for name, texts in self.texts.items()}
         for name, values in columns.items():
             if len(values) != len(self):
                 raise ValueError(f"{len(self)} evaluated cases, but {len(values)} {name}")
+        if not set(self.splits) <= {DEV, TEST}:
+            raise ValueError(
+                f"the splits of evaluated cases are {DEV!r} and {TEST!r}; they hold {sorted(set(self.splits))}"
+            )
         for name in (M0, POLICY, *([] if self.from_second is None else [SECOND]), *self.texts):
             if name not in self.pairs:
                 raise ValueError(f"evaluated cases need the pairs of {name!r}; they have those of {sorted(self.pairs)}")
@@ -83,7 +92,13 @@ class EvaluatedCases:
             parsed=taken(self.parsed),
             texts={name: taken(texts) for name, texts in self.texts.items()},
             from_second=None if self.from_second is None else taken(self.from_second),
+            questions=taken(self.questions),
+            splits=taken(self.splits),
         )
+
+    def of(self, split: str) -> EvaluatedCases:
+        """The cases of one split: "dev" or "test"."""
+        return self.at([row for row, its in enumerate(self.splits) if its == split])
 
     def by_group(self) -> dict[str, EvaluatedCases]:
         """The cases of each group, in the order in which groups first appear; {} where no case has a group."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from introspect_ray.scores.evaluated_cases import AGAINST, M0, POLICY, SECOND, EvaluatedCases
+from introspect_ray.records import Explanation
+from introspect_ray.scores.evaluated_cases import AGAINST, DEV, M0, POLICY, SECOND, TEST, EvaluatedCases
 from introspect_ray.scores.gap import gaps, paired_gap
 from introspect_ray.scores.metrics import (
     behavior_scores,
@@ -17,34 +18,44 @@ from introspect_ray.scores.metrics import (
 
 
 def evaluate(cases: EvaluatedCases) -> dict[str, Any]:
-    """The blocks "explanation", "behavior", "disagreement", "gap", "groups" and "sources" (see `summary.Summary`).
+    """The blocks "explanation", "behavior", "disagreement", "gap", "groups", "sources" and "dev" (see
+    `summary.Summary`): all but "dev" are of the cases of the test split.
 
     Self is the policy "policy", Orig is "m0", or "reference" where there is one. groups: {} where no case has a group.
-    sources: None without a mask (`from_second`). Raises ValueError for no cases.
+    sources: None without a mask (`from_second`). dev: None where no case is of the dev split. Raises ValueError for no
+    test cases.
     """
-    own, orig = cases.truth(POLICY), cases.truth(cases.orig)
+    test, dev = cases.of(TEST), cases.of(DEV)
     return {
-        **_explanation_and_behavior(cases),
-        "disagreement": disagreement(cases.parsed, own, orig),
-        "gap": {
-            part: {"value": gap.value, "ci": [gap.low, gap.high]} for part, gap in gaps(cases.parsed, own, orig).items()
-        },
+        **_explanation_and_behavior(test),
+        "disagreement": disagreement(test.parsed, test.truth(POLICY), test.truth(test.orig)),
+        "gap": _gap(test),
         "groups": {
             group: {**_explanation_and_behavior(members), "cases": len(members)}
-            for group, members in cases.by_group().items()
+            for group, members in test.by_group().items()
         },
-        "sources": None if cases.from_second is None else mixture_scores(cases, cases.from_second),
+        "sources": None if test.from_second is None else mixture_scores(test, test.from_second),
+        "dev": {"cases": len(dev), "questions": len(set(dev.questions)), "gap": _gap(dev)} if len(dev) else None,
     }
+
+
+def _gap(cases: EvaluatedCases) -> dict[str, Any]:
+    found = gaps(cases.parsed, cases.truth(POLICY), cases.truth(cases.orig), cases.questions)
+    return {part: {"value": gap.value, "ci": [gap.low, gap.high]} for part, gap in found.items()}
 
 
 def _explanation_and_behavior(cases: EvaluatedCases) -> dict[str, Any]:
     return {
         "explanation": {
-            "orig": explanation_scores(cases.parsed, cases.truth(cases.orig)),
-            "self": explanation_scores(cases.parsed, cases.truth(POLICY)),
+            "orig": _scores(cases, cases.truth(cases.orig)),
+            "self": _scores(cases, cases.truth(POLICY)),
         },
         "behavior": behavior_scores(cases.pairs[POLICY], cases.pairs[cases.orig]),
     }
+
+
+def _scores(cases: EvaluatedCases, truth: Sequence[Explanation]) -> dict[str, object]:
+    return explanation_scores(cases.parsed, truth, cases.questions)
 
 
 def mixture_scores(cases: EvaluatedCases, mask: Sequence[bool]) -> dict[str, Any]:
@@ -64,30 +75,30 @@ def mixture_scores(cases: EvaluatedCases, mask: Sequence[bool]) -> dict[str, Any
     ]
     pairs, others = cases.pairs[POLICY], {M0: cases.pairs[cases.orig], SECOND: cases.pairs[SECOND]}
     return {
-        **{source: explanation_scores(cases.parsed, truth) for source, truth in truths.items()},
+        **{source: _scores(cases, truth) for source, truth in truths.items()},
         "behavior": {name: behavior_scores(pairs, other) for name, other in others.items()},
     }
 
 
 def against_scores(cases: EvaluatedCases) -> dict[str, Any]:
-    """Explanation scores against the behaviour of each further policy, by its name (A→B)."""
+    """Explanation scores against the behaviour of each further policy, by its name (A→B), on the test split."""
+    test = cases.of(TEST)
     return {
-        name.removeprefix(AGAINST): explanation_scores(cases.parsed, cases.truth(name))
-        for name in cases.pairs
-        if name.startswith(AGAINST)
+        name.removeprefix(AGAINST): _scores(test, test.truth(name)) for name in test.pairs if name.startswith(AGAINST)
     }
 
 
 def details(cases: EvaluatedCases) -> dict[str, Any]:
-    """The blocks "gap", "histogram" and "findings" of details.json.
+    """The blocks "gap", "histogram" and "findings" of details.json, over the test split.
 
     gap: Self - Orig in exact match with its paired interval. histogram: counts of E(M0) and E(M_t) (paper fig. 10a);
     an allowed label that is never given still has a 0. findings: messages of the collapse check. Raises ValueError
     for no cases, or for an answer that is no allowed label.
     """
+    cases = cases.of(TEST)
     answers = list(dict.fromkeys(label for labels in cases.labels for label in labels))
     m0_pairs, pairs = cases.pairs[cases.orig], cases.pairs[POLICY]
-    gap = paired_gap(cases.parsed, cases.truth(POLICY), cases.truth(cases.orig))
+    gap = paired_gap(cases.parsed, cases.truth(POLICY), cases.truth(cases.orig), questions=cases.questions)
     return {
         "gap": {"value": gap.value, "interval": [gap.low, gap.high]},
         "histogram": {"m0": label_histogram(m0_pairs, answers), "policy": label_histogram(pairs, answers)},

@@ -1,13 +1,15 @@
 """evaluation/*.parquet: the evaluated cases as a table, one row per held-out case, and their metrics from it.
 
-Columns: case_id, group ("" for none), metadata (a JSON object, "" for none) and labels (the allowed ones). For each
-policy p ("m0", "policy", "reference" where that is not M0, in mixed runs "second", and "against:NAME" for each of
-eval.against): p.cued and p.ablated (the answers y(x) and y(x∖C) as labels),
-p.cued_logprobs and p.ablated_logprobs (natural, one per label; empty for free text), p.cued_off_format and
-p.ablated_off_format, p.weight_version, p.changed and p.content (its explanation E), and for free text p.cued_text and
-p.ablated_text (the responses). said: the evaluated policy's explanation as it was written; said_changed and
-said_content: as it was parsed, null where it is unparseable. Mixed runs: from_second, whether the mixture's label is
-the second policy's. The schema's metadata holds "format" and "policies", a JSON list. Further columns are ignored.
+Columns: case_id, question (equal for cases with the same x∖C), split ("dev" or "test"), group ("" for none), metadata
+(a JSON object, "" for none) and labels (the allowed ones). For each policy p ("m0", "policy", "reference" where that is
+not M0, in mixed runs "second", and "against:NAME" for each of eval.against): p.cued and p.ablated (the answers y(x) and
+y(x∖C) as labels), p.cued_logprobs and p.ablated_logprobs (natural, one per label; empty for free text),
+p.cued_off_format and p.ablated_off_format, p.weight_version, p.changed and p.content (its explanation E), and for free
+text p.cued_text and p.ablated_text (the responses). said: the evaluated policy's explanation as it was written;
+said_changed and said_content: as it was parsed, null where it is unparseable. Mixed runs: from_second, whether the
+mixture's label is the second policy's. The schema's metadata holds "format" and "policies", a JSON list. Further
+columns are ignored.
+Tables of format 1 lack question and split: each of their cases is read as a question of its own, and as test.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.scores.evaluated_cases import EvaluatedCases
+from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import against_scores, evaluate
 
 # In an output folder: M0 before training, the trained policy (summary.json), and eval.policy (evaluation.json).
 UNTRAINED, TRAINED, EVALUATED = (f"evaluation/{name}.parquet" for name in ("untrained", "cases", "evaluated"))
-FORMAT = "introspect-ray evaluated cases 1"
+FORMAT = "introspect-ray evaluated cases 2"
+_FORMATS = ("introspect-ray evaluated cases 1", FORMAT)  # that can be read
+_SINCE_2 = ("question", "split")
 _PAIR = {  # the fields of BehaviorPair after case_id, in order
     "cued": pa.string(),
     "ablated": pa.string(),
@@ -41,17 +45,17 @@ _TEXTS = ("cued_text", "ablated_text")
 def recompute(table: pa.Table) -> dict[str, Any]:
     """The metrics of an evaluation from its table alone.
 
-    Returns "cases" (their number), the blocks of `evaluation.evaluate`, and "against": explanation scores by further
-    policy. Raises ValueError for a table without cases, and as `from_table` does.
+    Returns "cases" (those of the test split), the blocks of `evaluation.evaluate`, and "against": explanation scores
+    by further policy. Raises ValueError for a table without test cases, and as `from_table` does.
     """
     cases = from_table(table)
-    return {"cases": len(cases), **evaluate(cases), "against": against_scores(cases)}
+    return {"cases": len(cases.of(TEST)), **evaluate(cases), "against": against_scores(cases)}
 
 
 def to_table(cases: EvaluatedCases) -> pa.Table:
     """The table of the module's docstring."""
-    columns: dict[str, Iterable[Any]] = {"case_id": cases.case_ids, "group": cases.groups, "metadata": cases.metadata}
-    columns["labels"] = cases.labels
+    columns: dict[str, Iterable[Any]] = {"case_id": cases.case_ids, "question": cases.questions, "split": cases.splits}
+    columns |= {"group": cases.groups, "metadata": cases.metadata, "labels": cases.labels}
     for policy, pairs in cases.pairs.items():
         columns |= {f"{policy}.{name}": [getattr(pair, name) for pair in pairs] for name in _PAIR}
         columns[f"{policy}.changed"], columns[f"{policy}.content"] = _parts(cases.truth(policy))
@@ -62,7 +66,7 @@ def to_table(cases: EvaluatedCases) -> pa.Table:
     columns["said_changed"], columns["said_content"] = _parts(cases.parsed)
     if cases.from_second is not None:
         columns["from_second"] = cases.from_second
-    schema = _schema(list(cases.pairs), cases.texts, cases.from_second is not None)
+    schema = _schema(FORMAT, list(cases.pairs), cases.texts, cases.from_second is not None)
     return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
@@ -72,9 +76,10 @@ def from_table(table: pa.Table) -> EvaluatedCases:
     Raises ValueError, naming what is wrong, if the table is of another format, lacks a column, has one of another type
     or with nulls, or states an explanation that does not follow from its answers.
     """
-    policies, names = _policies(table), set(table.column_names)
+    found, policies = _format_and_policies(table)
+    names = set(table.column_names)
     with_texts = [policy for policy in policies if any(f"{policy}.{name}" in names for name in _TEXTS)]
-    get = _checked_columns(table, _schema(policies, with_texts, "from_second" in names))
+    get = _checked_columns(table, _schema(found, policies, with_texts, "from_second" in names))
     pairs = {policy: _pairs(get, policy) for policy in policies}
     parsed = []
     for case_id, changed, content in zip(get["case_id"], get["said_changed"], get["said_content"], strict=True):
@@ -91,6 +96,8 @@ def from_table(table: pa.Table) -> EvaluatedCases:
         parsed=parsed,
         texts={p: list(zip(*(get[f"{p}.{name}"] for name in _TEXTS), strict=True)) for p in with_texts},
         from_second=get.get("from_second"),
+        questions=get.get("question", ()),
+        splits=get.get("split", ()),
     )
 
 
@@ -112,8 +119,10 @@ def read_parquet(data: bytes) -> pa.Table:
         raise ValueError(f"no readable Parquet file ({message}): evaluate again to write it anew") from None
 
 
-def _schema(policies: Sequence[str], with_texts: Collection[str], mixed: bool) -> pa.Schema:
-    types: dict[str, pa.DataType] = dict.fromkeys(("case_id", "group", "metadata"), pa.string())
+def _schema(found: str, policies: Sequence[str], with_texts: Collection[str], mixed: bool) -> pa.Schema:
+    """found: the format of the table."""
+    names = ("case_id", *(_SINCE_2 if found == FORMAT else ()), "group", "metadata")
+    types: dict[str, pa.DataType] = dict.fromkeys(names, pa.string())
     types["labels"] = pa.list_(pa.string())
     for policy in policies:
         types |= {f"{policy}.{name}": kind for name, kind in _PAIR.items()}
@@ -123,14 +132,14 @@ def _schema(policies: Sequence[str], with_texts: Collection[str], mixed: bool) -
     types |= {"from_second": pa.bool_()} if mixed else {}
     nullable = {"said_changed", "said_content"}
     fields = [pa.field(name, kind, nullable=name in nullable) for name, kind in types.items()]
-    return pa.schema(fields, metadata={"format": FORMAT, "policies": json.dumps(list(policies))})
+    return pa.schema(fields, metadata={"format": found, "policies": json.dumps(list(policies))})
 
 
-def _policies(table: pa.Table) -> list[str]:
-    """The names of the policies, from the metadata. Raises ValueError for a table of another format."""
+def _format_and_policies(table: pa.Table) -> tuple[str, list[str]]:
+    """The format and the names of the policies, from the metadata. Raises ValueError for a table of another format."""
     metadata = table.schema.metadata or {}
     found = metadata.get(b"format", b"").decode(errors="replace")
-    if found != FORMAT:
+    if found not in _FORMATS:
         raise ValueError(f"no table of evaluated cases: its metadata says format {found!r} instead of {FORMAT!r}")
     try:
         policies = json.loads(metadata[b"policies"])
@@ -138,7 +147,7 @@ def _policies(table: pa.Table) -> list[str]:
         policies = None
     if not isinstance(policies, list) or not all(isinstance(name, str) for name in policies):
         raise ValueError('a damaged table of evaluated cases: its metadata holds no JSON list "policies"')
-    return policies
+    return found, policies
 
 
 def _checked_columns(table: pa.Table, schema: pa.Schema) -> dict[str, list[Any]]:

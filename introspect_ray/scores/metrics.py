@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from introspect_ray.cases.explanations import all_explanations
 from introspect_ray.records import BehaviorPair, Explanation
+from introspect_ray.scores.questions import design_effect
+from introspect_ray.scores.student_t import t_quantile
 
 Predictions = Sequence[Explanation | None]
 Right = Callable[[Explanation | None, Explanation], bool]  # whether a prediction counts for a truth
@@ -20,15 +22,12 @@ Right = Callable[[Explanation | None, Explanation], bool]  # whether a predictio
 MAJORITY = 2 / 3  # from this share of one explanation on, an explainer that always gives it scores too well
 NEARLY_ALL = 0.85  # from this share on, labels count as collapsed: too few cases are left on the other side
 
-# fmt: off
-# 97.5 % quantiles of Student's t by degrees of freedom; beyond 30 the normal quantile is within 4 %.
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
-# fmt: on
 
+def wilson(k: float, n: float, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of k successes in n trials; (0, 1) for n = 0. It reaches 0 at k = 0 and 1 at k = n.
 
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of k successes in n trials; (0, 1) for n = 0. It reaches 0 at k = 0 and 1 at k = n."""
+    k and n need not be whole: cases of repeated questions are worth fewer trials (questions.design_effect).
+    """
     if n == 0:
         return 0.0, 1.0
     p, zz = k / n, z * z / n
@@ -56,18 +55,23 @@ def changed_right(predicted: Explanation | None, truth: Explanation) -> bool:
 PARTS: dict[str, Right] = {"em": exact, "content": content_right, "changed_accuracy": changed_right}
 
 
-def explanation_scores(predicted: Predictions, truth: Sequence[Explanation]) -> dict[str, object]:
+def explanation_scores(
+    predicted: Predictions, truth: Sequence[Explanation], questions: Sequence[str] = ()
+) -> dict[str, object]:
     """Explanation EM (paper eq. 3) and its parts (§B.1) over n >= 1 cases.
 
-    em: both parts are right, with its Wilson interval em_ci = [low, high]. content: the named label is y(x∖C).
-    changed_accuracy: *changed?* is right. changed_f1, unchanged_f1: F1 of each class of *changed?*, None if the class
-    is neither present nor predicted. unparsed: the share of None. Raises ValueError for no cases or unequal lengths.
+    questions: the question of each case; (): each case has its own. em: both parts are right, with em_ci = [low, high],
+    its Wilson interval over n / design effect cases, which is wider where questions repeat. content: the named label
+    is y(x∖C). changed_accuracy: *changed?* is right. changed_f1, unchanged_f1: F1 of each class of *changed?*, None if
+    the class is neither present nor predicted. unparsed: the share of None. Raises ValueError for no cases or unequal
+    lengths.
     """
     n = _same_length(predicted, truth)
     right = {part: sum(map(counts, predicted, truth)) for part, counts in PARTS.items()}
+    effect = design_effect(list(map(exact, predicted, truth)), questions) if questions else 1.0
     return {
         "em": right["em"] / n,
-        "em_ci": list(wilson(right["em"], n)),
+        "em_ci": list(wilson(right["em"] / effect, n / effect)),
         "content": right["content"] / n,
         "changed_accuracy": right["changed_accuracy"] / n,
         "changed_f1": _class_f1(predicted, truth, True),
@@ -219,7 +223,7 @@ def over_seeds(values: Sequence[float]) -> Spread:
     if n == 1:
         return Spread(mean, None, None, None)
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    half = (_T975[n - 2] if n - 2 < len(_T975) else 1.96) * sd / math.sqrt(n)
+    half = t_quantile(0.95, n - 1) * sd / math.sqrt(n)
     return Spread(mean, sd, mean - half, mean + half)
 
 

@@ -46,7 +46,9 @@ class Cases(_Block):
     train: Count
     """Training cases."""
     test: Count
-    """Held-out cases, over which all blocks from "explanation" to "sources" are measured."""
+    """Held-out cases of the test split, over which all blocks from "explanation" to "sources" are measured."""
+    questions: Count
+    """Their questions: cases with the same x∖C are one."""
 
 
 class ExplanationScores(_Block):
@@ -55,7 +57,8 @@ class ExplanationScores(_Block):
     em: Share
     """Explanation EM (paper eq. 3): *changed?* and content are both right."""
     em_ci: Interval
-    """[low, high]: the 95 % Wilson interval of `em`."""
+    """[low, high]: the 95 % Wilson interval of `em`, of as many cases as they are worth where questions repeat (cases /
+    design effect)."""
     content: Share
     """The content is right: the explanation names y(x∖C)."""
     changed_accuracy: Share
@@ -106,7 +109,8 @@ class PairedGap(_Block):
 
     value: Difference
     ci: DifferenceInterval
-    """[low, high]: the 95 % interval of `value`, paired over the cases (Agresti and Min 2005)."""
+    """[low, high]: the 95 % interval of `value`, paired over cases (Agresti and Min 2005), of as many as they are worth
+    where questions repeat (cases / design effect). It says nothing about other seeds."""
 
 
 class Gap(_Block):
@@ -115,6 +119,15 @@ class Gap(_Block):
     em: PairedGap
     content: PairedGap
     changed_accuracy: PairedGap
+
+
+class Dev(_Block):
+    """The held-out cases that may be looked at to choose a setting: no result is of them."""
+
+    cases: Annotated[int, Field(ge=1)]
+    questions: Annotated[int, Field(ge=1)]
+    gap: Gap
+    """A sweep's objective is its `em`."""
 
 
 class Group(_Block):
@@ -222,6 +235,8 @@ class Summary(_Block):
     holds the others."""
     sources: Sources | None
     """null unless supervision.rule is mixed."""
+    dev: Dev | None
+    """null where eval.dev_fraction is 0 or there are fewer than 10 held-out questions: then all of them are test."""
     labels: Labels
     timing_s: Timing
 
