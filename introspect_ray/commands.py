@@ -107,6 +107,24 @@ def quickstart(args: Arguments) -> None:
     quickstart_job(args)
 
 
+def reproduce(args: Arguments) -> None:
+    """Run the paper's experiments by name, or all: numbers, figures, and report.html with a verdict on each claim.
+
+    introspect-ray reproduce fig2 fig4 output_dir=runs/reproduce    what is finished there is not run again
+    """
+    from introspect_ray.experiments.job import reproduce_job
+
+    reproduce_job(args)
+
+
+def reproduce_flags(parser: argparse.ArgumentParser) -> None:
+    """The options of `reproduce`."""
+    parser.add_argument(
+        "--settings", metavar="FILE", help="worlds, seeds, swept values, policies in place of the own ones"
+    )
+    parser.add_argument("--only-report", action="store_true", help="run nothing: report on what is there")
+
+
 class Command(NamedTuple):
     """A command: what it does with its arguments, and how they are read."""
 
@@ -123,6 +141,7 @@ COMMANDS = {
     "replay": Command(replay),
     "plan": Command(plan, plan_flags),
     "quickstart": Command(quickstart),
+    "reproduce": Command(reproduce, reproduce_flags, takes_names=True),
 }
 
 

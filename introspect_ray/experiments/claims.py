@@ -95,7 +95,10 @@ def frozen_in(file: Path = FILE) -> dict[str, str]:
     """By claim id, the commit in which its lines were last changed: "1a2b3c4 2026-11-28"; else why there is none."""
     try:
         blame = subprocess.run(
-            ["git", "-C", str(file.parent), "blame", "--porcelain", file.name], capture_output=True, text=True, timeout=60
+            ["git", "-C", str(file.parent), "blame", "--porcelain", file.name],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired):
         return _for_all(file, "no git")

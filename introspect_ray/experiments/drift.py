@@ -77,7 +77,10 @@ def _fig9(runs: Runs) -> Outcome:
         "fig9-drifts": difference(at(members, kl_weight=1.0), unreg, _behavior),
         "fig9-cued-drifts-more": over_runs([_drift(run, "cued") - _drift(run, "ablated") for run in unreg]),
     }
-    shown = {weight: next((series for run, series in curves if run.point["kl_weight"] == weight), {}) for weight in (1.0, 0.0)}
+    shown = {
+        weight: next((series for run, series in curves if run.point["kl_weight"] == weight), {})
+        for weight in (1.0, 0.0)
+    }
     return Outcome(rows, lambda path: _draw_fig9(path, shown), measured, stopped(runs[FIRST]))
 
 
@@ -121,7 +124,9 @@ def _fig10(runs: Runs) -> Outcome:
     for who in ("m0", POLICY):
         for category, share in histogram(first, who).items():
             rows.append({"what": "histogram", "policy": who, "category": category, "share": share})
-    rows += [row(group, what=name) for name, members in ((FIRST, first), (SECOND, second)) for group in by_point(members)]
+    rows += [
+        row(group, what=name) for name, members in ((FIRST, first), (SECOND, second)) for group in by_point(members)
+    ]
     orig = difference(second, first, lambda run: float(run.summary["explanation"][
         "self" if run.study == FIRST else "orig"]["em"]))  # fmt: skip
     least = min((share for who in ("m0", POLICY) for share in histogram(first, who).values()), default=math.nan)

@@ -139,7 +139,9 @@ def _fig14(runs: Runs) -> Outcome:
     for family, members in runs.items():
         measured |= _coupling(f"fig14-{family}", members)
     notes = stopped([run for members in runs.values() for run in members])
-    return Outcome(rows, lambda path: _draw_headline(path, {name: list(of) for name, of in runs.items()}), measured, notes)
+    return Outcome(
+        rows, lambda path: _draw_headline(path, {name: list(of) for name, of in runs.items()}), measured, notes
+    )
 
 
 def worlds_of(kind: str, settings: Settings) -> list[Organism]:

@@ -91,7 +91,9 @@ def _finish(job: _Job, out: Path) -> None:
     log = part.with_suffix(".log")
     if job.process.returncode != 0:
         last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"building organism {job.organism.name} failed (exit {job.process.returncode}): {last}; see {log}")
+        raise UserError(
+            f"building organism {job.organism.name} failed (exit {job.process.returncode}): {last}; see {log}"
+        )
     (part / _MARKER).write_text("\n".join(f"{name}={value}" for name, value in job.organism._asdict().items()) + "\n")
     if folder.exists():  # built without its second policy
         shutil.rmtree(folder)

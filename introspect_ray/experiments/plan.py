@@ -95,7 +95,9 @@ def _resolved(value: Any, study: Study, settings: Settings, out: Path, trained: 
         return trained(value)
     if isinstance(value, File):
         if study.organism is None or settings.is_real(study.organism.kind):
-            raise UserError(f"study {study.name}: no organism with a file {value.name!r}; replace this part in --settings")
+            raise UserError(
+                f"study {study.name}: no organism with a file {value.name!r}; replace this part in --settings"
+            )
         return str(organism_folder(out, study.organism) / value.name)
     if isinstance(value, (list, tuple)):
         return [_resolved(one, study, settings, out, trained) for one in value]

@@ -16,7 +16,9 @@ COLOURS = {"self": SELF, "orig": ORIG, "behavior": BEHAVIOR, "second": TEAL, "mi
 Draw = Callable[[Sequence[Any]], None]
 
 
-def figure(path: Path, panels: int, draw: Draw, size: tuple[float, float] | None = None, columns: int | None = None) -> None:
+def figure(
+    path: Path, panels: int, draw: Draw, size: tuple[float, float] | None = None, columns: int | None = None
+) -> None:
     """Write a figure of `panels` plain axes, which `draw` fills; the suffix of `path` says the format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,7 +39,11 @@ def figure(path: Path, panels: int, draw: Draw, size: tuple[float, float] | None
 
 
 def curves(
-    axis: Any, xs: Sequence[float], series: Mapping[str, tuple[Sequence[float | None], str]], title: str, log: bool = False
+    axis: Any,
+    xs: Sequence[float],
+    series: Mapping[str, tuple[Sequence[float | None], str]],
+    title: str,
+    log: bool = False,
 ) -> None:
     """Curves over swept values at equal distances, with a tick at each; series: by name, (values, colour)."""
     places = list(range(len(xs)))
@@ -51,7 +57,9 @@ def curves(
     axis.legend(fontsize=8, frameon=False)
 
 
-def gaps(axis: Any, names: Sequence[str], bars: Mapping[str, Sequence[Bar]], title: str = "Self − Orig, paired") -> None:
+def gaps(
+    axis: Any, names: Sequence[str], bars: Mapping[str, Sequence[Bar]], title: str = "Self − Orig, paired"
+) -> None:
     """Paired gaps with their intervals, in points, around a line at 0; bars: by name of a series, one per name."""
     colours = (SELF, TEAL, PURPLE, GREY)
     width = 0.8 / max(1, len(bars))
@@ -62,7 +70,9 @@ def gaps(axis: Any, names: Sequence[str], bars: Mapping[str, Sequence[Bar]], tit
                  [100 * v.high - m for m, v in zip(mid, values, strict=True)]]  # fmt: skip
         axis.errorbar(at, mid, yerr=error, fmt="o", color=colours[number % 4], label=series, capsize=3, markersize=5)
     axis.axhline(0, color=BEHAVIOR, linewidth=0.9)
-    axis.set_xticks(range(len(names)), names, rotation=45 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center")
+    axis.set_xticks(
+        range(len(names)), names, rotation=45 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center"
+    )
     axis.set_title(title, fontsize=11)
     axis.set_ylabel("points")
     axis.legend(fontsize=8, frameon=False)
