@@ -119,9 +119,7 @@ def reproduce(args: Arguments) -> None:
 
 def reproduce_flags(parser: argparse.ArgumentParser) -> None:
     """The options of `reproduce`."""
-    parser.add_argument(
-        "--settings", metavar="FILE", help="worlds, seeds, swept values, policies in place of the own ones"
-    )
+    parser.add_argument("--settings", metavar="FILE", help="worlds, seeds, values, policies, over the own ones")
     parser.add_argument("--only-report", action="store_true", help="run nothing: report on what is there")
 
 

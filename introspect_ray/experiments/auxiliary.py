@@ -12,7 +12,8 @@ from introspect_ray.experiments.measure import (
     SCORES,
     bar,
     by_point,
-    difference,
+    contrast,
+    explained,
     finished,
     gap,
     mean,
@@ -21,8 +22,9 @@ from introspect_ray.experiments.measure import (
     score,
     stopped,
 )
-from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study, Trained
+from introspect_ray.experiments.protocol import Experiment, Organism, Outcome, Run, Runs, Study, Trained
 from introspect_ray.experiments.settings import Settings
+from introspect_ray.scores.evaluated_cases import AGAINST, EvaluatedCases
 
 AUX, REG = "aux", "reg"
 EXPLAINER = {"kl_weight": 1.0}
@@ -48,10 +50,8 @@ ROWS = (
 )
 
 
-def _organism(settings: Settings, kind: str) -> Any:
+def _organism(settings: Settings, kind: str) -> Organism:
     """Auxiliary data is a file of a built organism, so the bundled one does not do."""
-    from introspect_ray.experiments.protocol import Organism
-
     return settings.single(kind) or Organism(kind)
 
 
@@ -79,7 +79,7 @@ def _fig8(runs: Runs) -> Outcome:
         aux, crossed = finished(runs[f"{AUX}-{line.name}"]), finished(runs[f"cross-{line.name}"])
         if not aux:
             continue
-        gain = difference(aux, crossed, _em_on_aux)
+        gain = contrast(aux, crossed, explained(), _about_aux)
         rows += [
             {**row(group, row=line.name), "reg_to_aux_em": _crossed(crossed), "aux_over_reg": gain.value}
             for group in by_point(aux)
@@ -100,6 +100,12 @@ def _em_on_aux(run: Run) -> float:
         (scores,) = run.summary["against"].values()
         return float(scores["em"])
     return float(run.summary["explanation"]["self"]["em"])
+
+
+def _about_aux(cases: EvaluatedCases) -> Any:
+    """1 where reg's explanation is right about aux, the one further policy of the evaluation."""
+    (name,) = (name for name in cases.pairs if name.startswith(AGAINST))
+    return explained(name)(cases)
 
 
 def _crossed(runs: Sequence[Run]) -> float | None:
@@ -125,7 +131,7 @@ def _draw_fig8(path: Path, shown: Mapping[str, Sequence[float | None]]) -> None:
 
 
 def _fig7_studies(settings: Settings) -> list[Study]:
-    """Explanations of hints beside the behaviour on J_train; both explainers are scored on hints, J_train and J_test."""
+    """Explanations of hints beside behaviour on J_train; both explainers are scored on hints, J_train and J_test."""
     organism, seeds = _organism(settings, "jabberwocky"), settings.seeds["sweeps"]
     studies = [
         Study(REG, organism, EXPLAINER, ({},), seeds),
@@ -155,7 +161,7 @@ def _fig7(runs: Runs) -> Outcome:
             other = finished(runs[f"cross-{name.lower()}"])
             crossed[name] = _crossed(other)
             measured[f"fig7-{name}-reg"] = over_runs([_em_on_aux(run) for run in other])
-            measured[f"fig7-{name}-self-over-reg"] = difference(members, other, _em_on_aux)
+            measured[f"fig7-{name}-self-over-reg"] = contrast(members, other, explained(), _about_aux)
     rows += [{"cases": name, "reg_to_aux_em": value} for name, value in crossed.items() if value is not None]
 
     def draw(axes: Sequence[Any]) -> None:
@@ -184,7 +190,7 @@ def _fig19(runs: Runs) -> Outcome:
     sets = {"hints": finished(runs[AUX]), "J_train": finished(runs[f"{AUX}-j_train"])}
     rows = [row(group, cases=name) for name, members in sets.items() for group in by_point(members)]
     measured = {
-        f"fig19-hints-{name}": difference(sets["hints"], sets["hints"], _self_minus_orig(name)) for name in SCORES
+        f"fig19-hints-{name}": over_runs([_self_minus_orig(run, name) for run in sets["hints"]]) for name in SCORES
     }
 
     def draw(axes: Sequence[Any]) -> None:
@@ -196,12 +202,9 @@ def _fig19(runs: Runs) -> Outcome:
     return Outcome(rows, lambda path: plots.figure(path, 2, draw, (11, 3.8)), measured)
 
 
-def _self_minus_orig(name: str) -> Any:
-    def of(run: Run) -> float:
-        own, orig = (run.summary["explanation"][who][name] for who in ("self", "orig"))
-        return float("nan") if own is None or orig is None else float(own - orig)
-
-    return of
+def _self_minus_orig(run: Run, name: str) -> float:
+    own, orig = (run.summary["explanation"][who][name] for who in ("self", "orig"))
+    return float("nan") if own is None or orig is None else float(own - orig)
 
 
 def _fig20(runs: Runs) -> Outcome:

@@ -112,9 +112,9 @@ def _for_all(file: Path, why: str) -> dict[str, str]:
 
 
 def latest_commits(porcelain: str) -> dict[str, str]:
-    """By claim id, the latest commit of the lines of its block, from `git blame --porcelain`. A block begins at "- id:".
+    """By claim id, the latest commit of the lines of its block, from `git blame --porcelain`.
 
-    Lines that are not committed make their claim "not committed".
+    A block begins at "- id:". Lines that are not committed make their claim "not committed".
     """
     times: dict[str, int] = {}
     found: dict[str, tuple[int, str]] = {}

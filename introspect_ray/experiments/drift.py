@@ -1,4 +1,4 @@
-"""Figures 9, 10 and 11: how behaviour drifts while training, what it drifts to, and what an untrained policy explains."""
+"""Figures 9, 10 and 11: how behaviour drifts while training, what to, and what an untrained policy explains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import Any
 
 from introspect_ray.experiments import plots
 from introspect_ray.experiments.headline import POINTS
-from introspect_ray.experiments.measure import at, by_point, difference, finished, over_runs, row, score, stopped
+from introspect_ray.experiments.measure import (
+    at,
+    by_point,
+    contrast,
+    explained,
+    finished,
+    over_runs,
+    row,
+    same_behavior,
+    score,
+    stopped,
+)
 from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study, Trained
 from introspect_ray.experiments.settings import Settings
 from introspect_ray.scores.evaluated_cases import POLICY
@@ -30,8 +41,8 @@ SECOND, FIRST = "second-generation", "runs"
 
 
 def time_weighted(steps: Sequence[int], values: Sequence[float], weight: float = EMA) -> list[float]:
-    """Time-weighted exponential moving average, without bias: a value of k steps ago weighs weight^k, whatever steps lie
-    between (paper fig. 9). Same length as `values`."""
+    """Time-weighted exponential moving average, without bias (paper fig. 9): a value of k steps ago weighs weight^k,
+    whatever steps lie between. Same length as `values`."""
     total = norm = 0.0
     found, last = [], None
     for step, value in zip(steps, values, strict=True):
@@ -74,22 +85,14 @@ def _fig9(runs: Runs) -> Outcome:
     ]
     unreg = at(members, kl_weight=0.0)
     measured = {
-        "fig9-drifts": difference(at(members, kl_weight=1.0), unreg, _behavior),
-        "fig9-cued-drifts-more": over_runs([_drift(run, "cued") - _drift(run, "ablated") for run in unreg]),
+        "fig9-drifts": contrast(at(members, kl_weight=1.0), unreg, same_behavior()),
+        "fig9-cued-drifts-more": contrast(unreg, unreg, same_behavior("ablated"), same_behavior("cued")),
     }
     shown = {
         weight: next((series for run, series in curves if run.point["kl_weight"] == weight), {})
         for weight in (1.0, 0.0)
     }
     return Outcome(rows, lambda path: _draw_fig9(path, shown), measured, stopped(runs[FIRST]))
-
-
-def _behavior(run: Run) -> float:
-    return float(run.summary["behavior"]["em"])
-
-
-def _drift(run: Run, side: str) -> float:
-    return 1 - float(run.summary["behavior"][side])
 
 
 def _draw_fig9(path: Path, shown: dict[float, dict[str, tuple[list[int], list[float]]]]) -> None:
@@ -127,11 +130,9 @@ def _fig10(runs: Runs) -> Outcome:
     rows += [
         row(group, what=name) for name, members in ((FIRST, first), (SECOND, second)) for group in by_point(members)
     ]
-    orig = difference(second, first, lambda run: float(run.summary["explanation"][
-        "self" if run.study == FIRST else "orig"]["em"]))  # fmt: skip
     least = min((share for who in ("m0", POLICY) for share in histogram(first, who).values()), default=math.nan)
     measured = {
-        "fig10-second-generation": orig,
+        "fig10-second-generation": contrast(second, first, explained("orig"), explained("self")),
         "fig10-second-generation-level": score(second, "explanation", "orig", "em"),
         "fig10-self-changed-f1": score(first, "explanation", "self", "changed_f1"),
         "fig10-self-unchanged-f1": score(first, "explanation", "self", "unchanged_f1"),
@@ -158,8 +159,8 @@ def _draw_fig10(path: Path, first: Sequence[Run], second: Sequence[Run]) -> None
     categories = list(shares["m0"])
 
     def draw(axes: Sequence[Any]) -> None:
-        series = {name: ([shares[who].get(category) for category in categories], colour)
-                  for who, name, colour in (("m0", "E(M0)", plots.ORIG), (POLICY, "E(M), λ = 1", plots.SELF))}  # fmt: skip
+        about = (("m0", "E(M0)", plots.ORIG), (POLICY, "E(M), λ = 1", plots.SELF))
+        series = {name: ([shares[who].get(one) for one in categories], colour) for who, name, colour in about}
         plots.bars(axes[0], categories, series, "(a) what there is to explain")
         axes[0].set_ylim(0, None)
         axes[0].tick_params(axis="x", rotation=60)
@@ -180,12 +181,7 @@ def _fig11_studies(settings: Settings) -> list[Study]:
 
 def _fig11(runs: Runs) -> Outcome:
     members = finished(runs["prompted"])
-    rows = [
-        {"shots": run.point["task.shots"], "em": run.summary["explanation"]["orig"]["em"],
-         "em_low": run.summary["explanation"]["orig"]["em_ci"][0], "em_high": run.summary["explanation"]["orig"]["em_ci"][1],
-         "unparsed": run.summary["explanation"]["orig"]["unparsed"], "cases": run.summary["cases"]}
-        for run in members
-    ]  # fmt: skip
+    rows = [_prompted(run) for run in members]
     best = max(rows, key=lambda one: one["em"], default=None)
     measured = {} if best is None else {"fig11-prompting-is-not-enough": _wilson(best)}
 
@@ -194,6 +190,13 @@ def _fig11(runs: Runs) -> Outcome:
         plots.bars(axes[0], names, {"M0, prompted": ([one["em"] for one in rows], plots.GREY)}, "Explanation EM")
 
     return Outcome(rows, lambda path: plots.figure(path, 1, draw, (5, 3.8)), measured, stopped(runs["prompted"]))
+
+
+def _prompted(run: Run) -> dict[str, Any]:
+    scores = run.summary["explanation"]["orig"]
+    low, high = scores["em_ci"]
+    found = {"shots": run.point["task.shots"], "em": scores["em"], "em_low": low, "em_high": high}
+    return {**found, "unparsed": scores["unparsed"], "cases": run.summary["cases"]}
 
 
 def _wilson(best: dict[str, Any]) -> Any:

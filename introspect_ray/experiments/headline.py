@@ -12,16 +12,17 @@ from introspect_ray.experiments.measure import (
     SCORES,
     bar,
     by_point,
-    difference,
+    contrast,
     finished,
     gap_of,
     gap_over_worlds,
     mean,
+    over_runs,
     row,
     score,
     stopped,
 )
-from introspect_ray.experiments.protocol import Experiment, Organism, Outcome, Run, Runs, Study
+from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study
 from introspect_ray.experiments.settings import Settings
 
 REG, UNREG = {"kl_weight": 1.0}, {"kl_weight": 0.0}
@@ -67,7 +68,7 @@ def _coupling(name: str, runs: Sequence[Run]) -> dict[str, Any]:
             found[f"{name}-{which}-self"] = score(members, "explanation", "self", "em")
             found[f"{name}-{which}-resolved"] = score(members, "disagreement", "self")
     if with_it and without:
-        found[f"{name}-reg-over-unreg"] = difference(with_it, without, gap_of())
+        found[f"{name}-reg-over-unreg"] = contrast(with_it, without, gap_of())
     return found
 
 
@@ -110,8 +111,6 @@ def _detail(number: str, kind: str) -> Experiment:
 def _score_gap(runs: Sequence[Run], name: str) -> Any:
     """Self - Orig of one of SCORES, over seeds."""
     pairs = [(mean([run], "explanation", "self", name), mean([run], "explanation", "orig", name)) for run in runs]
-    from introspect_ray.experiments.measure import over_runs
-
     return over_runs([own - orig for own, orig in pairs if own is not None and orig is not None])
 
 
@@ -142,11 +141,6 @@ def _fig14(runs: Runs) -> Outcome:
     return Outcome(
         rows, lambda path: _draw_headline(path, {name: list(of) for name, of in runs.items()}), measured, notes
     )
-
-
-def worlds_of(kind: str, settings: Settings) -> list[Organism]:
-    """The organisms of a kind's headline, for controls that run on the same runs."""
-    return settings.headline(kind)
 
 
 EXPERIMENTS = (

@@ -181,8 +181,8 @@ def _estimate(experiments: Sequence[Experiment], settings: Settings, out: Path) 
     total = len(trainings) * trial + setups * SETUP_S + evaluations * EVALUATION_S + building
     return "\n".join([
         *lines,
-        f"together {len(every)} different runs, {len(missing)} missing: {len(trainings)} trainings on {setups} set-ups, "
-        f"{evaluations} evaluations; {len(unbuilt)} organisms to build",
+        f"together {len(every)} different runs, {len(missing)} missing: {len(trainings)} trainings on {setups} "
+        f"set-ups, {evaluations} evaluations; {len(unbuilt)} organisms to build",
         f"about {total / 60:.0f} minutes at {trial:.0f} s per training ({measured})",
     ])  # fmt: skip
 

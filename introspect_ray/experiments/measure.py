@@ -6,9 +6,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from introspect_ray.experiments.protocol import Run
+from introspect_ray.scores import metrics
+from introspect_ray.scores.evaluated_cases import POLICY, TEST, EvaluatedCases
 from introspect_ray.scores.metrics import over_seeds
-from introspect_ray.scores.statistics import Estimate, clustered, over_worlds, paired_t
+from introspect_ray.scores.statistics import DRAWS, Estimate, clustered, over_worlds, paired_t
+
+Floats = NDArray[np.float64]
 
 PARTS = {"em": "em", "content": "content", "changed_accuracy": "changed"}  # of a gap, and their names in rows
 SCORES = ("em", "content", "changed_f1", "unchanged_f1")
@@ -84,19 +91,90 @@ def over_runs(values: Sequence[float]) -> Estimate:
     return Estimate(value, -math.inf, math.inf, f"no interval: {len(values)} run", len(values), 0)
 
 
-def difference(high: Sequence[Run], low: Sequence[Run], of: Callable[[Run], float]) -> Estimate:
-    """Of runs with the same seed (and world): of(high) - of(low), with a t interval over these pairs."""
-    others = {_pairing(run): of(run) for run in low}
-    return over_runs([of(run) - others[_pairing(run)] for run in high if _pairing(run) in others])
+Scored = Callable[[EvaluatedCases], Floats]  # per case, a number whose mean over cases is a score
+
+
+def explained(who: str = "self", part: str = "em") -> Scored:
+    """1 where the explanation is right about a policy ("self", "orig", or a name among the cases' pairs), else 0."""
+
+    def of(cases: EvaluatedCases) -> Floats:
+        truth = cases.truth({"self": POLICY, "orig": cases.orig}.get(who, who))
+        return np.array(
+            [metrics.PARTS[part](said, true) for said, true in zip(cases.parsed, truth, strict=True)], float
+        )
+
+    return of
+
+
+def gap_of(part: str = "em") -> Scored:
+    """Self - Orig: 1, 0 or -1."""
+    return lambda cases: explained("self", part)(cases) - explained("orig", part)(cases)
+
+
+def same_behavior(side: str = "both") -> Scored:
+    """1 where y(x) ("cued"), y(x∖C) ("ablated") or both are those of M0."""
+    sides = ("cued", "ablated") if side == "both" else (side,)
+
+    def of(cases: EvaluatedCases) -> Floats:
+        both = zip(cases.pairs[POLICY], cases.pairs[cases.orig], strict=True)
+        return np.array([all(getattr(now, one) == getattr(m0, one) for one in sides) for now, m0 in both], float)
+
+    return of
+
+
+def contrast(high: Sequence[Run], low: Sequence[Run], of: Scored, of_low: Scored | None = None) -> Estimate:
+    """The score of(high) - of_low(low) of runs that are paired by organism and seed and evaluated on the same cases.
+
+    Every organism counts the same. The interval is a bootstrap over organisms, then seeds, then questions, each level
+    as in scores/statistics.py: the pairs of one organism draw the same questions. of_low: None: as `of`. NaN if there
+    are no pairs. Raises ValueError if runs of one organism are of other cases.
+    """
+    others = {_pairing(run): run for run in low}
+    pairs: dict[Any, list[tuple[Run, Run]]] = {}
+    for run in high:
+        if _pairing(run) in others:
+            pairs.setdefault(run.organism, []).append((run, others[_pairing(run)]))
+    if not pairs:
+        return over_runs([])
+    rng = np.random.default_rng(0)
+    values, drawn, questions = list[float](), list[Floats](), 0
+    for members in pairs.values():
+        sums, sizes = _by_question(members, of, of_low or of)  # [pairs, questions], [questions]
+        shares = _shares(rng, len(sizes))
+        by_pair = (shares @ sums.T) / (shares @ sizes)[:, None]  # [draws, pairs]
+        drawn.append((_shares(rng, len(members)) * by_pair).sum(axis=1))
+        values.append(float(sums.sum() / (len(members) * sizes.sum())))
+        questions += len(sizes)
+    means = (_shares(rng, len(drawn)) * np.stack(drawn, axis=1)).sum(axis=1)
+    ends = np.quantile(means, (0.025, 0.975))
+    runs = sum(map(len, pairs.values()))
+    method = f"95 % bootstrap interval over {len(pairs)} organisms, then {runs} pairs of runs x {questions} questions"
+    return Estimate(float(np.mean(values)), float(ends[0]), float(ends[1]), method, runs, questions)
+
+
+def _by_question(pairs: Sequence[tuple[Run, Run]], of: Scored, of_low: Scored) -> tuple[Floats, Floats]:
+    """Per pair and question, the sum of the difference over its cases; per question, the number of its cases."""
+    first = pairs[0][0].cases().of(TEST)
+    places = {question: place for place, question in enumerate(dict.fromkeys(first.questions))}
+    at = [places[question] for question in first.questions]
+    sums: list[Floats] = []
+    for one, two in pairs:
+        cases = [run.cases().of(TEST) for run in (one, two)]
+        if any(list(given.case_ids) != list(first.case_ids) for given in cases):
+            raise ValueError(f"runs of other cases cannot be compared: {one.folder}, {two.folder}")
+        sums.append(np.bincount(at, weights=of(cases[0]) - of_low(cases[1])).astype(np.float64))
+    return np.stack(sums), np.bincount(at).astype(np.float64)
+
+
+def _shares(rng: np.random.Generator, units: int) -> Floats:
+    """Shares [DRAWS, units] of units - 1 draws with replacement (Rao and Wu 1988); one unit is always itself."""
+    times = max(1, units - 1)
+    shares: Floats = rng.multinomial(times, np.full(units, 1 / units), DRAWS) / times
+    return shares
 
 
 def _pairing(run: Run) -> tuple[Any, int]:
     return run.organism, run.seed
-
-
-def gap_of(part: str = "em") -> Callable[[Run], float]:
-    """Self - Orig of one run."""
-    return lambda run: float(run.summary["gap"][part]["value"])
 
 
 def row(runs: Sequence[Run], **about: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from introspect_ray.experiments.headline import POINTS
@@ -80,7 +79,8 @@ _DIRECTIONS = {"-changed-unchanged": "changed->unchanged", "-unchanged-changed":
 EXPERIMENTS = (
     _figure(
         "fig3", "cued",
-        ("What moves an answer moves its explanation", "Pearson r 0.89 (M_reg), 0.53 (M_unreg), 0.20 (M0); max NLD ≈ 0.4."),
+        ("What moves an answer moves its explanation",
+         "Pearson r 0.89 (M_reg), 0.53 (M_unreg), 0.20 (M0); max NLD ≈ 0.4."),
         _BOTH,
     ),
     _figure("fig15", "cued", ("Patching by direction", "As figure 3, with both directions apart."), _DIRECTIONS),

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +139,12 @@ def _policy(name: str, known: Mapping[str, str]) -> str:
     return _content(name) if bundled or Path(name).is_dir() else name
 
 
-@lru_cache(maxsize=None)
+@cache
 def _content(policy: str) -> str:
     return policy_id(local_policy(policy))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digest(file: str) -> str:
     path = Path(file)
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else f"not there: {file}"

@@ -14,37 +14,26 @@ from introspect_ray.experiments.measure import Bar
 SELF, ORIG, BEHAVIOR, GREY, TEAL, PURPLE = "#1f5fa8", "#e07b1a", "#2b2b2b", "#8a8a8a", "#3a9a8f", "#9a5fb0"
 COLOURS = {"self": SELF, "orig": ORIG, "behavior": BEHAVIOR, "second": TEAL, "mixture": PURPLE, "m0": ORIG}
 Draw = Callable[[Sequence[Any]], None]
+Levels = tuple[Sequence[float | None], str]  # a value per place, None where there is none; colour
 
 
-def figure(
-    path: Path, panels: int, draw: Draw, size: tuple[float, float] | None = None, columns: int | None = None
-) -> None:
+def figure(path: Path, panels: int, draw: Draw, size: tuple[float, float]) -> None:
     """Write a figure of `panels` plain axes, which `draw` fills; the suffix of `path` says the format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = columns or min(panels, 4)
-    lines = -(-panels // columns)
-    made = Figure(figsize=size or (4.2 * columns, 3.6 * lines), layout="constrained")
+    made = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(made)
-    axes = list(made.subplots(lines, columns, squeeze=False).flat)
-    for axis in axes[panels:]:
-        axis.set_visible(False)
-    for axis in axes[:panels]:
+    axes = list(made.subplots(1, panels, squeeze=False).flat)
+    for axis in axes:
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-    draw(axes[:panels])
+    draw(axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path, dpi=130)
 
 
-def curves(
-    axis: Any,
-    xs: Sequence[float],
-    series: Mapping[str, tuple[Sequence[float | None], str]],
-    title: str,
-    log: bool = False,
-) -> None:
+def curves(axis: Any, xs: Sequence[float], series: Mapping[str, Levels], title: str) -> None:
     """Curves over swept values at equal distances, with a tick at each; series: by name, (values, colour)."""
     places = list(range(len(xs)))
     for name, (ys, colour) in series.items():
@@ -78,7 +67,7 @@ def gaps(
     axis.legend(fontsize=8, frameon=False)
 
 
-def bars(axis: Any, names: Sequence[str], series: Mapping[str, tuple[Sequence[float | None], str]], title: str) -> None:
+def bars(axis: Any, names: Sequence[str], series: Mapping[str, Levels], title: str) -> None:
     """Groups of bars; series: by name, (a value per group, colour)."""
     width = 0.8 / max(1, len(series))
     for number, (name, (values, colour)) in enumerate(series.items()):

@@ -115,7 +115,8 @@ def _claims(judged: Sequence[Judged]) -> str:
         method = one.measured.method if one.measured and one.verdict.word != NOT_RUN else ""
         lines += (
             f"<tr><td><b class={_MARKS[one.verdict.word]}>{_text(one.verdict.word)}</b></td>"
-            f"<td>{_text(one.claim.text)}<br><span class=small>{_text(one.claim.id)}: {_text(one.claim.metric)}</span></td>"
+            f"<td>{_text(one.claim.text)}<br>"
+            f"<span class=small>{_text(one.claim.id)}: {_text(one.claim.metric)}</span></td>"
             f"<td>{_text(one.verdict.why)}<br><span class=small>{_text(method)}</span></td>"
             f"<td class=small>{_text(one.frozen)}</td></tr>"
         )

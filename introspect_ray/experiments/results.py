@@ -21,7 +21,7 @@ _NO_RUNS = "Not run: {gone} of its {all} runs are missing."
 
 @dataclass(frozen=True)
 class Judging:
-    """What claims are judged with. frozen: by claim id. check: whether worlds and seeds have to be those of the claim."""
+    """What claims are judged with. frozen: by claim id. check: whether the runs have to be those that a claim names."""
 
     claims: Sequence[Claim]
     frozen: Mapping[str, str]

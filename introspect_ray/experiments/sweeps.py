@@ -12,12 +12,14 @@ from introspect_ray.experiments.measure import (
     at,
     bar,
     by_point,
-    difference,
+    contrast,
+    explained,
     finished,
     gap,
     gap_of,
     mean,
     row,
+    same_behavior,
     score,
     stopped,
 )
@@ -26,6 +28,11 @@ from introspect_ray.experiments.settings import Settings
 from introspect_ray.scores.grid import grid_figure
 
 STUDY = "sweep"
+_BEHAVIOR = (
+    ("em", "both answers", plots.BEHAVIOR),
+    ("cued", "with the cue", plots.TEAL),
+    ("ablated", "without it", plots.PURPLE),
+)
 SOURCES = ("self", "m0", "second", "mixture")  # figure 6: whose explanations a run is scored against
 
 
@@ -70,8 +77,7 @@ def _draw(path: Path, runs: Sequence[Run], key: str) -> None:
 
     def draw(axes: Sequence[Any]) -> None:
         behavior = {f"to M0, {name}": ([mean(group, "behavior", field) for group in groups], colour)
-                    for field, name, colour in (("em", "both answers", plots.BEHAVIOR), ("cued", "with the cue", plots.TEAL),
-                                                ("ablated", "without it", plots.PURPLE))}  # fmt: skip
+                    for field, name, colour in _BEHAVIOR}  # fmt: skip
         explained = {who.title(): ([mean(group, "explanation", who, "em") for group in groups], plots.COLOURS[who])
                      for who in ("self", "orig")}  # fmt: skip
         if mixed:
@@ -114,8 +120,8 @@ def _of_lambda(runs: Sequence[Run]) -> dict[str, Any]:
     high, low = at(runs, kl_weight=1.0), at(runs, kl_weight=0.0)
     return {
         **_gaps_at("fig4", runs, "kl_weight"),
-        "fig4-rises": difference(high, low, gap_of()),
-        "fig4-behavior-rises": difference(high, low, _behavior),
+        "fig4-rises": contrast(high, low, gap_of()),
+        "fig4-behavior-rises": contrast(high, low, same_behavior()),
     }
 
 
@@ -123,8 +129,8 @@ def _of_agreement(runs: Sequence[Run]) -> dict[str, Any]:
     high, low = _ends(runs, "supervision.agreement")
     return {
         **_gaps_at("fig5", runs, "supervision.agreement"),
-        "fig5-self-falls": difference(high, low, _self),
-        "fig5-behavior-flat": difference(high, low, _behavior),
+        "fig5-self-falls": contrast(high, low, explained()),
+        "fig5-behavior-flat": contrast(high, low, same_behavior()),
     }
 
 
@@ -132,37 +138,21 @@ def _of_mixing(runs: Sequence[Run]) -> dict[str, Any]:
     high, low = _ends(runs, "supervision.mixing_ratio")
     return {
         **_gaps_at("fig6", runs, "supervision.mixing_ratio"),
-        "fig6-self-falls": difference(low, high, _self),
-        "fig6-behavior-steady": difference(high, low, _behavior),
-        "fig6-self-over-second": difference(high, high, _self_over_second),
+        "fig6-self-falls": contrast(low, high, explained()),
+        "fig6-behavior-steady": contrast(high, low, same_behavior()),
+        **({"fig6-self-over-second": gap(high, a="self", b="second")} if high else {}),
     }
-
-
-def _self_over_second(run: Run) -> float:
-    return _self(run) - float(run.summary["sources"]["second"]["em"])
 
 
 def _of_rank(runs: Sequence[Run]) -> dict[str, Any]:
     high, low = _ends(runs, "lora_rank")
-    return {**_gaps_at("fig17", runs, "lora_rank"), "fig17-widens": difference(high, low, gap_of())}
+    return {**_gaps_at("fig17", runs, "lora_rank"), "fig17-widens": contrast(high, low, gap_of())}
 
 
 def _of_rate(runs: Sequence[Run]) -> dict[str, Any]:
     high, low = _ends(runs, "learning_rate")
-    found = {**_gaps_at("fig18", runs, "learning_rate"), "fig18-widens": difference(high, low, gap_of())}
-    return {**found, "fig18-orig-falls": difference(low, high, _orig)}
-
-
-def _self(run: Run) -> float:
-    return float(run.summary["explanation"]["self"]["em"])
-
-
-def _orig(run: Run) -> float:
-    return float(run.summary["explanation"]["orig"]["em"])
-
-
-def _behavior(run: Run) -> float:
-    return float(run.summary["behavior"]["em"])
+    found = {**_gaps_at("fig18", runs, "learning_rate"), "fig18-widens": contrast(high, low, gap_of())}
+    return {**found, "fig18-orig-falls": contrast(low, high, explained("orig"))}
 
 
 # --- the joint grid --------------------------------------------------------------------------------------------------
@@ -202,8 +192,8 @@ EXPERIMENTS = (
     _sweep(
         "fig6", "supervision.mixing_ratio", "mixing_ratio",
         ("Labels of a second policy for a share α",
-         "Self > Orig at every α; Self falls from 88 to 69 %; Behavior EM is steady at 80 % to M0 and 55 % to the second "
-         "policy, whose labels agree with M0's on 53 %."),
+         "Self > Orig at every α; Self falls from 88 to 69 %; Behavior EM is steady at 80 % to M0 and 55 % to the "
+         "second policy, whose labels agree with M0's on 53 %."),
         {"supervision.rule": "mixed"}, _of_mixing, part="second_policy",
     ),
     _sweep(
