@@ -207,16 +207,29 @@ def explain(model, cases, eos):
 
 @torch.no_grad()
 def evaluate(policy, m0, cases, eos):
-    """Shares of the held-out cases: {"Self": (both parts, content, changed?), "Orig": ..., "Behavior EM": share}."""
+    """(rows, Behavior EM) over the held-out cases. Rows, of both parts, content and changed?: the shares that are right
+    against E(M) (Self) and E(M0) (Orig), their difference, and half of its 95 % interval."""
     now, before = (behaviours(answer_logits_NV(model, cases), cases) for model in (policy, m0))
     said = explain(policy, cases, eos)
 
-    def scores(pairs):
-        right = [(e == t, e[1] == t[1], e[0] == t[0]) for e, t in zip(said, map(explanation, pairs))]
-        return [sum(part) / len(cases) for part in zip(*right)]
+    def right(pairs):  # per part, per case
+        return zip(*[(e == t, e[1] == t[1], e[0] == t[0]) for e, t in zip(said, map(explanation, pairs))])
 
-    same = sum(a == b for a, b in zip(now, before)) / len(cases)
-    return {"Self": scores(now), "Orig": scores(before), "Behavior EM": same}
+    rows = []
+    for own, orig in zip(right(now), right(before)):
+        gap, half = mean_and_half([a - b for a, b in zip(own, orig)], cases)
+        rows.append((sum(own) / len(cases), sum(orig) / len(cases), gap, half))
+    return rows, sum(a == b for a, b in zip(now, before)) / len(cases)
+
+
+def mean_and_half(values, cases):
+    """The mean of one value per case, and 1.96 standard errors of it. Cases with the same x∖C are one question and may
+    be right or wrong together, so what is added up and squared is whole questions."""
+    mean, by_question = sum(values) / len(values), {}
+    for value, case in zip(values, cases):
+        key = tuple(case.ablated)
+        by_question[key] = by_question.get(key, 0) + value - mean
+    return mean, 1.96 * sum(total**2 for total in by_question.values()) ** 0.5 / len(values)
 
 
 def main():
@@ -238,11 +251,11 @@ def main():
         if step % 25 == 0 or step == args.steps - 1:
             print(f"step {step:4}  loss {loss:.4f}  cross-entropy {cross_entropy:.4f}  KL {kl:.4f}", flush=True)
 
-    scores = evaluate(policy, m0, test, tokenizer.eos_token_id)
-    print(f"{len(test)} held-out cases   Self %  Orig %  gap (points)")
-    for name, own, orig in zip(("explanation EM", "content", "changed?"), scores["Self"], scores["Orig"]):
-        print(f"{name:21}{100 * own:9.1f}{100 * orig:8.1f}{100 * (own - orig):+14.1f}")
-    print(f"{'Behavior EM %':21}{100 * scores['Behavior EM']:9.1f}")
+    rows, behavior_em = evaluate(policy, m0, test, tokenizer.eos_token_id)
+    print(f"{len(test)} held-out cases   Self %  Orig %  gap (points; ± 95 % interval over questions, one seed)")
+    for name, (own, orig, gap, half) in zip(("explanation EM", "content", "changed?"), rows):
+        print(f"{name:21}{100 * own:9.1f}{100 * orig:8.1f}{100 * gap:+14.1f} ± {100 * half:.1f}")
+    print(f"{'Behavior EM %':21}{100 * behavior_em:9.1f}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Arguments:
     resume: bool
     overwrite: bool
     flags: dict[str, Any] = field(default_factory=dict)  # a command's own options by name
-    names: tuple[str, ...] = ()  # positional words without "=", where a command takes them
+    names: tuple[str, ...] = ()  # positional words without "=" or with "/" before it, where a command takes them
 
 
 Flags = Callable[[argparse.ArgumentParser], None]
@@ -54,7 +54,8 @@ def parse(
         flags(parser)
     known = vars(parser.parse_intermixed_args(argv))
     words = known.pop("overrides")
-    names = tuple(word for word in words if "=" not in word) if takes_names else ()
+    # A path may hold "=", as the trials of a sweep do; a key has no slash.
+    names = tuple(word for word in words if "=" not in word or "/" in word.partition("=")[0]) if takes_names else ()
     pairs = [parse_override(word) for word in words if word not in names]
     shared = {name: known.pop(name) for name in ("config", "dry_run", "resume", "overwrite")}
     known.pop("help")

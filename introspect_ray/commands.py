@@ -97,6 +97,26 @@ def plan_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON too")
 
 
+def controls(args: Arguments) -> None:
+    """What decides whether the gap of finished runs means what it says: numbers with intervals, and controls.json.
+
+    introspect-ray controls runs/sweep                         all runs of a sweep, siblings by training
+    introspect-ray controls runs/a runs/b --out runs/controls
+
+    Explanations against siblings' behaviour, drift swap, a policy at the same distance, labels shuffled over cases,
+    constant explainers, offsets refitted (task.calibration), second generation (reference_policy). From the evaluated
+    cases of the runs alone, without policies.
+    """
+    from introspect_ray.experiments.controls_job import controls_job
+
+    controls_job(args)
+
+
+def controls_flags(parser: argparse.ArgumentParser) -> None:
+    """The options of `controls`."""
+    parser.add_argument("--out", metavar="FOLDER", default="runs/controls", help="for controls.json (runs/controls)")
+
+
 def quickstart(args: Arguments) -> None:
     """The main job on the bundled organism: λ = 0 and λ = 1 with fixed labels, then online relabelling at ν = 1.
 
@@ -137,6 +157,7 @@ COMMANDS = {
     "evaluate": Command(evaluate, evaluate_flags),
     "audit": Command(audit),
     "replay": Command(replay),
+    "controls": Command(controls, controls_flags, takes_names=True),
     "plan": Command(plan, plan_flags),
     "quickstart": Command(quickstart),
     "reproduce": Command(reproduce, reproduce_flags, takes_names=True),

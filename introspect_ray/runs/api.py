@@ -89,8 +89,8 @@ def evaluate(
     >>> from introspect_ray import evaluate, load_config
     >>> config = load_config(overrides={"output_dir": "runs/scores", "rollout.engine": "transformers"})
     >>> scores = evaluate(config, {"task.test_cases": 32, "eval.policy": "organism:second"})
-    >>> scores["base"], scores["policy"], scores["cases"]
-    ('organism', 'organism:second', 32)
+    >>> scores["base"], scores["policy"], scores["cases"], scores["dev"]["cases"]
+    ('organism', 'organism:second', 26, 6)
     """
     cfg = _replaced(config, overrides)
     with jobs.local_trained_policy(cfg, overwrite=overwrite) as local:

@@ -108,23 +108,28 @@ def _draw_gaps(
     swept: Sequence[float],
     gaps: Mapping[float, Mapping[str, Mapping[str, Any]]],
 ) -> None:
-    """Lines with a bar per swept value; the single seeds of the gap in EM."""
+    """Lines with a bar per swept value, side by side so that bars do not cover each other; the seeds' gaps in EM."""
+    from matplotlib.transforms import ScaledTranslation
+
     axis.axhline(0, color=GREY, linewidth=1)
-    for rank, curve in enumerate(_GAP_CURVES):
+    for curve, aside in zip(_GAP_CURVES, (0, 5, -5)):  # in points of 1/72 inch
         known = [(x, gap[curve.path[0]]) for x, gap in gaps.items() if gap[curve.path[0]]["value"] is not None]
         if not known:
             continue
+        shifted = axis.transData + ScaledTranslation(aside / 72, 0, axis.figure.dpi_scale_trans)
+        style = {"color": curve.colour, "transform": shifted, "linewidth": 1.2 if aside else 1.8}
         xs, means = [x for x, _ in known], [100 * gap["value"] for _, gap in known]
-        width = 1.8 if rank == 0 else 1.2
-        axis.plot(
-            xs, means, curve.style, color=curve.colour, label=curve.name, marker="o", markersize=4, linewidth=width
-        )
+        axis.plot(xs, means, curve.style, label=curve.name, marker="o", markersize=4, **style)
         barred = [(x, 100 * gap["ci"][0], 100 * gap["ci"][1]) for x, gap in known if gap["ci"] is not None]
         if barred:
-            axis.vlines(*zip(*barred), color=curve.colour, linewidth=5 - 1.5 * rank, alpha=0.4)
+            axis.vlines(*zip(*barred), alpha=0.4, **{**style, "linewidth": 4})
     dots = [100 * (at(s, ("explanation", "self", "em")) - at(s, ("explanation", "orig", "em"))) for s in summaries]
     axis.scatter(swept, dots, s=13, color=BEHAVIOR, alpha=0.45, linewidths=0, zorder=3)
     axis.set_ylabel("points")
+    ends = [end for by_part in gaps.values() for gap in by_part.values() for end in gap["ci"] or (gap["value"] or 0.0,)]
+    low, high = min(0.0, *dots, 100 * min(ends)), max(0.0, *dots, 100 * max(ends))
+    room = 0.08 * (high - low) or 1.0
+    axis.set_ylim(low - room, high + room)  # by hand: what is shifted counts for no limit
 
 
 def _note(summaries: Sequence[Mapping[str, Any]], gaps: Mapping[float, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -140,7 +145,7 @@ def _scale_x(axis: Any, swept: Sequence[float], key: str) -> None:
     positive = [x for x in xs if x > 0]
     if leaf(key) == "kl_weight" and positive and len(xs) > 1:
         axis.set_xscale("symlog", linthresh=min(positive), linscale=0.6)
-        axis.set_xlim(xs[0] - 0.15 * min(positive) if xs[0] == 0 else xs[0] / 1.5, xs[-1] * 1.6)
+        axis.set_xlim(xs[0] - 0.3 * min(positive) if xs[0] == 0 else xs[0] / 1.5, xs[-1] * 1.6)
     elif leaf(key) in LOG_KEYS and positive == xs and len(xs) > 1:
         axis.set_xscale("log")
     axis.set_xticks(xs, [f"{x:g}" for x in xs], rotation=45 if len(xs) > 6 else 0)

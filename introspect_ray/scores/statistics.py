@@ -5,7 +5,7 @@ anew is a whole question, a whole run (seed) and a whole world, never a case. Ev
 with replacement (Rao and Wu 1988), which gives a mean the variance s²/n; n of n would give (n - 1)/n of it, a third too
 little with three seeds. Levels are drawn independently, so that what they share is counted in each: intervals of
 several levels err to the wide side. Percentiles of few units see no further than these units do: with three seeds
-read `paired_t` beside it.
+read `paired_t` beside it, which is about seeds alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from introspect_ray.scores.metrics import PARTS
 from introspect_ray.scores.student_t import t_quantile
 
 DRAWS = 2000
+BLOCK = 2_000_000  # numbers that are drawn at once: 16 MB
 SELF, ORIG = "self", "orig"
 Floats = NDArray[np.float64]
 
@@ -99,7 +100,7 @@ def over_worlds(
     rng = np.random.default_rng(0)
     worlds = [_world(by_world[name], part, a, b, split) for name in sorted(by_world)]
     drawn = np.stack([_drawn(world, rng) for world in worlds], axis=1)  # [draws, worlds]
-    weights = _weights(rng, len(worlds))
+    weights = _weights(rng, len(worlds), DRAWS)
     runs, questions = sum(len(w.sums) for w in worlds), sum(w.sums.shape[1] for w in worlds)
     over = f"{len(worlds)} worlds, then their seeds ({runs} runs) x questions ({questions})"
     value = math.fsum(world.mean for world in worlds) / len(worlds)
@@ -135,16 +136,18 @@ def _world(cases_by_run: Sequence[EvaluatedCases], part: str, a: str, b: str, sp
 def _drawn(world: _World, rng: np.random.Generator) -> Floats:
     """Means of one world [draws], with its questions and its runs drawn anew."""
     runs, questions = world.sums.shape
-    weights = _weights(rng, questions)
-    by_run = (weights @ world.sums.T) / (weights @ world.sizes)[:, None]  # [draws, runs]
-    means: Floats = (_weights(rng, runs) * by_run).sum(axis=1)
+    block = max(1, BLOCK // questions)
+    parts = (_weights(rng, questions, min(block, DRAWS - done)) for done in range(0, DRAWS, block))
+    by_run = np.concatenate([(part @ world.sums.T) / (part @ world.sizes)[:, None] for part in parts])  # [draws, runs]
+    means: Floats = (_weights(rng, runs, DRAWS) * by_run).sum(axis=1)
     return means
 
 
-def _weights(rng: np.random.Generator, units: int) -> Floats:
+def _weights(rng: np.random.Generator, units: int, draws: int) -> Floats:
     """Shares [draws, units] of n - 1 draws of n units with replacement; one unit is always itself."""
     times = max(1, units - 1)
-    shares: Floats = rng.multinomial(times, np.full(units, 1 / units), DRAWS) / times
+    drawn = rng.integers(units, size=(draws, times)) + units * np.arange(draws)[:, None]
+    shares: Floats = np.bincount(drawn.ravel(), minlength=draws * units).reshape(draws, units) / times
     return shares
 
 
@@ -157,7 +160,8 @@ def _estimate(value: float, drawn: Floats, over: str, runs: int, questions: int)
 def paired_t(values: Sequence[float]) -> Estimate:
     """The mean over seeds with its 95 % t interval. values: per seed a difference (Self - Orig), which pairs the two.
 
-    Raises ValueError for fewer than two seeds, which have no spread.
+    It is about other seeds on the same questions: as all seeds share these, it says nothing about other ones. Raises
+    ValueError for fewer than two seeds, which have no spread.
     """
     mean, half = _t_interval(values, 0.95)
     return Estimate(mean, mean - half, mean + half, f"95 % t interval over {len(values)} seeds", len(values), 0)

@@ -11,7 +11,7 @@ import pytest
 
 from introspect_ray.config import RunConfig, load_config, override
 
-CASES = {"task.train_cases": 96, "task.test_cases": 64}
+CASES = {"task.train_cases": 96, "task.test_cases": 64, "eval.dev_fraction": 0}  # tests compare all held-out cases
 
 
 @dataclass

@@ -48,7 +48,8 @@ def test_train(tmp_path: Path):
 
 def test_sweep(tmp_path: Path):
     run_example(sweep)
-    assert [row["kl_weight"] for row in json.loads((tmp_path / "runs" / "two" / "sweep.json").read_text())] == [0, 1]
+    written = json.loads((tmp_path / "runs" / "two" / "sweep.json").read_text())
+    assert [row["kl_weight"] for row in written["rows"]] == [row["kl_weight"] for row in written["aggregate"]] == [0, 1]
 
 
 def test_evaluate_leaves_a_callers_own_ray_running(tmp_path: Path):

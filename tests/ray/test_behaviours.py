@@ -65,6 +65,7 @@ def test_labels_of_several_tokens_and_judged_text_in_one_online_run(tmp_path: Pa
         f"task.test_path={tmp_path / 'test.jsonl'}", "policy=organism", "steps=3", "batch_size=16",
         "learning_rate=1e-3", "supervision.rule=online", f"judge.words={tmp_path / 'words.yaml'}",
         "task.calibration=contextual", f"output_dir={out}", "tracking.backend=jsonl",
+        "eval.dev_fraction=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())

@@ -145,6 +145,6 @@ def test_training_keeps_to_the_reference_policy(tmp_path: Path):
     assert {label.provenance.source_model for label in read_labels(str(out / "labels"))} == {"organism:second"}
     untrained = table(out, UNTRAINED)
     assert answers(untrained, "policy") == answers(untrained, "m0") != answers(untrained, "reference")
-    cases = table(out, TRAINED)
+    cases = table(out, TRAINED).of("test")
     same = [a == b for a, b in zip(answers(cases, "policy"), answers(cases, "reference"), strict=True)]
     assert summary["behavior"]["em"] == sum(same) / len(same)

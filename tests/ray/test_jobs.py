@@ -31,7 +31,8 @@ def test_sweep_lambda_leaves_what_outsiders_rely_on(tmp_path):
     out = tmp_path / "sweep"
     done = job("sweep_lambda", *SMALL, f"output_dir={out}", "kl_weight=[1,0]", "seeds=[0]")
     assert done.returncode == 0, done.stderr
-    summaries = json.loads((out / "sweep.json").read_text())
+    written = json.loads((out / "sweep.json").read_text())
+    summaries = written["rows"]
     for summary in summaries:
         check_summary(summary)
     assert [s["kl_weight"] for s in summaries] == [0, 1]
@@ -42,6 +43,10 @@ def test_sweep_lambda_leaves_what_outsiders_rely_on(tmp_path):
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert (len(parents), len(children)) == (1, 2)
     assert {run.info.status for run in runs} == {"FINISHED"}
+    for step, name in ((0, "gap.em"), (1, "gap.content_low")):
+        history = client.get_metric_history(parents[0].info.run_id, name)
+        gap = written["aggregate"][step]["gap"][name.removeprefix("gap.").removesuffix("_low")]
+        assert history[step].step == step and history[step].value == (gap["ci"][0] if "_low" in name else gap["value"])
     assert {run.data.params["kl_weight"] for run in children} == {"0.0", "1.0"}
     assert all("explanation.self.em" in run.data.metrics and "loss" in run.data.metrics for run in children)
     again = job("sweep_lambda", *SMALL, f"output_dir={out}", "kl_weight=[0,1]")
@@ -63,7 +68,7 @@ def test_a_trial_that_diverges_costs_the_sweep_no_other_result(tmp_path):
     assert [line.split(": ")[:2] for line in done.stdout.splitlines() if line.startswith("failed")] == [
         ["failed   learning_rate=1e+30,seed=0", "training diverged"]
     ]
-    kept, failed = json.loads((out / "sweep.json").read_text())
+    kept, failed = json.loads((out / "sweep.json").read_text())["rows"]
     assert kept.pop("learning_rate") == 1e-3
     check_summary(kept)
     assert (failed["learning_rate"], failed["seed"]) == (1e30, 0) and "training diverged: loss" in failed["failed"]
@@ -208,4 +213,4 @@ def test_ray_job_submit(tmp_path):
                 break
             time.sleep(3)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())) == 2
+    assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]) == 2

@@ -97,7 +97,7 @@ def test_the_exported_policy_is_the_evaluated_one(live):
     same = [p.cued == q.cued and p.ablated == q.ablated for p, q in zip(pairs, live.setup.m0_test, strict=True)]
     assert summary["behavior"]["em"] == sum(same) / len(same)
     assert summary["supervision"] == {"rule": "fixed", "agreement": None, "mixing_ratio": None}
-    assert summary["cases"] == {"train": 96, "test": 64}
+    assert summary["cases"] == {"train": 96, "test": 64, "questions": 62} and summary["dev"] is None
 
 
 def test_same_seed_same_bits_whatever_the_timing(live):

@@ -19,7 +19,7 @@ def setup_of(pairs: list[BehaviorPair]) -> SimpleNamespace:
     said = [pair.explanation for pair in pairs]
     ids = [pair.case_id for pair in pairs]
     untrained = EvaluatedCases(ids, [""] * n, [""] * n, ["AB"] * n, behavior, [""] * n, said)
-    return SimpleNamespace(untrained=untrained, m0_test=pairs)
+    return SimpleNamespace(untrained=untrained, m0_test=pairs, m0_reported=pairs)
 
 
 @pytest.mark.parametrize(("mode", "warned"), [("warn", True), ("stop", True), ("off", False)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,21 @@ import pytest
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import decode_turn, tokenize_case
 from introspect_ray.cli import Arguments
-from introspect_ray.config import RunConfig
+from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
 from introspect_ray.labels.rules import mixing_draw
 from introspect_ray.policy import load_tokenizer, resolve_policy
 from introspect_ray.records import BehaviorPair, Case, Explanation, Templates
-from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said, trained_cases, write_cases
+from introspect_ray.runs.evaluated import (
+    Behavior,
+    Said,
+    behavior_of,
+    evaluated_cases,
+    question_of,
+    said,
+    trained_cases,
+    write_cases,
+)
 from introspect_ray.runs.recompute import differences, recompute_job
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation import evaluate
@@ -46,7 +56,7 @@ def pairs(*answers: str) -> list[BehaviorPair]:
 def untrained() -> EvaluatedCases:
     m0 = Behavior(pairs("AB", "BB", "AA"))
     behaviors = {"m0": m0, "policy": m0, "second": Behavior(pairs("BA", "BA", "BA"))}
-    return evaluated_cases(TEST, behaviors, [Said("", None)] * 3)
+    return evaluated_cases(RunConfig(), TEST, behaviors, [Said("", None)] * 3)
 
 
 def test_explanations_keep_their_text_and_are_read_by_the_templates_of_their_case():
@@ -80,6 +90,26 @@ def test_held_out_cases_have_the_mask_that_they_would_have_in_training():
     assert cases.from_second == [mixing_draw(11, f"c{i}") < 0.5 for i in range(3)]
 
 
+def test_cases_with_the_same_ablated_prompt_are_one_question():
+    """Three cases of one question are not split. Of 13 cases on 11 questions round(.2 * 11) = 2 questions are dev."""
+    assert untrained().questions == [question_of(TEST[0])] * 3 and set(untrained().splits) == {"test"}
+    ten = [{"role": "user", "content": "metal " * n + "color?"} for n in range(2, 12)]
+    prompts = [(PROMPT, PROMPT), ((ten[0],), PROMPT), *((PROMPT, (one,)) for one in ten), (PROMPT, (ten[0],))]
+    texts = [Case(f"c{i}", x, ablated, "How?", ("A", "B"), templates=WORDING) for i, (x, ablated) in enumerate(prompts)]
+    table = CaseTable.build(tokenize_case(one, TOKENIZER) for one in texts)
+    behavior = Behavior(pairs(*["AB"] * len(texts)))
+
+    def splits(**keys: object) -> EvaluatedCases:
+        cfg = override(RunConfig(), {name.replace("__", "."): value for name, value in keys.items()})
+        return evaluated_cases(cfg, table, {"m0": behavior, "policy": behavior}, [Said("", None)] * len(texts))
+
+    cases = splits()
+    assert cases.questions[0] == cases.questions[1] != cases.questions[2] == cases.questions[12]
+    assert len(set(cases.questions)) == 11 and len(set(cases.of("dev").questions)) == 2
+    assert splits(seed=1).splits == cases.splits != splits(task__seed=1).splits  # the cases', not the run's seed
+    assert set(splits(eval__dev_fraction=0).splits) == {"test"}
+
+
 def finished(out: Path, **also: object) -> EvaluatedCases:
     """A run's folder with the table and a summary of its metrics."""
     store = open_store(out)
@@ -87,12 +117,26 @@ def finished(out: Path, **also: object) -> EvaluatedCases:
     cases = write_cases(
         store, TRAINED, trained_cases(RunConfig(), untrained(), Behavior(pairs("BB", "BB", "AA")), said)
     )
-    store.write_json("summary.json", {"task": "t", "cases": {"train": 9, "test": 3}, **evaluate(cases), **also})
+    store.write_json(
+        "summary.json", {"task": "t", "cases": {"train": 9, "test": 3, "questions": 1}, **evaluate(cases), **also}
+    )
     return cases
 
 
 def recompute(*folder: str, **arguments: object) -> bool:
     return recompute_job(Arguments(None, {}, False, False, False, {"from": folder[0]}, **arguments))
+
+
+def test_a_split_that_was_written_is_recomputed(tmp_path, capsys):
+    """The dev cases of the table are those of the summary's block; the others are counted."""
+    store = open_store(tmp_path)
+    cases = replace(untrained(), splits=["test", "dev", "test"])
+    store.write_json("summary.json", {"cases": {"train": 9, "test": 2, "questions": 1}, **evaluate(cases)})
+    assert write_cases(store, TRAINED, cases).splits == ["test", "dev", "test"] and recompute(str(tmp_path))
+    write_cases(store, TRAINED, replace(cases, splits=["test", "dev", "dev"]))
+    capsys.readouterr()
+    assert not recompute(str(tmp_path))
+    assert "DIFFERS  cases: the table gives 1, the file has 2" in capsys.readouterr().out
 
 
 def test_what_was_written_gives_the_metrics_of_the_summary(tmp_path, capsys):

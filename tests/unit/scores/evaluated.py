@@ -32,7 +32,8 @@ def cases(policy: str, m0: str, parsed: list[Explanation | None], groups: str = 
 
 
 def random_cases(seed: int, n: int = 40) -> EvaluatedCases:
-    """Every second seed a mixed run, every third in groups, every fifth free text; two further policies."""
+    """Every second seed a mixed run, every third in groups, every fifth free text, every fourth with a dev split; two
+    further policies. Thirty questions, ten of them with two cases."""
     rng = random.Random(seed)
     ids = [f"case-{seed}-{i}" for i in range(n)]
     labels = [tuple(rng.sample(["NTA", "YTA", "naïve", "möglich"], rng.randint(2, 4))) for _ in ids]
@@ -58,4 +59,6 @@ def random_cases(seed: int, n: int = 40) -> EvaluatedCases:
         parsed=[rng.choice([None, Explanation(rng.random() < 0.5, rng.choice(allowed))]) for allowed in labels],
         texts={name: [(f"x {case_id}", "") for case_id in ids] for name in policies} if free else {},
         from_second=[rng.random() < 0.5 for _ in ids] if seed % 2 else None,
+        questions=[f"q{i % 30}" for i in range(n)],
+        splits=["dev" if seed % 4 == 3 and i % 30 < 6 else "test" for i in range(n)],
     )

@@ -30,6 +30,28 @@ def test_evaluate_by_hand():
     assert out["groups"] == {} and out["sources"] is None
 
 
+def test_results_are_of_the_test_split_and_the_dev_split_has_gaps_of_its_own():
+    """Cases 0, 1 test, 2, 3 (one question) dev. Test: right for Self on 0 alone. Dev: right for Orig on both. All four
+    together would give a gap of -1/4. The policies answer alike on no case."""
+    said = [E(False, "A"), None, E(False, "B"), E(False, "B")]
+    some = cases("AA AA AA AA", "BB BB BB BB", said, questions=list("abcc"), splits=["test", "test", "dev", "dev"])
+    out = evaluate(some)
+    assert (
+        out["gap"]["em"]["value"] == out["explanation"]["self"]["em"] == 0.5 and out["explanation"]["orig"]["em"] == 0
+    )
+    assert out["dev"]["cases"] == 2 and out["dev"]["questions"] == 1 and out["dev"]["gap"]["em"]["value"] == -1
+    assert details(some)["gap"]["value"] == 0.5 and sum(details(some)["histogram"]["m0"].values()) == 2
+    assert evaluate(some.of("test")) == {**out, "dev": None}
+
+
+def test_the_gaps_interval_is_clustered_by_question():
+    """Two cases right by Self only, of one question beside two right by neither of another: see test_gap.py."""
+    said = [E(False, "A")] * 2 + [None] * 2
+    some = cases("AA AA AA AA", "BB BB BB BB", said, questions=list("aabb"))
+    assert evaluate(some)["gap"]["em"]["ci"] == pytest.approx([-0.398209, 0.898209], abs=2e-6)
+    assert details(some)["gap"]["interval"] == evaluate(some)["gap"]["em"]["ci"]
+
+
 def test_the_gaps_interval_by_hand():
     """One case, right by Self only: 1/3 ± 1.96 sqrt(2 - 1/3) / 3 = 1/3 ± 0.843450, cut at 1."""
     gap = evaluate(cases("BA", "AA", [E(True, "A")]))["gap"]["em"]
@@ -81,6 +103,11 @@ def test_a_mixture_needs_the_second_policy_and_a_mask_per_case():
         mixture_scores(cases("AA", "AA", [None], second="AA"), [True, True])
 
 
+def test_further_policies_are_scored_on_the_test_split():
+    some = cases("AA AA", "AA AA", [E(True, "B"), None], splits=["test", "dev"], **{"against:B": "AB AB"})
+    assert against_scores(some)["B"]["em"] == 1.0
+
+
 def test_further_policies_by_name():
     """A policy called "policy" or "m0" in eval.against is not the one that is evaluated."""
     out = against_scores(cases("AA", "AA", [E(True, "B")], **{"against:org/model-0.5": "AB", "against:policy": "BB"}))
@@ -103,14 +130,18 @@ def test_details_by_hand():
 @pytest.mark.parametrize("seed", [3, 9])
 def test_blocks_agree_with_each_other(seed):
     """Three mixed groups: their scores, weighted by their cases, are those of all; the gaps are differences."""
-    some = random_cases(seed)
-    out = evaluate(some)
+    out = evaluate(random_cases(seed))
+    some = random_cases(seed).of("test")
     for part, gap in out["gap"].items():
         own, orig = (out["explanation"][source][part] for source in ("self", "orig"))
         assert gap["value"] == pytest.approx(own - orig) and gap["ci"][0] <= gap["value"] <= gap["ci"][1]
         weighted = sum(group["cases"] * group["explanation"]["self"][part] for group in out["groups"].values())
         assert len(out["groups"]) == 3 and weighted / len(some) == pytest.approx(own)
-    assert out["sources"]["self"] == out["explanation"]["self"] == explanation_scores(some.parsed, some.truth("policy"))
+    assert (
+        out["sources"]["self"]
+        == out["explanation"]["self"]
+        == explanation_scores(some.parsed, some.truth("policy"), some.questions)
+    )
     assert out["sources"]["behavior"]["m0"] == out["behavior"]
     assert out["sources"]["behavior"]["second"] == behavior_scores(some.pairs["policy"], some.pairs["second"])
 
@@ -132,6 +163,8 @@ def test_evaluate_refuses_no_cases():
         ({"pairs": {"m0": pairs("AB AA")}}, "need the pairs of 'policy'; they have those of .'m0'."),
         ({"from_second": [True, False]}, "need the pairs of 'second'"),
         ({"texts": {"third": [("", "")] * 2}}, "need the pairs of 'third'"),
+        ({"questions": ["q"]}, "2 evaluated cases, but 1 questions"),
+        ({"splits": ["dev", "train"]}, "splits of evaluated cases are 'dev' and 'test'; they hold .'dev', 'train'."),
     ],
 )
 def test_cases_that_do_not_fit_together_are_refused(fields, message):

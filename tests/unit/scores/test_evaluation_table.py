@@ -22,7 +22,9 @@ def test_cases_and_metrics_survive_the_file(seed):
     after = from_table(table)
     assert after == before
     assert evaluate(after) == evaluate(before) and details(after) == details(before)
-    assert recompute(table) == {"cases": 40, **evaluate(before), "against": against_scores(before)}
+    tested = len(before.of("test"))
+    assert recompute(table) == {"cases": tested, **evaluate(before), "against": against_scores(before)}
+    assert (tested < 40) == (seed in (3, 7))  # with a dev split
     json.dumps(recompute(table), allow_nan=False)
 
 
@@ -30,13 +32,21 @@ def test_the_columns():
     side = ["cued", "ablated", "cued_logprobs", "ablated_logprobs", "cued_off_format", "ablated_off_format"]
     each = [*side, "weight_version", "changed", "content"]
     assert TABLE.column_names == [
-        "case_id", "group", "metadata", "labels", *(f"{policy}.{name}" for policy in ("m0", "policy") for name in each),
-        "said", "said_changed", "said_content",
+        "case_id", "question", "split", "group", "metadata", "labels",
+        *(f"{policy}.{name}" for policy in ("m0", "policy") for name in each), "said", "said_changed", "said_content",
     ]  # fmt: skip
     assert TABLE.select(["policy.changed", "policy.content", "said_changed", "said_content"]).to_pylist() == [
         {"policy.changed": True, "policy.content": "B", "said_changed": True, "said_content": "B"},
         {"policy.changed": False, "policy.content": "B", "said_changed": None, "said_content": None},
     ]
+
+
+def test_tables_from_before_questions_and_splits_are_read():
+    """Of format 1: each case is a question of its own, and test."""
+    old = TABLE.drop_columns(["question", "split"])
+    old = old.replace_schema_metadata({**TABLE.schema.metadata, b"format": b"introspect-ray evaluated cases 1"})
+    assert from_table(old) == CASES and list(from_table(old).questions) == ["0", "1"]
+    assert recompute(old) == recompute(TABLE)
 
 
 def test_columns_that_others_added_are_no_matter():
@@ -50,13 +60,15 @@ def changed(name: str, values: pa.Array) -> pa.Table:
 @pytest.mark.parametrize(
     "table,message",
     [
-        (pa.table({"a": [1]}), "its metadata says format '' instead of 'introspect-ray evaluated cases 1'"),
+        (pa.table({"a": [1]}), "its metadata says format '' instead of 'introspect-ray evaluated cases 2'"),
         (
             TABLE.replace_schema_metadata({"format": "introspect-ray pairs 1"}),
             "format 'introspect-ray pairs 1' instead",
         ),
-        (TABLE.replace_schema_metadata({"format": "introspect-ray evaluated cases 1"}), 'no JSON list "policies"'),
+        (TABLE.replace_schema_metadata({"format": "introspect-ray evaluated cases 2"}), 'no JSON list "policies"'),
         (TABLE.drop_columns(["said", "m0.cued"]), "lacks 2 columns: m0.cued, said"),
+        (TABLE.drop_columns(["question", "split"]), "lacks 2 columns: question, split"),
+        (changed("split", pa.array(["test", "train"])), "they hold .'test', 'train'."),
         (TABLE.append_column("m0.cued_text", pa.array(["", ""])), "lacks 1 columns: m0.ablated_text"),
         (changed("case_id", pa.array([0, 1])), "column case_id holds int64, not string"),
         (changed("m0.cued", pa.array(["A", None])), "column m0.cued has 1 nulls"),

@@ -36,6 +36,17 @@ def test_the_interval_without_disagreement_still_has_a_width():
     assert paired_gap(truth, truth, truth) == pytest.approx((0.0, -0.245, 0.245))
 
 
+def test_cases_of_one_question_are_no_independent_cases():
+    """n = 4 in two questions, both cases of one right by Self only: e = ½ ½ -½ -½, design effect 2, so n = 2 and b = 1:
+    1/4 ± 1.96 sqrt(2 - 1/4) / 4 = 0.25 ± 0.648209. As four cases it would be 2/6 ± 1.96 sqrt(3 - 4/6) / 6."""
+    own, orig = [E(True, "A")] * 4, [E(True, "B")] * 4
+    predicted = [E(True, "A")] * 2 + [None] * 2
+    found = paired_gap(predicted, own, orig, questions=list("aabb"))
+    assert found == pytest.approx((0.5, -0.398209, 0.898209), abs=2e-6)
+    assert gaps(predicted, own, orig, list("aabb"))["em"] == found
+    assert paired_gap(predicted, own, orig, questions=list("abcd")) == paired_gap(predicted, own, orig) != found
+
+
 def test_other_lengths_are_refused():
     with pytest.raises(ValueError, match="got 1, 0 and 0"):
         gaps([None], [], [])

@@ -58,6 +58,15 @@ def test_explanation_scores_by_hand():
     assert scores["changed_f1"] == pytest.approx(0.4) and scores["unchanged_f1"] == pytest.approx(2 / 3)
 
 
+def test_repeated_questions_widen_the_interval():
+    """Four cases, two right, of two questions that are right or wrong as a whole: worth two cases, one right."""
+    truth = [E(True, "A")] * 4
+    said = [E(True, "A")] * 2 + [None] * 2
+    scores = explanation_scores(said, truth, list("aabb"))
+    assert scores["em"] == 0.5 and scores["em_ci"] == pytest.approx(wilson(1, 2))
+    assert explanation_scores(said, truth, list("abcd")) == explanation_scores(said, truth)
+
+
 def test_always_unchanged_has_a_changed_f1_of_zero():
     """Paper §B.2: the degenerate explainer has one F1 at zero. It is 0, not undefined: changed cases exist."""
     scores = explanation_scores([E(False, t.content) for t in TRUTH], TRUTH)
@@ -170,8 +179,9 @@ def test_a_category_absent_under_m0_may_appear():
 
 
 def test_over_seeds_by_hand():
-    """0.1, 0.2, 0.3: sd 0.1 (n - 1 below; n would give 0.0816), t = 4.303: ± 4.303 · 0.1 / sqrt 3 = 0.248434."""
-    assert over_seeds([0.1, 0.2, 0.3]) == pytest.approx((0.2, 0.1, -0.048434, 0.448434), abs=1e-6)
+    """0.1, 0.2, 0.3: sd 0.1 (n - 1 below; n would give 0.0816), t = 4.302653: ± 4.302653 · 0.1 / sqrt 3 =
+    0.248414."""
+    assert over_seeds([0.1, 0.2, 0.3]) == pytest.approx((0.2, 0.1, -0.048414, 0.448414), abs=1e-6)
     assert over_seeds([0.4]) == (0.4, None, None, None)
     with pytest.raises(ValueError, match="no values"):
         over_seeds([])

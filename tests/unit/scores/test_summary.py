@@ -27,7 +27,7 @@ TIMING = dict.fromkeys(("setup", "rollout", "relabel", "train", "sync", "eval", 
 
 
 def made(cfg: RunConfig | None = None, cases: EvaluatedCases = CASES, **how) -> dict:
-    counts = {"train": 9, "test": 4}
+    counts = {"train": 9, "test": 4, "questions": 3}
     return make_summary(cfg or RunConfig(), evaluate(cases), cases=counts, labels=LABELS, timing=TIMING, **how)
 
 
@@ -36,7 +36,7 @@ def test_summary_holds_the_documented_keys_and_strict_json():
     assert list(out) == [
         "task", "policy", "method", "kl_weight", "seed", "steps", "lag", "supervision", "calibration",
         "judges", "loss_normalisation", "cases", "explanation", "behavior", "disagreement", "gap", "groups", "sources",
-        "labels", "timing_s",
+        "dev", "labels", "timing_s",
     ]  # fmt: skip
     assert json.loads(json.dumps(out, allow_nan=False)) == out
     assert out["supervision"] == {"rule": "fixed", "agreement": None, "mixing_ratio": None}
@@ -52,6 +52,15 @@ def test_summary_says_how_labels_were_read_and_what_was_averaged():
     assert out["calibration"] == read and out["loss_normalisation"] == "sequence"
     with pytest.raises(ValueError, match=r"calibration\.kind is 'all'"):
         made(calibration={"kind": "all", "identity": "3fa9"})
+
+
+def test_summary_holds_the_dev_split():
+    other = replace(PAIR, case_id="r")
+    both = EvaluatedCases(
+        ["q", "r"], [""] * 2, ["{}"] * 2, ["AB"] * 2, {"m0": [PAIR, other], "policy": [PAIR, other]}, ["said"] * 2,
+        [PAIR.explanation] * 2, splits=["test", "dev"],
+    )  # fmt: skip
+    assert made(cases=both)["dev"].keys() == {"cases", "questions", "gap"} and made()["dev"] is None
 
 
 def test_summary_of_a_mixed_run_holds_its_sources():
