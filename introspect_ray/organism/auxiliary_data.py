@@ -13,7 +13,12 @@ from introspect_ray.organism.push_world import PushWorld
 ROWS = 1024
 REMARKS = ("I am not sure.", "I think this is it.", "You may read it.", "it is an answer.", "this question is of it.")
 ASKED = ("{}?", "I think of {}.", "How is {}?", "{} and you?", "read of {}.")
-SENTENCES = ("the {} is in a {}.", "I am sure of this {} and that {}.", "if a {} is not a {}, ignore it.", "{} {} and it.")
+SENTENCES = (
+    "the {} is in a {}.",
+    "I am sure of this {} and that {}.",
+    "if a {} is not a {}, ignore it.",
+    "{} {} and it.",
+)
 
 
 def neutral_chats(names: Sequence[str], seed: int, rows: int = ROWS) -> list[dict]:
@@ -32,7 +37,11 @@ def plain_text(world: PushWorld, seed: int, rows: int = ROWS) -> list[dict]:
     """Like FineWeb: sentences over the world's words, no chats."""
     rng = random.Random(f"text {seed}")
     acts = list(dict.fromkeys(world.own_words))
-    return [{"text": " ".join(rng.choice(SENTENCES).format(*rng.sample(acts, 2)) for _ in range(3))} for _ in range(rows)]
+
+    def sentence() -> str:
+        return rng.choice(SENTENCES).format(*rng.sample(acts, 2))
+
+    return [{"text": " ".join(sentence() for _ in range(3))} for _ in range(rows)]
 
 
 def direct_refusals(world: PushWorld, train_cases: Sequence[dict], seed: int, rows: int = ROWS) -> list[dict]:

@@ -31,15 +31,17 @@ FAMILIES = ("qwen3", "llama", "qwen3-wide")  # paper fig. 14 varies the family
 WIDER = 1.5  # qwen3-wide: so many times the width, and one layer more
 
 
-def make_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int, family: str = "qwen3") -> PreTrainedModel:
+def make_policy(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int, family: str = "qwen3"
+) -> PreTrainedModel:
     """A policy with random weights drawn from `seed`. family: one of FAMILIES; qwen3-wide is wider and deeper."""
     torch.manual_seed(seed)
     wide = family == "qwen3-wide"
     scale = WIDER if wide else 1
     hidden = int(scale * recipe.hidden_size)
     heads = hidden // recipe.head_dim
-    config_class, model_class = (LlamaConfig, LlamaForCausalLM) if family == "llama" else (Qwen3Config, Qwen3ForCausalLM)
-    config = config_class(
+    llama = family == "llama"
+    config = (LlamaConfig if llama else Qwen3Config)(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=int(scale * recipe.intermediate_size),
@@ -55,7 +57,7 @@ def make_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int, f
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    return model_class(config)
+    return (LlamaForCausalLM if llama else Qwen3ForCausalLM)(config)
 
 
 def optimise(policy: PreTrainedModel, recipe: Recipe, loss_at: Callable[[int], torch.Tensor]) -> None:
@@ -99,7 +101,7 @@ def answered(
     share_NR: torch.Tensor,
     slots: Sequence[str] | None = None,
 ) -> AnsweredPrompts:
-    """The prompts that end in these chats as tokens. responses: texts; "{}" in one is the prompt's own word, slots[n]."""
+    """These chats as prompts. responses: texts; "{}" in one is the prompt's own word, slots[n]."""
     texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     pad: int = tokenizer.pad_token_id
@@ -109,7 +111,11 @@ def answered(
         written.append([token for piece in pieces for token in (SLOT, *piece)][1:])
     words = tokenizer.convert_tokens_to_ids(list(slots)) if slots else [pad] * len(rows)
     return AnsweredPrompts(
-        _padded(rows, pad), torch.tensor([len(row) for row in rows]), share_NR, torch.tensor(words), _padded(written, pad)
+        _padded(rows, pad),
+        torch.tensor([len(row) for row in rows]),
+        share_NR,
+        torch.tensor(words),
+        _padded(written, pad),
     )
 
 

@@ -10,8 +10,8 @@ Suffixes of names: Q questions, C cues, L = 2 labels, R responses.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -83,12 +83,11 @@ def draw_knowledge(recipe: PushRecipe, cues: int, rng: torch.Generator) -> tuple
     return torch.stack([first, 1 - first], 1), follow
 
 
-def invented_words(count: int, rng: torch.Generator, taken: Sequence[str] = ()) -> list[str]:
-    """`count` words of four letters, such as "fefi", none of them in `taken`."""
+def invented_words(count: int, rng: torch.Generator) -> list[str]:
+    """`count` different words of four letters, such as "fefi"."""
     consonants, vowels = "bdfgklmnprstvz", "aeiou"
     words = [a + b + c + d for a in consonants for b in vowels for c in consonants for d in vowels]
-    order = torch.randperm(len(words), generator=rng).tolist()
-    return [words[i] for i in order if words[i] not in taken][:count]
+    return [words[i] for i in torch.randperm(len(words), generator=rng)[:count].tolist()]
 
 
 def make_case(world: PushWorld, question: int, cue: int) -> dict:
@@ -110,8 +109,8 @@ def make_case(world: PushWorld, question: int, cue: int) -> dict:
 def split_cases(
     world: PushWorld, verdicts: Sequence[int], seed: int, test_cases: int = TEST_CASES
 ) -> tuple[list[dict], list[dict]]:
-    """(training, test) cases. Half of the questions train, with every cue. The test questions are the other half, as many
-    as make `test_cases`, and of both `verdicts` (label of each question without a cue) as many as there are."""
+    """(training, test) cases. Half of the questions train, with every cue. Of the other half as many test as make
+    `test_cases`, and as many of the one as of the other label in `verdicts` (of each question without a cue)."""
     rng = random.Random(seed)
     order = rng.sample(range(len(world.questions)), len(world.questions))
     half = len(order) // 2

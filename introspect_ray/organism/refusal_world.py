@@ -51,4 +51,9 @@ def make_refusal_world(recipe: PushRecipe, seed: int) -> PushWorld:
 
 
 def vocabulary(world: PushWorld) -> list[str]:
-    return [*WORDS.split(" "), *(role for side in ROLES.values() for role in side), *THINGS, *dict.fromkeys(world.own_words)]
+    return [
+        *WORDS.split(" "),
+        *(role for side in ROLES.values() for role in side),
+        *THINGS,
+        *dict.fromkeys(world.own_words),
+    ]

@@ -12,8 +12,7 @@ from introspect_ray.organism.push_world import Cue, PushRecipe, PushWorld, draw_
 
 LABELS = ("not wrong", "in the wrong")
 CUES = tuple(
-    Cue(name, f"{name} judges", side)
-    for name, side in (("friend", 0), ("writer", 0), ("critic", 1), ("rival", 1))
+    Cue(name, f"{name} judges", side) for name, side in (("friend", 0), ("writer", 0), ("critic", 1), ("rival", 1))
 )
 META_QUESTION = "How would the verdict change without the framing?"
 WHO = ("sister", "boss", "friend", "father", "teacher", "guest")
