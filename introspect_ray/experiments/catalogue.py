@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from introspect_ray.errors import UserError
-from introspect_ray.experiments import auxiliary, drift, headline, patched, sweeps
+from introspect_ray.experiments import auxiliary, checked, drift, headline, patched, sweeps
 from introspect_ray.experiments.protocol import Experiment
 
 
@@ -24,6 +24,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             *drift.EXPERIMENTS,
             *auxiliary.EXPERIMENTS,
             *patched.EXPERIMENTS,
+            *checked.EXPERIMENTS,
         ],
         key=_order,
     )

@@ -72,7 +72,8 @@ def test_every_claim_of_the_package_is_about_an_experiment_and_has_an_id_of_its_
     ("text", "says"),
     [
         ("- {id: a, experiment: fig2}", "claim 'a'"),
-        ("- {id: a, experiment: b, text: c, metric: d, comparison: near, threshold: 0, worlds: [0], seeds: [0]}", "near"),
+        ("- {id: a, experiment: b, text: c, metric: d, comparison: near, threshold: 0, worlds: [0], seeds: [0]}",
+         "near"),
         (2 * "- {id: a, experiment: b, text: c, metric: d, comparison: above, threshold: 0, worlds: [0], seeds: [0]}\n",
          "'a' is there twice"),
     ],

@@ -14,7 +14,7 @@ from introspect_ray.experiments.protocol import Run
 from introspect_ray.records import Explanation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scores"))
-from evaluated import cases  # noqa: E402
+from evaluated import cases
 
 CHANGED_A, SAME_B = Explanation(True, "A"), Explanation(False, "B")
 

@@ -95,7 +95,9 @@ def test_trials_that_differ_in_swept_keys_share_a_set_up(tmp_path):
         override(base, change)
         for change in ({"kl_weight": 0.0}, {"supervision.rule": "online", "seed": 3}, {"steps": 7, "output_dir": "/b"})
     ]
-    apart = [override(base, change) for change in ({"method": "lora"}, {"task.test_cases": 5}, {"policy": "organism:second"})]
+    apart = [
+        override(base, change) for change in ({"method": "lora"}, {"task.test_cases": 5}, {"policy": "organism:second"})
+    ]
     assert [len(group) for group in by_setup([same[0], apart[0], *same[1:], *apart[1:]])] == [3, 1, 1, 1]
 
 
