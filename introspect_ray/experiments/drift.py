@@ -162,7 +162,7 @@ def _draw_fig10(path: Path, first: Sequence[Run], second: Sequence[Run]) -> None
         about = (("m0", "E(M0)", plots.ORIG), (POLICY, "E(M), λ = 1", plots.SELF))
         series = {name: ([shares[who].get(one) for one in categories], colour) for who, name, colour in about}
         plots.bars(axes[0], categories, series, "(a) what there is to explain")
-        axes[0].set_ylim(0, None)
+        axes[0].set_ylim(0, 115 * max(map(max, (found.values() for found in shares.values()))))
         axes[0].tick_params(axis="x", rotation=60)
         names = ["M_reg explains itself", "trained on M_reg's labels,\nexplains M_reg"]
         levels = [score(first, "explanation", "self", "em").value, score(second, "explanation", "orig", "em").value]

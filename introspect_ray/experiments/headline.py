@@ -65,6 +65,7 @@ def _coupling(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     for which, members in (("reg", with_it), ("unreg", without)):
         if members:
             found |= {f"{name}-{which}-{short}": gap_over_worlds(members, part) for part, short in PARTS.items()}
+            found[f"{name}-{which}-size"] = found[f"{name}-{which}-em"]
             found[f"{name}-{which}-self"] = score(members, "explanation", "self", "em")
             found[f"{name}-{which}-resolved"] = score(members, "disagreement", "self")
     if with_it and without:

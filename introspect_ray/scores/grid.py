@@ -63,7 +63,8 @@ def grid_figure(summaries: Summaries, keys: Sequence[str], path: str | Path) -> 
     for y, line in enumerate(gaps):
         for x, gap in enumerate(line):
             if gap == gap:
-                axis.text(x, y, f"{gap:+.1f}", ha="center", va="center", fontsize=9)
+                colour = "white" if abs(gap) > 0.6 * bound else "black"
+                axis.text(x, y, f"{gap:+.1f}", ha="center", va="center", fontsize=9, color=colour)
     axis.set_xticks(range(len(xs)), [_text(x) for x in xs])
     axis.set_yticks(range(len(ys)), [_text(y) for y in ys] if rest else [""])
     axis.set_xlabel(across)
