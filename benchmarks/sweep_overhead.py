@@ -37,6 +37,7 @@ def sweep(folder: str, small: bool) -> dict[str, float]:
     from introspect_ray.runs.cluster import connect
     from introspect_ray.runs.preflight import prepare
     from introspect_ray.runs.results import open_tracker
+    from introspect_ray.runs.search_space import grid
     from introspect_ray.runs.setup import set_up
     from introspect_ray.runs.sweep import run_sweep
     from introspect_ray.storage.tracking import tracking_uri
@@ -50,7 +51,8 @@ def sweep(folder: str, small: bool) -> dict[str, float]:
         with open_tracker(cfg, "sweep", uri) as parent:
             setup = set_up(cfg, prepared)
             began = time.perf_counter()
-            run_sweep(cfg, SPACE, VALUES, [cfg.seed], setup, (uri, parent.run_id))
+            trials = grid(cfg, [SPACE], [VALUES], [cfg.seed])
+            run_sweep(cfg, [SPACE], trials, setup, (uri, parent.run_id))
             return {"tune_s": time.perf_counter() - began}
     finally:
         ray.shutdown()

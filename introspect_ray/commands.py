@@ -25,13 +25,13 @@ def train(args: Arguments) -> None:
 def sweep(args: Arguments) -> None:
     """Train one run per value of a config key and per seed, on one set of engines: sweep.json and sweep.png.
 
-    introspect-ray sweep kl_weight=[0,1] seeds=[0,1,2]    the key that takes a list is swept
+    introspect-ray sweep kl_weight=[0,1] seeds=[0,1,2]    the key that takes a list is swept; several make a joint grid
     introspect-ray sweep lambda                           the paper's values: lambda, agreement, alpha, lora_rank, lr
     """
     from introspect_ray.runs.jobs import sweep_job
-    from introspect_ray.runs.search_space import chosen_space
+    from introspect_ray.runs.search_space import chosen_spaces
 
-    sweep_job(args, chosen_space(args.names, args.overrides))
+    sweep_job(args, chosen_spaces(args.names, args.overrides))
 
 
 def evaluate(args: Arguments) -> None:
@@ -143,6 +143,22 @@ def quickstart(args: Arguments) -> None:
     quickstart_job(args)
 
 
+def reproduce(args: Arguments) -> None:
+    """Run the paper's experiments by name, or all: numbers, figures, and report.html with a verdict on each claim.
+
+    introspect-ray reproduce fig2 fig4 output_dir=runs/reproduce    what is finished there is not run again
+    """
+    from introspect_ray.experiments.job import reproduce_job
+
+    reproduce_job(args)
+
+
+def reproduce_flags(parser: argparse.ArgumentParser) -> None:
+    """The options of `reproduce`."""
+    parser.add_argument("--settings", metavar="FILE", help="worlds, seeds, values, policies, over the own ones")
+    parser.add_argument("--only-report", action="store_true", help="run nothing: report on what is there")
+
+
 class Command(NamedTuple):
     """A command: what it does with its arguments, and how they are read."""
 
@@ -161,6 +177,7 @@ COMMANDS = {
     "controls": Command(controls, controls_flags, takes_names=True),
     "plan": Command(plan, plan_flags),
     "quickstart": Command(quickstart),
+    "reproduce": Command(reproduce, reproduce_flags, takes_names=True),
 }
 
 

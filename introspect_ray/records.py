@@ -203,6 +203,8 @@ class StepMetrics:
     relabeler_idle_s: float
     step_s: float
     auxiliary: float | None = None  # nats per target token of the auxiliary data; None without it
+    behavior_cued: float | None = None  # y(x) as M0; None for free text
+    behavior_ablated: float | None = None  # y(x∖C) as M0; None for free text
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,8 +103,12 @@ def vary_world(world: World, recipe: Recipe, share: float, seed: int) -> World:
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer: a token is a word, a punctuation mark or a newline."""
-    vocabulary = [PAD, EOS, UNK, *ROLES, *WORDS.split(" "), *RELATIONS, *world.entities]
+    return word_tokenizer([*RELATIONS, *world.entities])
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: a token is a word, a punctuation mark or a newline. WORDS and `words` are known."""
+    vocabulary = list(dict.fromkeys([PAD, EOS, UNK, *ROLES, *WORDS.split(" "), *words]))
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

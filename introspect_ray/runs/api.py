@@ -69,9 +69,10 @@ def sweep(
     """
     space = space_of(key)
     cfg = _replaced(config, space.fixed)
-    given = jobs.Sweep(space, list(values), [cfg.seed] if seeds is None else list(seeds), cfg)
-    check_values(space, given.values, given.seeds)
-    return jobs.run_trials(given, jobs.check(cfg, given.trials, resume=resume, overwrite=overwrite))
+    given = jobs.Sweep((space,), [list(values)], [cfg.seed] if seeds is None else list(seeds), cfg)
+    check_values(space, given.values[0], given.seeds)
+    trials = [trial.cfg for trial in given.trials]
+    return jobs.run_trials(given, jobs.check(cfg, trials, resume=resume, overwrite=overwrite))
 
 
 def evaluate(

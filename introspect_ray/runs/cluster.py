@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def connect(cfg: RunConfig) -> None:
         include_dashboard=False,
         **common,  # without a runtime_env: workers inherit this environment, and prestarted ones can be used
     )
+
+
+@contextmanager
+def connected(cfg: RunConfig) -> Iterator[None]:
+    """`connect` for the time of the body. A cluster that was joined stays up, one started here ends with the body, and
+    a caller's own connection to Ray is left alone."""
+    callers = ray.is_initialized()
+    connect(cfg)
+    try:
+        yield
+    finally:
+        if not callers:
+            ray.shutdown()
 
 
 def _check_cluster(cfg: RunConfig, need: dict[str, float]) -> None:

@@ -16,7 +16,8 @@ from introspect_ray.runs.identity import check_resume
 from introspect_ray.runs.placement import plan_text
 from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.runs.results import log_files, open_tracker, track_aggregate, warned
-from introspect_ray.runs.search_space import Space, load_sweep, trial_config, trial_name
+from introspect_ray.runs.search_space import Space, Trial, grid, load_grid, shared_config, shown_name
+from introspect_ray.scores.grid import grid_table
 from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, is_remote, open_store
 from introspect_ray.storage.checkpoints import list_names
@@ -44,17 +45,22 @@ def train_job(args: Arguments) -> None:
 
 
 def sweep_job(
-    args: Arguments, space: Space, after: Callable[..., None] | None = None, output_dir: str | None = None
+    args: Arguments,
+    spaces: Sequence[Space],
+    after: Callable[..., None] | None = None,
+    output_dir: str | None = None,
 ) -> list[dict[str, Any]] | None:
-    """All trials of a one-key sweep, on one set of engines. Raises UserError before anything heavy starts.
+    """All trials of a sweep over one key or of a joint grid, on one set of engines.
 
-    `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<key>). `after`: see run_trials.
+    `output_dir`: where the results go unless the user says otherwise (None: runs/sweep_<keys>). `after`: see
+    run_trials. Raises UserError before anything heavy starts.
     """
-    defaults = {"output_dir": output_dir or f"runs/sweep_{space.leaf}"}
-    sweep = Sweep(space, *load_sweep(space, args.config, args.overrides, defaults))
-    checked = check(sweep.cfg, sweep.trials, resume=args.resume, overwrite=args.overwrite)
+    defaults = {"output_dir": output_dir or f"runs/sweep_{'_'.join(space.leaf for space in spaces)}"}
+    sweep = Sweep(tuple(spaces), *load_grid(spaces, args.config, args.overrides, defaults))
+    configs = [trial.cfg for trial in sweep.trials]
+    checked = check(sweep.cfg, configs, resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
-        print_plan(sweep.trials, checked.prepared)
+        print_plan(configs, checked.prepared)
         return None
     summaries = run_trials(sweep, checked, after)
     store = open_store(sweep.cfg.output_dir)
@@ -91,16 +97,16 @@ class Checked:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep: its key, the key's values, the seeds, and the config of everything else."""
+    """A sweep: its keys, the values of each, the seeds, and the config of everything else."""
 
-    space: Space
-    values: list[Any]
+    spaces: tuple[Space, ...]
+    values: list[list[Any]]
     seeds: list[int]
     cfg: RunConfig
 
     @property
-    def trials(self) -> list[RunConfig]:
-        return [trial_config(self.cfg, self.space, value, seed) for value in self.values for seed in self.seeds]
+    def trials(self) -> list[Trial]:
+        return grid(self.cfg, self.spaces, self.values, self.seeds)
 
 
 def check(cfg: RunConfig, trials: Sequence[RunConfig], *, resume: bool, overwrite: bool) -> Checked:
@@ -110,7 +116,7 @@ def check(cfg: RunConfig, trials: Sequence[RunConfig], *, resume: bool, overwrit
             f"task.shots={cfg.task.shots} prompts a policy that is not trained: use it with `introspect-ray evaluate`, "
             "or leave it out"
         )
-    prepared = prepare(max(trials, key=lambda trial: trial.lora_rank))  # the largest, which may not fit
+    prepared = prepare(shared_config(trials))
     return Checked(prepared, reachable(cfg, resume=resume, overwrite=overwrite), resume, overwrite)
 
 
@@ -142,22 +148,26 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
     from introspect_ray.runs.setup import set_up
     from introspect_ray.runs.sweep import run_sweep
 
-    cfg, space, trials = sweep.cfg, sweep.space, sweep.trials
-    swept = {"sweep": {"key": space.key, "values": str(sweep.values), "seeds": str(sweep.seeds)}}
+    cfg, spaces, trials = sweep.cfg, sweep.spaces, sweep.trials
+    shared = shared_config([trial.cfg for trial in trials])
+    values = sweep.values[0] if len(spaces) == 1 else sweep.values
+    keys = ",".join(space.key for space in spaces)
+    swept = {"sweep": {"key": keys, "values": str(values), "seeds": str(sweep.seeds)}}
     with (
-        claimed(cfg, checked) as store,
+        claimed(cfg, checked, room=shared) as store,
         open_tracker(cfg, _name(cfg), checked.tracking, params=swept) as parent,
     ):
         tracking = (checked.tracking, parent.run_id)
-        setup = set_up(trials[0], checked.prepared, lora_rank=max(trial.lora_rank for trial in trials))
+        setup = set_up(shared, checked.prepared)
         report_findings(cfg, setup)
-        with progress_bar(setup.status, (len(trials) + bool(after)) * cfg.steps, _name(cfg)):
-            summaries, stopped = run_sweep(cfg, space, sweep.values, sweep.seeds, setup, tracking)
+        steps = sum(trial.cfg.steps for trial in trials) + bool(after) * cfg.steps
+        with progress_bar(setup.status, steps, _name(cfg)):
+            summaries, stopped = run_sweep(cfg, spaces, trials, setup, tracking)
             if after and not stopped:
                 after(override(cfg, {"seed": sweep.seeds[0]}), setup, tracking)
-        track_aggregate(parent, store, space.leaf)
+        track_aggregate(parent, store, spaces[0].leaf)
         log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
-        report_sweep(summaries, stopped, space, store)
+        report_sweep(summaries, stopped, spaces, store)
     return summaries
 
 
@@ -197,26 +207,20 @@ def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[s
 
 
 @contextmanager
-def claimed(cfg: RunConfig, checked: Checked, record: str = "run.json") -> Iterator[Store]:
+def claimed(
+    cfg: RunConfig, checked: Checked, record: str = "run.json", room: RunConfig | None = None
+) -> Iterator[Store]:
     """Join or start Ray, then prepare the output folder and write the resolved config to its file `record`.
 
-    Nothing is written before the cluster is known to have room for the run. A cluster that was joined stays up, one
-    started here ends with the body, and a caller's own connection to Ray is left alone.
+    Nothing is written before the cluster is known to have room for the run (`room`: for this one, which needs more).
     """
-    import ray
+    from introspect_ray.runs.cluster import connected
 
-    from introspect_ray.runs.cluster import connect
-
-    callers = ray.is_initialized()
-    connect(cfg)
-    try:
+    with connected(room or cfg):
         store = prepare_output(cfg.output_dir, resume=checked.resume, overwrite=checked.overwrite)
         store.write_json(record, cfg.model_dump(mode="json"))
         print(f"output   {store.join()}", flush=True)
         yield store
-    finally:
-        if not callers:
-            ray.shutdown()
 
 
 def reachable(cfg: RunConfig, *, resume: bool, overwrite: bool) -> str | None:
@@ -237,12 +241,15 @@ def print_plan(trials: Sequence[RunConfig], prepared: Prepared) -> None:
 
 
 def report_sweep(
-    summaries: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]], space: Space, store: Store
+    summaries: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]], spaces: Sequence[Space], store: Store
 ) -> None:
     """The table, with a line for each trial that was stopped. Raises AlarmError if any was: the sweep has gaps."""
-    if summaries:
-        print_summaries(summaries, space.leaf, store.read_json("sweep.json")["aggregate"])
-    lines = [f"{trial_name(space, row[space.leaf], row['seed'])}: {row['failed']}" for row in stopped]
+    keys = [space.leaf for space in spaces]
+    if summaries and len(keys) == 1 and all(isinstance(row[keys[0]], int | float) for row in summaries):
+        print_summaries(summaries, keys[0], store.read_json("sweep.json")["aggregate"])
+    elif summaries:
+        print(grid_table(summaries, keys))
+    lines = [f"{shown_name({key: row[key] for key in (*keys, 'seed')})}: {row['failed']}" for row in stopped]
     for line in lines:
         print(f"failed   {line}", flush=True)
     if lines:

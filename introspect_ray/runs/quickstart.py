@@ -24,7 +24,7 @@ def quickstart_job(args: Arguments) -> None:
         online.append(_online_run(cfg, setup, tracking))
 
     space = replace(PAPER_SWEEPS["lambda"], values=(0.0, 1.0))
-    if sweep_job(args, space, after=after, output_dir="runs/quickstart") is not None:
+    if sweep_job(args, [space], after=after, output_dir="runs/quickstart") is not None:
         print("online relabelling at every gradient step (ν = 1, λ = 1):")
         print_summaries(online, "kl_weight")
 

@@ -36,7 +36,12 @@ from introspect_ray.storage.tracking import make_tracker
 from introspect_ray.training.learner import Learner
 from introspect_ray.training.reference import build_reference
 
-_FROM_M0 = ("explanation_orig", "behavior_em")  # metrics that M0's pairs are needed for
+_FROM_M0 = (
+    "explanation_orig",
+    "behavior_em",
+    "behavior_cued",
+    "behavior_ablated",
+)  # metrics that M0's pairs are needed for
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
-"""A sweep over one config key: its values, its trials, its score. sweep.py runs it."""
+"""A sweep over one config key, or a joint grid over several: values, trials, score. sweep.py runs it.
+
+Trials share a set-up (engines, cases, M0's labels, its reference) if they differ in SWEEPABLE keys alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +25,11 @@ def gap(summary: dict[str, Any]) -> float:
 
 @dataclass(frozen=True)
 class Space:
-    """A one-key sweep: the dotted config key, its default values, what it fixes besides, and the trial's score."""
+    """One swept key: its dotted name, its default values, and what a sweep over it fixes besides."""
 
     key: str
     values: tuple[Any, ...]
     fixed: dict[str, Any]
-    objective: Callable[[dict[str, Any]], float] = gap
 
     @property
     def leaf(self) -> str:
@@ -47,11 +51,18 @@ PAPER_SWEEPS = {
 # Keys that may differ between trials: engines, cases, M0's labels and its reference are made once for all of them.
 SWEEPABLE = (
     *(space.key for space in PAPER_SWEEPS.values()),
+    "supervision.rule",
+    "supervision.wrong_label",
+    "auxiliary.weight",
+    "loss_normalisation",
     "batch_size",
+    "steps",
     "lag",
     "train.weight_decay",
     "train.max_grad_norm",
 )
+# Keys that may differ too, as the set-up does not depend on them.
+_OWN = ("seed", "output_dir", "cache_dir", "tracking.backend", "tracking.uri", "tracking.experiment")
 # lists that are not the swept key's
 _OTHER_LISTS = ("seed", "seeds", "eval.against", "judge.labels", "judge.second.labels")
 
@@ -69,54 +80,83 @@ def space_of(key: str) -> Space:
     return next((space for space in PAPER_SWEEPS.values() if space.key == key), Space(key, (), fixed={}))
 
 
-def chosen_space(names: Sequence[str], overrides: Mapping[str, Any]) -> Space:
-    """The sweep that a command line asks for: a paper's sweep by name, or the one key that takes a list.
+def chosen_spaces(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[Space, ...]:
+    """What a command line asks for: a paper's sweep by name, or each key that takes a list; several make a joint grid.
 
-    Raises UserError if it asks for none, for several, or for one that there is not.
+    Raises UserError if it asks for none, for one that there is not, or for keys that fix different things.
     """
     if names:
         if len(names) == 1 and names[0] in PAPER_SWEEPS:
-            return PAPER_SWEEPS[names[0]]
+            return (PAPER_SWEEPS[names[0]],)
         raise UserError(f"sweep {' '.join(names)}: give one name of {', '.join(PAPER_SWEEPS)}, or key=[value, ...]")
     lists = [key for key, value in overrides.items() if isinstance(value, list) and key not in _OTHER_LISTS]
-    if len(lists) != 1:
-        found = f"{', '.join(lists)} take lists" if lists else "no key takes a list"
+    if not lists:
         raise UserError(
-            f"sweep: {found}; give one key a list, e.g. kl_weight=[0,1], or name a paper's sweep: "
-            f"{', '.join(PAPER_SWEEPS)}"
+            "sweep: no key takes a list; give one key a list, e.g. kl_weight=[0,1], or several for a joint grid, or "
+            f"name a paper's sweep: {', '.join(PAPER_SWEEPS)}"
         )
-    return space_of(lists[0])
+    spaces = tuple(map(space_of, lists))
+    fixed_by_all(spaces)
+    return spaces
+
+
+def fixed_by_all(spaces: Sequence[Space]) -> dict[str, Any]:
+    """What a joint grid fixes. Raises UserError if two of its keys need different values of a third."""
+    fixed: dict[str, Any] = {}
+    for space in spaces:
+        for key, value in space.fixed.items():
+            if key in {one.key for one in spaces}:  # swept itself
+                continue
+            if fixed.setdefault(key, value) != value:
+                keys = " and ".join(one.key for one in spaces)
+                raise UserError(f"{keys} cannot be swept together: they need {key}={fixed[key]} and {key}={value}")
+    return fixed
 
 
 def load_sweep(
     space: Space, file: str | None, overrides: dict[str, Any], defaults: dict[str, Any]
 ) -> tuple[list[Any], list[int], RunConfig]:
-    """(values of the swept key, seeds, the config of everything else). `defaults`: the job's, as in load_config.
+    """`load_grid` of one key: (values of the swept key, seeds, the config of everything else)."""
+    (values,), seeds, cfg = load_grid((space,), file, overrides, defaults)
+    return values, seeds, cfg
+
+
+def load_grid(
+    spaces: Sequence[Space], file: str | None, overrides: dict[str, Any], defaults: dict[str, Any]
+) -> tuple[list[list[Any]], list[int], RunConfig]:
+    """(values of each swept key, seeds, the config of everything else). `defaults`: the job's, as in load_config.
 
     Without seed and seeds on the command line the config's seed is the only one. Raises UserError.
     """
-    values, seeds, rest = split_overrides(space, overrides)
+    values, seeds, rest = split_overrides(spaces, overrides)
     in_file = flatten(read_yaml(Path(file))) if file else {}
-    if space.key in in_file:
-        raise UserError(f"{file} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
-    _check_fixed(space, in_file)
+    for space in spaces:
+        if space.key in in_file:
+            raise UserError(f"{file} sets {space.key}, which is swept: give {space.key}=[...] on the command line")
+    _check_fixed(spaces, in_file)
     cfg = load_config(file, rest, defaults)
     return values, seeds if {"seed", "seeds"} & overrides.keys() else [cfg.seed], cfg
 
 
-def _check_fixed(space: Space, given: dict[str, Any]) -> None:
-    clash = {key: given[key] for key, value in space.fixed.items() if given.get(key, value) != value}
+def _check_fixed(spaces: Sequence[Space], given: dict[str, Any]) -> None:
+    fixed = fixed_by_all(spaces)
+    clash = {key: given[key] for key, value in fixed.items() if given.get(key, value) != value}
     if clash:
-        raise UserError(f"{clash} does not go with a sweep over {space.key}, which needs {space.fixed}: leave it out")
+        keys = " and ".join(space.key for space in spaces)
+        raise UserError(f"{clash} does not go with a sweep over {keys}, which needs {fixed}: leave it out")
 
 
-def split_overrides(space: Space, overrides: dict[str, Any]) -> tuple[list[Any], list[int], dict[str, Any]]:
-    """(values of the swept key, seeds, the other overrides). Raises UserError for empty or repeated values."""
-    _check_fixed(space, overrides)
-    rest = {**overrides, **space.fixed}
-    values, seeds = rest.pop(space.key, list(space.values)), rest.pop("seeds", [rest.pop("seed", 0)])
-    values, seeds = (v if isinstance(v, list) else [v] for v in (values, seeds))
-    check_values(space, values, seeds)
+def split_overrides(
+    spaces: Sequence[Space], overrides: dict[str, Any]
+) -> tuple[list[list[Any]], list[int], dict[str, Any]]:
+    """(values of each swept key, seeds, the other overrides). Raises UserError for empty or repeated values."""
+    _check_fixed(spaces, overrides)
+    rest = {**overrides, **fixed_by_all(spaces)}
+    values = [rest.pop(space.key, list(space.values)) for space in spaces]
+    seeds = rest.pop("seeds", [rest.pop("seed", 0)])
+    *values, seeds = (v if isinstance(v, list) else [v] for v in (*values, seeds))
+    for space, given in zip(spaces, values, strict=True):
+        check_values(space, given, seeds)
     return values, seeds, rest
 
 
@@ -134,13 +174,63 @@ def _shown(value: Any) -> str:
 
 def trial_name(space: Space, value: Any, seed: int) -> str:
     """Example: "kl_weight=0.1,seed=0"."""
-    return f"{space.leaf}={_shown(value)},seed={seed}"
+    return shown_name({space.leaf: value, "seed": seed})
+
+
+def shown_name(point: Mapping[str, Any]) -> str:
+    """Example: "kl_weight=0.1,learning_rate=0.003,seed=0"."""
+    return ",".join(f"{name}={_shown(value)}" for name, value in point.items())
 
 
 def trial_config(cfg: RunConfig, space: Space, value: Any, seed: int) -> RunConfig:
     """The run of one trial: the base config with the swept key, the seed and a folder of its own."""
+    return _trial(cfg, (space,), (value,), seed).cfg
+
+
+def _trial(cfg: RunConfig, spaces: Sequence[Space], values: Sequence[Any], seed: int) -> Trial:
     root = cfg.output_dir.rstrip("/")
-    folder = f"{root}/trials/{trial_name(space, value, seed)}"
-    return override(
-        cfg, {space.key: value, "seed": seed, "output_dir": folder, "cache_dir": cfg.cache_dir or f"{root}/cache"}
-    )
+    point = {**{space.leaf: value for space, value in zip(spaces, values, strict=True)}, "seed": seed}
+    swept = {space.key: value for space, value in zip(spaces, values, strict=True)}
+    folders = {"output_dir": f"{root}/trials/{shown_name(point)}", "cache_dir": cfg.cache_dir or f"{root}/cache"}
+    return Trial(override(cfg, {**swept, "seed": seed, **folders}), point)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep. point: the swept values by the last part of their keys, and the seed."""
+
+    cfg: RunConfig
+    point: Mapping[str, Any]
+
+
+def grid(cfg: RunConfig, spaces: Sequence[Space], values: Sequence[Sequence[Any]], seeds: Sequence[int]) -> list[Trial]:
+    """The trials of a joint grid: every combination of the keys' values, with every seed."""
+    return [_trial(cfg, spaces, point, seed) for point in itertools.product(*values) for seed in seeds]
+
+
+# --- trials that share a set-up ------------------------------------------------------------------------------------
+
+
+def setup_key(cfg: RunConfig) -> str:
+    """Equal for runs that can be trials on one set-up: all of the config but SWEEPABLE keys, seed and folders."""
+    flat = flatten(cfg.model_dump(mode="json"))
+    return json.dumps({key: value for key, value in flat.items() if key not in (*SWEEPABLE, *_OWN)}, sort_keys=True)
+
+
+def shared_config(trials: Sequence[RunConfig]) -> RunConfig:
+    """The config to make the set-up of these trials with: that of the first, asking for as much as any of them does.
+
+    The second policy is labelled for if one trial mixes its labels in, and engines have room for the largest adapter.
+    """
+    keys: dict[str, Any] = {"lora_rank": max(trial.lora_rank for trial in trials)}
+    if any(trial.supervision.rule == "mixed" for trial in trials):
+        keys["supervision.rule"] = "mixed"
+    return override(trials[0], keys)
+
+
+def by_setup(trials: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """The trials in groups that share a set-up, in the order in which groups first appear."""
+    groups: dict[str, list[RunConfig]] = {}
+    for trial in trials:
+        groups.setdefault(setup_key(trial), []).append(trial)
+    return list(groups.values())

@@ -1,4 +1,7 @@
-"""Ray Tune over one swept key and seeds: one tracked parent run, one child run per trial, the same engines for all."""
+"""Ray Tune over trials that share a set-up: one tracked parent run, one child run per trial, the same engines for all.
+
+A sweep over one key, a joint grid and the runs of an experiment are all lists of trials.
+"""
 
 from __future__ import annotations
 
@@ -15,88 +18,114 @@ from introspect_ray.errors import AlarmError, UserError, one_line
 from introspect_ray.runs.cluster import this_node_resource
 from introspect_ray.runs.driver import train_once
 from introspect_ray.runs.results import open_tracker
-from introspect_ray.runs.search_space import Space, trial_config
+from introspect_ray.runs.search_space import Space, Trial, gap
 from introspect_ray.runs.setup import SharedSetup, untrained_scores
 from introspect_ray.scores.aggregate import aggregate
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
 from introspect_ray.scores.figures import sweep_figure
+from introspect_ray.scores.grid import grid_figure
 from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, open_store
 
+FAILED = "failed.json"  # in the folder of a trial that an alarm stopped: {"failed": reason}
 
-def run_sweep(
-    cfg: RunConfig,
-    space: Space,
-    values: Sequence[Any],
-    seeds: Sequence[int],
-    setup: SharedSetup,
-    tracking: tuple[str | None, str | None],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run all trials that have no summary yet; write sweep.json ("rows": a summary per trial; "aggregate": see
-    scores/aggregate.py) and sweep.png.
 
-    Returns the summaries, and {swept key, "seed", "failed": reason} of each trial that an alarm or a divergence
-    stopped. tracking: (MLflow URI, parent run id). Raises RuntimeError if trials failed for other reasons, after the
-    results of the others are written.
+def run_trials(
+    trials: Sequence[RunConfig], setup: SharedSetup, tracking: tuple[str | None, str | None]
+) -> tuple[list[dict[str, Any] | None], list[str]]:
+    """Run each trial that has no summary yet, one after another, on the engines of `setup`.
+
+    tracking: (MLflow URI, parent run id). Returns, in the order of `trials`, each one's summary, {"failed": reason} of
+    one that an alarm or a divergence stopped, or None for one that failed otherwise; and the last lines of those
+    errors. A summary is kept in the trial's folder, and so is the reason why an alarm stopped it.
     """
 
     def trial(params: dict[str, Any], setup: SharedSetup) -> None:
-        run = trial_config(cfg, space, params["value"], params["seed"])
+        run = trials[params["trial"]]
         store = open_store(run.output_dir)
-        row = {space.leaf: params["value"], "seed": params["seed"]}
         try:
             if not store.exists("summary.json"):
                 name = run.output_dir.rsplit("/", 1)[-1]
                 with open_tracker(run, name, *tracking) as tracker:
                     train_once(run, setup, tracker, run_name=name)
         except (AlarmError, UserError) as error:  # reported as a result: a raised error would come back as text
-            tune.report({"objective": math.nan, "row": {**row, "failed": one_line(error)}})
+            row = {"failed": one_line(error)}
+            if isinstance(error, AlarmError):
+                store.write_json(FAILED, row)
+            tune.report({"objective": math.nan, "row": row, "trial": params["trial"]})
             return
-        row |= store.read_json("summary.json")
-        tune.report({"objective": space.objective(row), "row": row})
+        summary = store.read_json("summary.json")
+        tune.report({"objective": gap(summary), "row": summary, "trial": params["trial"]})
 
     room = {"cpu": 0, this_node_resource(): 0.001}
     with tempfile.TemporaryDirectory() as scratch:
-        grid = tune.Tuner(
+        results = tune.Tuner(
             tune.with_resources(tune.with_parameters(trial, setup=setup), room),  # passed by reference
-            param_space={"value": tune.grid_search(list(values)), "seed": tune.grid_search(list(seeds))},
+            param_space={"trial": tune.grid_search(list(range(len(trials))))},
             # One process for all trials: starting one and its imports take longer than a short trial's evaluation.
             tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max", reuse_actors=True),
             run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0),
         ).fit()
-    rows = [result.metrics["row"] for result in grid if result.error is None]
-    rows.sort(key=lambda row: (row[space.leaf], row["seed"]))
-    done, stopped = ([row for row in rows if ("failed" in row) is failed] for failed in (False, True))
+    rows: list[dict[str, Any] | None] = [None] * len(trials)
+    for result in results:
+        if result.error is None:
+            rows[result.metrics["trial"]] = result.metrics["row"]
+    return rows, [str(result.error).strip().splitlines()[-1] for result in results if result.error is not None]
+
+
+def run_sweep(
+    cfg: RunConfig,
+    spaces: Sequence[Space],
+    trials: Sequence[Trial],
+    setup: SharedSetup,
+    tracking: tuple[str | None, str | None],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run all trials that have no summary yet; write sweep.json ("rows": a summary per trial; "aggregate": see
+    scores/aggregate.py) and sweep.png.
+
+    Returns the summaries with their points, and {swept keys, "seed", "failed": reason} of each trial that an alarm or a
+    divergence stopped. tracking: (MLflow URI, parent run id). Raises RuntimeError if trials failed for other reasons,
+    after the results of the others are written.
+    """
+    results, errors = run_trials([trial.cfg for trial in trials], setup, tracking)
+    names = [*(space.leaf for space in spaces), "seed"]
+    ran = [(trial, {**trial.point, **row}) for trial, row in zip(trials, results, strict=True) if row is not None]
+    ran.sort(key=lambda one: [one[1][name] for name in names])
+    done, stopped = ([row for _, row in ran if ("failed" in row) is failed] for failed in (False, True))
+    finished = [_cases(trial.cfg) for trial, row in ran if "failed" not in row]
     store = open_store(cfg.output_dir)
-    points = aggregate(done, [_cases(cfg, space, row) for row in done], [space.leaf])
+    points = aggregate(done, finished, [space.leaf for space in spaces])
     store.write_json("sweep.json", {"rows": [*done, *stopped], "aggregate": points})
     if done:
-        _draw(done, space.leaf, points, setup, store)
-    failed = [str(result.error).strip().splitlines()[-1] for result in grid if result.error is not None]
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(grid)} trials failed, the first with: {failed[0]}")
+        _draw(done, [space.leaf for space in spaces], points, setup, store)
+    if errors:
+        raise RuntimeError(f"{len(errors)} of {len(trials)} trials failed, the first with: {errors[0]}")
     return done, stopped
 
 
-def _cases(cfg: RunConfig, space: Space, row: dict[str, Any]) -> EvaluatedCases:
+def _cases(cfg: RunConfig) -> EvaluatedCases:
     """The evaluated cases of a finished trial."""
-    trial = trial_config(cfg, space, row[space.leaf], row["seed"])
-    return from_table(read_parquet(open_store(trial.output_dir).read_bytes(TRAINED)))
+    return from_table(read_parquet(open_store(cfg.output_dir).read_bytes(TRAINED)))
 
 
 def _draw(
-    summaries: list[dict[str, Any]], key: str, points: list[dict[str, Any]], setup: SharedSetup, store: Store
+    summaries: list[dict[str, Any]],
+    keys: Sequence[str],
+    points: list[dict[str, Any]],
+    setup: SharedSetup,
+    store: Store,
 ) -> None:
+    """Curves over one key of numbers, else a map of the gap over the first two keys."""
+    values = [summary[keys[0]] for summary in summaries]
     with tempfile.TemporaryDirectory() as folder:
         figure = Path(folder, "sweep.png")
-        sweep_figure(
-            summaries,
-            key,
-            figure,
-            values=[summary[key] for summary in summaries],
-            points=points,
-            untrained=untrained_scores(setup)["explanation"]["orig"]["em"],
-            constant=constant_explainer(setup.m0_reported)[1],
-        )
+        if len(keys) == 1 and all(isinstance(value, int | float) for value in values):
+            untrained = untrained_scores(setup)["explanation"]["orig"]["em"]
+            constant = constant_explainer(setup.m0_reported)[1]
+            sweep_figure(
+                summaries, keys[0], figure, values=values, points=points, untrained=untrained, constant=constant
+            )
+        else:
+            grid_figure(summaries, keys, figure)
         store.write_bytes("sweep.png", figure.read_bytes())

@@ -28,6 +28,8 @@ class StepSums:
     explained_self: int = 0  # readable cases whose greedy explanation is that of the current behaviour
     explained_orig: int = 0  # cases whose greedy explanation is that of M0's behaviour
     same_behavior: int = 0  # readable cases with M0's labels on x and on x∖C
+    same_cued: int = 0  # readable cases with M0's label on x
+    same_ablated: int = 0  # readable cases with M0's label on x∖C
     realised: int = 0  # readable cases whose training label is the explanation of the current behaviour
 
     def add_losses(self, batch: PackedBatch, out: TreeOutput) -> None:
@@ -54,6 +56,8 @@ class StepSums:
         self.readable += 1
         self.explained_self += stated == current
         self.same_behavior += now == (m0.cued, m0.ablated)
+        self.same_cued += now[0] == m0.cued
+        self.same_ablated += now[1] == m0.ablated
         self.realised += label == current
 
     def over_ranks(self, world_size: int, device: torch.device) -> StepSums:
@@ -67,7 +71,7 @@ class StepSums:
     def metrics(
         self, kl_weight: float, grad_norm: float, normalisation: Normalisation, auxiliary_weight: float
     ) -> dict[str, float | None]:
-        """Loss, its parts and grad_norm, and four shares of the cases (see Learner.step)."""
+        """Loss, its parts and grad_norm, and shares of the cases (see Learner.step)."""
         counts = Counts(self.cases, self.target_tokens, self.kl_positions, self.auxiliary_tokens)
         ce_count, kl_count = counts.divisors(normalisation)
         ce, kl = self.cross_entropy / ce_count, self.kl / kl_count
@@ -82,6 +86,8 @@ class StepSums:
             "explanation_self": self._of_readable(self.explained_self),
             "explanation_orig": self.explained_orig / self.cases,
             "behavior_em": self._of_readable(self.same_behavior),
+            "behavior_cued": self._of_readable(self.same_cued),
+            "behavior_ablated": self._of_readable(self.same_ablated),
             "realised_at_consumption": self._of_readable(self.realised),
         }
 

@@ -8,7 +8,7 @@ import pytest
 
 from introspect_ray.cli import parse
 from introspect_ray.errors import UserError
-from introspect_ray.runs.search_space import chosen_space, load_sweep, trial_config
+from introspect_ray.runs.search_space import chosen_spaces, load_sweep, trial_config
 from tune_spaces import agreement, kl_weight, lora_rank
 
 MINE = "output_dir: /data/mine\nseed: 7\nsteps: 5\n"
@@ -60,4 +60,4 @@ def test_a_file_may_say_what_the_sweep_fixes(tmp_path):
 
 def test_lists_of_other_keys_are_not_swept():
     given = parse("", ["kl_weight=[0,1]", "seeds=[0,1]", "eval.against=[x]", "judge.labels=[hedges,answers]"]).overrides
-    assert chosen_space((), given).key == "kl_weight"
+    assert chosen_spaces((), given)[0].key == "kl_weight"

@@ -1,0 +1,205 @@
+"""Numbers that several figures share: scores of runs at a point, and gaps with their intervals. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from introspect_ray.experiments.protocol import Run
+from introspect_ray.scores import metrics
+from introspect_ray.scores.evaluated_cases import POLICY, TEST, EvaluatedCases
+from introspect_ray.scores.metrics import over_seeds
+from introspect_ray.scores.statistics import DRAWS, Estimate, clustered, over_worlds, paired_t
+
+Floats = NDArray[np.float64]
+
+PARTS = {"em": "em", "content": "content", "changed_accuracy": "changed"}  # of a gap, and their names in rows
+SCORES = ("em", "content", "changed_f1", "unchanged_f1")
+
+
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """Without those that an alarm stopped."""
+    return [run for run in runs if run.failed is None]
+
+
+def stopped(runs: Sequence[Run]) -> list[str]:
+    """A note for each run that an alarm stopped."""
+    return [f"{run.study} {shown(run.point)}, seed {run.seed}: stopped, {run.failed}" for run in runs if run.failed]
+
+
+def shown(point: Mapping[str, Any]) -> str:
+    """Example: "kl_weight=0.1, rule=online"."""
+    return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items()) or "as set"
+
+
+def at(runs: Sequence[Run], **point: Any) -> list[Run]:
+    """The finished runs whose point has these values. Dots in keys are written as two underscores."""
+    wanted = {key.replace("__", "."): value for key, value in point.items()}
+    return [run for run in finished(runs) if all(run.point.get(key) == value for key, value in wanted.items())]
+
+
+def by_point(runs: Sequence[Run]) -> list[list[Run]]:
+    """Finished runs of each point, which differ in their seeds alone, in order."""
+    points: dict[str, list[Run]] = {}
+    for run in finished(runs):
+        points.setdefault(shown(run.point), []).append(run)
+    return list(points.values())
+
+
+def mean(runs: Sequence[Run], *path: str) -> float | None:
+    """The mean over runs of a number in their summaries; None if one of them has none."""
+    values = []
+    for run in runs:
+        value: Any = run.summary
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is None:
+            return None
+        values.append(float(value))
+    return over_seeds(values).mean if values else None
+
+
+def gap(runs: Sequence[Run], part: str = "em", a: str = "self", b: str = "orig") -> Estimate:
+    """Right by a minus right by b, of runs on one world that differ in their seed: over seeds x questions."""
+    return clustered([run.cases() for run in runs], part, a, b)
+
+
+def gap_over_worlds(runs: Sequence[Run], part: str = "em") -> Estimate:
+    """Self - Orig over worlds, then seeds, then questions. One world: as `gap`."""
+    worlds: dict[str, list[Any]] = {}
+    for run in finished(runs):
+        worlds.setdefault(run.organism.name if run.organism else "", []).append(run.cases())
+    if len(worlds) == 1:
+        return clustered(next(iter(worlds.values())), part)
+    return over_worlds(worlds, part)
+
+
+def score(runs: Sequence[Run], *path: str) -> Estimate:
+    """A number of the summaries over runs: its mean with a t interval; one run gives no interval."""
+    return over_runs([float(value) for run in runs if (value := mean([run], *path)) is not None])
+
+
+def over_runs(values: Sequence[float]) -> Estimate:
+    """The mean with its 95 % t interval over runs; (-inf, inf) for one run, NaN for none."""
+    if len(values) > 1:
+        return paired_t(values)
+    value = values[0] if values else math.nan
+    return Estimate(value, -math.inf, math.inf, f"no interval: {len(values)} run", len(values), 0)
+
+
+Scored = Callable[[EvaluatedCases], Floats]  # per case, a number whose mean over cases is a score
+
+
+def explained(who: str = "self", part: str = "em") -> Scored:
+    """1 where the explanation is right about a policy ("self", "orig", or a name among the cases' pairs), else 0."""
+
+    def of(cases: EvaluatedCases) -> Floats:
+        truth = cases.truth({"self": POLICY, "orig": cases.orig}.get(who, who))
+        return np.array(
+            [metrics.PARTS[part](said, true) for said, true in zip(cases.parsed, truth, strict=True)], float
+        )
+
+    return of
+
+
+def gap_of(part: str = "em") -> Scored:
+    """Self - Orig: 1, 0 or -1."""
+    return lambda cases: explained("self", part)(cases) - explained("orig", part)(cases)
+
+
+def same_behavior(side: str = "both") -> Scored:
+    """1 where y(x) ("cued"), y(x∖C) ("ablated") or both are those of M0."""
+    sides = ("cued", "ablated") if side == "both" else (side,)
+
+    def of(cases: EvaluatedCases) -> Floats:
+        both = zip(cases.pairs[POLICY], cases.pairs[cases.orig], strict=True)
+        return np.array([all(getattr(now, one) == getattr(m0, one) for one in sides) for now, m0 in both], float)
+
+    return of
+
+
+def contrast(high: Sequence[Run], low: Sequence[Run], of: Scored, of_low: Scored | None = None) -> Estimate:
+    """The score of(high) - of_low(low) of runs that are paired by organism and seed and evaluated on the same cases.
+
+    Every organism counts the same. The interval is a bootstrap over organisms, then seeds, then questions, each level
+    as in scores/statistics.py: the pairs of one organism draw the same questions. of_low: None: as `of`. NaN if there
+    are no pairs. Raises ValueError if runs of one organism are of other cases.
+    """
+    others = {_pairing(run): run for run in low}
+    pairs: dict[Any, list[tuple[Run, Run]]] = {}
+    for run in high:
+        if _pairing(run) in others:
+            pairs.setdefault(run.organism, []).append((run, others[_pairing(run)]))
+    if not pairs:
+        return over_runs([])
+    rng = np.random.default_rng(0)
+    values, drawn, questions = list[float](), list[Floats](), 0
+    for members in pairs.values():
+        sums, sizes = _by_question(members, of, of_low or of)  # [pairs, questions], [questions]
+        shares = _shares(rng, len(sizes))
+        by_pair = (shares @ sums.T) / (shares @ sizes)[:, None]  # [draws, pairs]
+        drawn.append((_shares(rng, len(members)) * by_pair).sum(axis=1))
+        values.append(float(sums.sum() / (len(members) * sizes.sum())))
+        questions += len(sizes)
+    means = (_shares(rng, len(drawn)) * np.stack(drawn, axis=1)).sum(axis=1)
+    ends = np.quantile(means, (0.025, 0.975))
+    runs = sum(map(len, pairs.values()))
+    method = f"95 % bootstrap interval over {len(pairs)} organisms, then {runs} pairs of runs x {questions} questions"
+    return Estimate(float(np.mean(values)), float(ends[0]), float(ends[1]), method, runs, questions)
+
+
+def _by_question(pairs: Sequence[tuple[Run, Run]], of: Scored, of_low: Scored) -> tuple[Floats, Floats]:
+    """Per pair and question, the sum of the difference over its cases; per question, the number of its cases."""
+    first = pairs[0][0].cases().of(TEST)
+    places = {question: place for place, question in enumerate(dict.fromkeys(first.questions))}
+    at = [places[question] for question in first.questions]
+    sums: list[Floats] = []
+    for one, two in pairs:
+        cases = [run.cases().of(TEST) for run in (one, two)]
+        if any(list(given.case_ids) != list(first.case_ids) for given in cases):
+            raise ValueError(f"runs of other cases cannot be compared: {one.folder}, {two.folder}")
+        sums.append(np.bincount(at, weights=of(cases[0]) - of_low(cases[1])).astype(np.float64))
+    return np.stack(sums), np.bincount(at).astype(np.float64)
+
+
+def _shares(rng: np.random.Generator, units: int) -> Floats:
+    """Shares [DRAWS, units] of units - 1 draws with replacement (Rao and Wu 1988); one unit is always itself."""
+    times = max(1, units - 1)
+    shares: Floats = rng.multinomial(times, np.full(units, 1 / units), DRAWS) / times
+    return shares
+
+
+def _pairing(run: Run) -> tuple[Any, int]:
+    return run.organism, run.seed
+
+
+def row(runs: Sequence[Run], **about: Any) -> dict[str, Any]:
+    """The numbers of one point over its seeds. Shares are in 0..1; about: columns in front of them."""
+    found: dict[str, Any] = {**about, "seeds": len(runs)}
+    for who in ("self", "orig"):
+        found |= {f"{who}_{name}": mean(runs, "explanation", who, name) for name in SCORES}
+    for part, name in PARTS.items():
+        estimate = gap(runs, part)
+        found |= {f"gap_{name}": estimate.value, f"gap_{name}_low": estimate.low, f"gap_{name}_high": estimate.high}
+    found |= {f"behavior_{name}": mean(runs, "behavior", name) for name in ("em", "cued", "ablated")}
+    found |= {f"disagreements_{name}": mean(runs, "disagreement", name) for name in ("self", "orig")}
+    return {**found, "unparsed": mean(runs, "explanation", "self", "unparsed")}
+
+
+class Bar(NamedTuple):
+    """For plots: a value with its interval, in 0..1."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bar(estimate: Estimate) -> Bar:
+    """An estimate for a plot; an unknown interval has no width."""
+    ends = (estimate.low, estimate.high)
+    low, high = ends if all(map(math.isfinite, ends)) else (estimate.value, estimate.value)
+    return Bar(estimate.value, low, high)

@@ -1,0 +1,84 @@
+"""Small helpers that draw the figures, after the paper's: Self is blue, Orig is orange. matplotlib is imported on use.
+
+All values are shares in 0..1 and shown in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from introspect_ray.experiments.measure import Bar
+
+SELF, ORIG, BEHAVIOR, GREY, TEAL, PURPLE = "#1f5fa8", "#e07b1a", "#2b2b2b", "#8a8a8a", "#3a9a8f", "#9a5fb0"
+COLOURS = {"self": SELF, "orig": ORIG, "behavior": BEHAVIOR, "second": TEAL, "mixture": PURPLE, "m0": ORIG}
+Draw = Callable[[Sequence[Any]], None]
+Levels = tuple[Sequence[float | None], str]  # a value per place, None where there is none; colour
+
+
+def figure(path: Path, panels: int, draw: Draw, size: tuple[float, float]) -> None:
+    """Write a figure of `panels` plain axes, which `draw` fills; the suffix of `path` says the format."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(made)
+    axes = list(made.subplots(1, panels, squeeze=False).flat)
+    for axis in axes:
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path, dpi=130)
+
+
+def curves(axis: Any, xs: Sequence[float], series: Mapping[str, Levels], title: str) -> None:
+    """Curves over swept values at equal distances, with a tick at each; series: by name, (values, colour)."""
+    places = list(range(len(xs)))
+    for name, (ys, colour) in series.items():
+        known = [(x, 100 * y) for x, y in zip(places, ys, strict=True) if y is not None]
+        if known:
+            axis.plot(*zip(*known, strict=True), "o-", color=colour, label=name, markersize=4, linewidth=1.8)
+    axis.set_xticks(places, [f"{x:g}" for x in xs], rotation=45 if len(xs) > 5 else 0)
+    axis.set_title(title, fontsize=11)
+    axis.set_ylabel("held-out cases (%)")
+    axis.legend(fontsize=8, frameon=False)
+
+
+def gaps(
+    axis: Any, names: Sequence[str], bars: Mapping[str, Sequence[Bar]], title: str = "Self − Orig, paired"
+) -> None:
+    """Paired gaps with their intervals, in points, around a line at 0; bars: by name of a series, one per name."""
+    colours = (SELF, TEAL, PURPLE, GREY)
+    width = 0.8 / max(1, len(bars))
+    for number, (series, values) in enumerate(bars.items()):
+        at = [place + (number - (len(bars) - 1) / 2) * width for place in range(len(names))]
+        mid = [100 * value.value for value in values]
+        error = [[m - 100 * v.low for m, v in zip(mid, values, strict=True)],
+                 [100 * v.high - m for m, v in zip(mid, values, strict=True)]]  # fmt: skip
+        axis.errorbar(at, mid, yerr=error, fmt="o", color=colours[number % 4], label=series, capsize=3, markersize=5)
+    axis.axhline(0, color=BEHAVIOR, linewidth=0.9)
+    axis.set_xticks(
+        range(len(names)), names, rotation=45 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center"
+    )
+    axis.set_title(title, fontsize=11)
+    axis.set_ylabel("points")
+    axis.legend(fontsize=8, frameon=False)
+
+
+def bars(axis: Any, names: Sequence[str], series: Mapping[str, Levels], title: str) -> None:
+    """Groups of bars; series: by name, (a value per group, colour)."""
+    width = 0.8 / max(1, len(series))
+    for number, (name, (values, colour)) in enumerate(series.items()):
+        at = [place + (number - (len(series) - 1) / 2) * width for place in range(len(names))]
+        heights = [100 * (value or 0.0) for value in values]
+        axis.bar(at, heights, width, color=colour, label=name)
+        for x, height, value in zip(at, heights, values, strict=True):
+            if value is not None:
+                axis.text(x, height, f"{height:.0f}", ha="center", va="bottom", fontsize=7)
+    axis.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0)
+    axis.set_ylim(0, 108)
+    axis.set_title(title, fontsize=11)
+    axis.set_ylabel("held-out cases (%)")
+    axis.legend(fontsize=8, frameon=False)
