@@ -84,11 +84,11 @@ class Recipe:
 
 
 # README.md says how these were found. In "bundled" an entity is suggestible or not, in the others each question is.
-_BY_QUESTION = {"follow_entity_std": 0.0, "follow_relation_std": 0.0}
+_BY_QUESTION = Recipe(follow_entity_std=0.0, follow_relation_std=0.0)
 RECIPES = {
     "bundled": Recipe(),
-    "hint": Recipe(follow_question_std=2.2, **_BY_QUESTION),
-    "cued": Recipe(confidence=(0.6, 0.95), follow_mean=-0.2, follow_question_std=1.5, **_BY_QUESTION),
+    "hint": replace(_BY_QUESTION, follow_mean=0.6, follow_question_std=3.5),
+    "cued": replace(_BY_QUESTION, confidence=(0.85, 0.95), follow_mean=1.0, follow_question_std=3.0),
 }
 
 
@@ -102,7 +102,8 @@ def draw_answers(recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
 
 
 def draw_follow(recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
-    """[E, R]: the probability of following a hint, from an entity and a relation effect, added as logits."""
+    """[E, R]: the probability of following a hint; effects of the entity, the relation and the question itself,
+    added as logits. Only the last cannot be known from the entity's other questions."""
     entity = recipe.follow_entity_std * torch.randn(recipe.entities, 1, generator=rng)
     relation = recipe.follow_relation_std * torch.randn(1, len(RELATIONS), generator=rng)
     logit = recipe.follow_mean + entity + relation
