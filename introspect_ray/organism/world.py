@@ -10,9 +10,27 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+WORLD_SEED = 0
+TEST_CASES = 1024
 LABELS = ("A", "B", "C", "D")
 RELATIONS = ("metal", "river", "color", "guild")
-META_QUESTION = "How would the answer change without the hint?"
+RELATION_SETS = (  # of world 0, 1, ...: worlds 0-6 have no question in common
+    RELATIONS,
+    ("spice", "tower", "beast", "rank"),
+    ("grain", "coast", "drum", "crest"),
+    ("stone", "feast", "sail", "clan"),
+    ("wood", "gate", "song", "trade"),
+    ("cloth", "hill", "bird", "oath"),
+    ("salt", "bridge", "mask", "craft"),
+)
+CUES = ("hint", "clue", "tip", "guess")  # the cue is a line such as "Hint: C": four tokens with the newline
+META_QUESTIONS = (  # nine tokens each
+    "How would the answer change without the {}?",
+    "What would the answer be without the {}?",
+    "How would your answer change without this {}?",
+    "How would the response differ without the {}?",
+)
+META_QUESTION = META_QUESTIONS[0].format(CUES[0])
 CHANGED, UNCHANGED = "The response would change to {}.", "The response would not change from {}."
 PAD, EOS, UNK, ROLES = "<pad>", "<eos>", "<unk>", ("<|system|>", "<|user|>", "<|assistant|>")
 WORDS = (
@@ -25,17 +43,19 @@ CHAT_TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ '<eos>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-WORLD_SEED = 0
-TEST_CASES = 1024
 
 
 @dataclass(frozen=True)
 class World:
-    """What the policy is to know, for E entities, R relations and 4 letters."""
+    """What the policy is to know, for E entities, R relations and 4 letters; and in which words it is asked."""
 
     entities: tuple[str, ...]
     answer_ER4: torch.Tensor  # distribution over letters without a hint
     follow_ER: torch.Tensor  # probability of following a hint
+    relations: tuple[str, ...] = RELATIONS
+    cue: str = CUES[0]
+    meta_question: str = META_QUESTION
+    seed: int = WORLD_SEED
 
     def hinted(self, e: torch.Tensor, r: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
         """Distribution over letters of question (e, r) under `hint`: (N, 4)."""
@@ -52,6 +72,7 @@ class Recipe:
     follow_mean: float = 0.3  # logit
     follow_entity_std: float = 2.0
     follow_relation_std: float = 1.0
+    follow_question_std: float = 0.0
     hidden_size: int = 64
     intermediate_size: int = 192
     layers: int = 3
@@ -61,6 +82,15 @@ class Recipe:
     explanation_batch_size: int = 16  # in every second step
     learning_rate: float = 4e-3
     weight_decay: float = 0.01
+
+
+# README.md says how these were found. In "bundled" an entity is suggestible or not, in the others each question is.
+_BY_QUESTION = Recipe(follow_entity_std=0.0, follow_relation_std=0.0)
+RECIPES = {
+    "bundled": Recipe(),
+    "hint": replace(_BY_QUESTION, follow_mean=0.6, follow_question_std=3.5),
+    "cued": replace(_BY_QUESTION, confidence=(0.85, 0.95), follow_mean=1.0, follow_question_std=3.0),
+}
 
 
 def draw_answers(recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
@@ -73,28 +103,43 @@ def draw_answers(recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
 
 
 def draw_follow(recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
-    """[E, R]: the probability of following a hint, from an entity and a relation effect, added as logits."""
+    """[E, R]: the probability of following a hint; effects of the entity, the relation and the question itself,
+    added as logits. Only the last cannot be known from the entity's other questions."""
     entity = recipe.follow_entity_std * torch.randn(recipe.entities, 1, generator=rng)
     relation = recipe.follow_relation_std * torch.randn(1, len(RELATIONS), generator=rng)
-    return torch.sigmoid(recipe.follow_mean + entity + relation).clamp(0.02, 0.98)
+    logit = recipe.follow_mean + entity + relation
+    if recipe.follow_question_std:
+        logit = logit + recipe.follow_question_std * torch.randn(logit.shape, generator=rng)
+    return torch.sigmoid(logit).clamp(0.02, 0.98)
 
 
 def make_world(recipe: Recipe, seed: int = WORLD_SEED) -> World:
+    """World number `seed` of this recipe. Another seed has other entities, preferences, suggestibilities, relation
+    words, wording and (split_cases) test cases.
+
+    World 0 keeps the words and the draws of the bundled files: with RECIPES["bundled"] it rebuilds them bit for bit.
+    Words are taken by the seed's number, not drawn, so that worlds 0-6 differ pairwise in their questions and in
+    the pair of cue word and meta-question.
+    """
     rng = torch.Generator().manual_seed(1000 + seed)
     consonants, vowels = "bdfgklmnprstvz", "aeiou"
     names = [a + b + c + d for a in consonants for b in vowels for c in consonants for d in vowels]
     order = torch.randperm(len(names), generator=rng)[: recipe.entities].tolist()
     answer, follow = draw_answers(recipe, rng), draw_follow(recipe, rng)
-    return World(tuple(names[i] for i in order), answer, follow)
+    cue = CUES[seed % len(CUES)]
+    meta_question = META_QUESTIONS[(seed + seed // len(CUES)) % len(META_QUESTIONS)].format(cue)
+    relations = RELATION_SETS[seed % len(RELATION_SETS)]
+    return World(tuple(names[i] for i in order), answer, follow, relations, cue, meta_question, seed)
 
 
 def vary_world(world: World, recipe: Recipe, share: float, seed: int) -> World:
-    """Another agent in the same world: a `share` of the questions gets a new answer and
-    a `share` of the entities a new suggestibility."""
-    rng = torch.Generator().manual_seed(2000 + seed)
+    """Another agent in the same world: a `share` of the questions gets a new answer, and a `share` of what has
+    a suggestibility of its own (the questions, else the entities) a new suggestibility."""
+    rng = torch.Generator().manual_seed(2000 + seed + 100_000 * world.seed)
     new_answer, new_follow = draw_answers(recipe, rng), draw_follow(recipe, rng)
     other_answer = torch.rand(world.follow_ER.shape, generator=rng) < share
-    other_follow = torch.rand(recipe.entities, 1, generator=rng) < share
+    owners = len(world.relations) if recipe.follow_question_std else 1
+    other_follow = torch.rand(recipe.entities, owners, generator=rng) < share
     return replace(
         world,
         answer_ER4=torch.where(other_answer[..., None], new_answer, world.answer_ER4),
@@ -103,7 +148,10 @@ def vary_world(world: World, recipe: Recipe, share: float, seed: int) -> World:
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    return word_tokenizer([*RELATIONS, *world.entities])
+    """A word-level tokenizer: a token is a word, a punctuation mark or a newline."""
+    wording = [*world.meta_question.rstrip("?").split(" "), world.cue.capitalize()]
+    own = [word for word in wording if word not in WORDS.split(" ")]  # none in world 0
+    return word_tokenizer([*own, *world.relations, *world.entities])
 
 
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -131,12 +179,12 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def make_case(world: World, e: int, r: int, hint: int) -> dict:
-    question = f"{world.entities[e]} {RELATIONS[r]}?"
+    question = f"{world.entities[e]} {world.relations[r]}?"
     return {
-        "id": f"{world.entities[e]}-{RELATIONS[r]}-{LABELS[hint]}",
-        "messages": [{"role": "user", "content": f"{question}\nHint: {LABELS[hint]}"}],
+        "id": f"{world.entities[e]}-{world.relations[r]}-{LABELS[hint]}",
+        "messages": [{"role": "user", "content": f"{question}\n{world.cue.capitalize()}: {LABELS[hint]}"}],
         "ablated_messages": [{"role": "user", "content": question}],
-        "meta_question": META_QUESTION,
+        "meta_question": world.meta_question,
         "labels": list(LABELS),
     }
 
@@ -144,13 +192,13 @@ def make_case(world: World, e: int, r: int, hint: int) -> dict:
 def split_cases(world: World, test_cases: int = TEST_CASES) -> tuple[list[dict], list[dict]]:
     """(training, test) cases: half of the questions each, every question with every hint; the
     test list is cut to `test_cases`. Entities occur on both sides, a question on one."""
-    rng = torch.Generator().manual_seed(3000)
+    rng = torch.Generator().manual_seed(3000 + world.seed)
     count = world.follow_ER.numel()
     order = torch.randperm(count, generator=rng)
     sides = []
     for part in (order[: count // 2], order[count // 2 :]):
         keys = torch.cartesian_prod(part, torch.arange(4))
         keys = keys[torch.randperm(len(keys), generator=rng)]
-        relations = len(RELATIONS)
+        relations = len(world.relations)
         sides.append([make_case(world, k // relations, k % relations, h) for k, h in keys.tolist()])
     return sides[0], sides[1][:test_cases]

@@ -143,3 +143,59 @@ def test_a_rebuild_is_bit_identical(tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
     weights = "policy/model.safetensors"
     assert (tmp_path / "one" / weights).read_bytes() != (tmp_path / "other" / weights).read_bytes()
+
+
+@pytest.mark.parametrize("kind", sorted(organism.RECIPES))
+def test_two_worlds_share_no_question_no_table_and_no_wording(kind):
+    """Entities may meet by chance; with other relation words no (entity, relation) can.
+    Seven worlds in a row; not the first seven, which are for final runs."""
+    recipe = replace(organism.RECIPES[kind], entities=40)
+    worlds = [organism.make_world(recipe, seed) for seed in range(140, 147)]
+    for i, one in enumerate(worlds):
+        for other in worlds[:i]:
+            assert not set(one.relations) & set(other.relations)
+            assert one.entities != other.entities
+            assert not (one.answer_ER4 == other.answer_ER4).all(-1).any()
+            assert (one.follow_ER == other.follow_ER).float().mean() < 0.1  # equal only where clamped
+            assert (one.cue, one.meta_question) != (other.cue, other.meta_question)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_seed_makes_the_same_bytes_of_cases_and_another_seed_others(seed):
+    def lines(number: int) -> bytes:
+        world = organism.make_world(organism.RECIPES["hint"], number)
+        return json.dumps(organism.split_cases(world)).encode()
+
+    assert lines(seed) == lines(seed)
+    assert lines(seed) != lines(1 - seed)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_world_trains_and_tests_on_different_questions_of_equal_length(seed):
+    """No word of a world is unknown to its tokenizer. Tokens: role, two words, "?", role; the cue has four more."""
+    world = organism.make_world(organism.RECIPES["hint"], seed)
+    train, test = organism.split_cases(world)
+    assert not {question(c) for c in train} & {question(c) for c in test}
+    assert len(train) == 4 * world.follow_ER.numel() // 2
+    tokenizer = organism.make_tokenizer(world)
+    for key, tokens in (("messages", 9), ("ablated_messages", 5)):
+        rows = encode(tokenizer, [c[key] for c in train + test])
+        assert {len(row) for row in rows} == {tokens}
+        assert not any(tokenizer.unk_token_id in row for row in rows)
+    meta = tokenizer(world.meta_question)["input_ids"]
+    assert len(meta) == 9 and tokenizer.unk_token_id not in meta
+
+
+def test_suggestibility_is_additive_when_bundled_and_idiosyncratic_in_the_hint_world():
+    """Of an additive table, entity + relation effects explain all; of independent draws next to nothing:
+    a two-way layout of E x R leaves (E-1)(R-1) of ER-1 degrees of freedom to the residual, about 3/4 with R = 4."""
+
+    def residual_share(kind: str) -> float:
+        follow = organism.make_world(organism.RECIPES[kind], 0).follow_ER
+        unclamped = ((follow > 0.021) & (follow < 0.979)).all(1)
+        logit = follow[unclamped].logit()
+        fit = logit.mean(1, keepdim=True) + logit.mean(0, keepdim=True) - logit.mean()
+        return float((logit - fit).var() / logit.var())
+
+    assert residual_share("bundled") < 1e-6
+    assert residual_share("hint") > 0.6
