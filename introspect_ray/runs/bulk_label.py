@@ -114,7 +114,7 @@ def run_labelling(todo: LabelSet) -> dict[str, Any]:
         seconds = _label(todo) if todo.missing else 0.0
         done = finish(todo, store)
         now = sum(part.cases for part in todo.missing)
-        rate = {"cases_labelled": now, "seconds": round(seconds, 3)}
+        rate: dict[str, float | None] = {"cases_labelled": now, "seconds": round(seconds, 3)}
         rate["cases_per_second"] = round(now / seconds, 1) if seconds else None
         done |= {"this_call": {**rate, "seconds_in_all": round(time.perf_counter() - began, 3)}}
         store.write_json(DONE, done)

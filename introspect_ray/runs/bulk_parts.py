@@ -118,7 +118,7 @@ class Answered(NamedTuple):
 def part_bytes(answered: Answered, sides: Sequence[str], source: Mapping[str, Any]) -> bytes:
     """A part as Parquet. sides: "train" or "test" for each pair. source: of `provenance`."""
     table, rows = PairTable.build(answered.pairs).arrow(), len(answered.pairs)
-    said = answered.said or [None] * rows
+    said: Sequence[tuple[str, Explanation | None] | None] = answered.said or [None] * rows
     stated = [one[1] if one else None for one in said]
     columns: dict[str, list[Any]] = {
         "side": list(sides),

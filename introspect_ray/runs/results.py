@@ -132,7 +132,7 @@ def tracked(scores: Mapping[str, Any]) -> dict[str, Any]:
     Groups are left out: their names are the task's, and trackers refuse many characters.
     """
     blocks = ("explanation", "behavior", "disagreement", "sources")
-    found = {"gap": gap_metrics(scores["gap"])}
+    found: dict[str, Any] = {"gap": gap_metrics(scores["gap"])}
     if scores["dev"] is not None:
         found["dev"] = {"gap": gap_metrics(scores["dev"]["gap"])}
     return {**found, **numbers_of({block: scores[block] for block in blocks if scores[block] is not None})}

@@ -129,7 +129,7 @@ def _world(cases_by_run: Sequence[EvaluatedCases], part: str, a: str, b: str, sp
         sizes.append(np.bincount(at, minlength=len(rows)))
     if any((other != sizes[0]).any() for other in sizes):
         raise ValueError("runs with other cases per question cannot be drawn together: evaluate all on the same cases")
-    all_sums = np.stack(sums)
+    all_sums: Floats = np.stack(sums).astype(np.float64)
     return _World(all_sums, sizes[0].astype(np.float64), float(all_sums.sum() / (len(runs) * sizes[0].sum())))
 
 
