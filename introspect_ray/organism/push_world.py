@@ -93,7 +93,7 @@ def invented_words(count: int, rng: torch.Generator) -> list[str]:
 def make_case(world: PushWorld, question: int, cue: int) -> dict:
     """The case in the jsonl task's schema: x is the question under the cue's system prompt, x∖C the question alone."""
     user = {"role": "user", "content": world.questions[question]}
-    case = {
+    case: dict = {
         "id": f"{question}-{world.cues[cue].name}",
         "messages": [{"role": "system", "content": world.cues[cue].system}, user],
         "ablated_messages": [user],
