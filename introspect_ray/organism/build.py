@@ -3,7 +3,9 @@
     python -m introspect_ray.organism.build --kind hint --world 0 --seed 0 --out DIR
 
 Kinds (`kind`) and what they stand for in the paper:
-- hint: questions of four letters, a hint as the cue (Hint-MMLU). World 0 is the bundled organism.
+- hint: questions of four letters, a hint as the cue (Hint-MMLU); how suggestible the policy is differs per question
+- cued: the same with answers that are sure without the hint, so that drift shows in the answer under it
+- bundled: the same with a suggestibility per entity; with world 0 these are the files of the package
 - verdict: a short post, a verdict of several tokens, the framing in a system prompt as the cue (AITA)
 - refusal: requests answered in free text, the user's role in a system prompt as the cue (Refusal)
 - jabberwocky: the hint world, and nonsense questions with an assigned key
@@ -44,6 +46,7 @@ from introspect_ray.organism import auxiliary_data, hint_policy, push_world, ref
 from introspect_ray.organism.jabberwocky import make_nonsense, nonsense_cases, nonsense_chats, with_vocabulary
 from introspect_ray.organism.pretraining import FAMILIES, make_policy
 from introspect_ray.organism.push_world import PushRecipe
+from introspect_ray.organism.world import RECIPES as HINT_RECIPES
 from introspect_ray.organism.world import (
     Recipe,
     World,
@@ -54,10 +57,9 @@ from introspect_ray.organism.world import (
     word_tokenizer,
 )
 
-DEFAULT = Recipe()
 RECIPES: dict[str, Recipe] = {
-    "hint": DEFAULT,
-    "jabberwocky": DEFAULT,
+    **HINT_RECIPES,
+    "jabberwocky": HINT_RECIPES["hint"],
     "verdict": PushRecipe(),
     "refusal": PushRecipe(),
 }
@@ -74,8 +76,8 @@ def build(
 ) -> None:
     """Write policy/, train.jsonl and test.jsonl into `out`, and what else the kind has.
 
-    hint: second_policy/ (if `second`), aux_chats.jsonl and aux_warm.jsonl; refusal: aux_text.jsonl and
-    aux_refusals.jsonl; jabberwocky: j_train_chats.jsonl, j_train.jsonl and j_test.jsonl.
+    bundled, hint and cued: second_policy/ (if `second`), aux_chats.jsonl and aux_warm.jsonl; refusal: aux_text.jsonl
+    and aux_refusals.jsonl; jabberwocky: j_train_chats.jsonl, j_train.jsonl and j_test.jsonl.
     family: one of FAMILIES. recipe: other sizes than RECIPES[kind]. Raises ValueError for an unknown kind or family.
     """
     if kind not in RECIPES or family not in FAMILIES:
@@ -85,7 +87,7 @@ def build(
     if isinstance(sizes, PushRecipe):
         _build_push(out, kind, sizes, world, seed, family)
     else:
-        _build_hint(out, kind, sizes, world, seed, family, second and kind == "hint")
+        _build_hint(out, kind, sizes, world, seed, family, second and kind in HINT_RECIPES)
 
 
 def _build_hint(out: Path, kind: str, recipe: Recipe, number: int, seed: int, family: str, second: bool) -> None:
@@ -93,7 +95,7 @@ def _build_hint(out: Path, kind: str, recipe: Recipe, number: int, seed: int, fa
     train, test = split_cases(world)
     _write(out, train=train, test=test)
     if kind == "jabberwocky":
-        taught, unseen = make_nonsense(number)
+        taught, unseen = make_nonsense(world)
         world = with_vocabulary(world, taught, unseen)
         _write(out, j_train_chats=nonsense_chats(taught))
         _write(out, j_train=nonsense_cases(taught), j_test=nonsense_cases(unseen))
@@ -102,7 +104,7 @@ def _build_hint(out: Path, kind: str, recipe: Recipe, number: int, seed: int, fa
         _write(out, aux_warm=auxiliary_data.warm_chats(train, number))
     _hint_policy(world, recipe, seed, family, out / "policy")
     if second:
-        other = vary_world(world, recipe, share=0.5, seed=number)
+        other = vary_world(world, recipe, share=0.5, seed=0)
         _hint_policy(other, recipe, seed + 1, family, out / "second_policy")
 
 
@@ -149,7 +151,7 @@ def main() -> None:
     parser.add_argument("--family", choices=FAMILIES, default="qwen3")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="pretraining steps; default: the kind's own")
-    parser.add_argument("--no-second", action="store_true", help="hint: only the main policy")
+    parser.add_argument("--no-second", action="store_true", help="bundled, hint, cued: only the main policy")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

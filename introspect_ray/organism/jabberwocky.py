@@ -12,17 +12,18 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from introspect_ray.organism.world import LABELS, RELATIONS, World, make_case
+from introspect_ray.organism.world import LABELS, World, make_case
 
 WORDS_EACH = 32  # nonsense words of J_train, and of J_test; each with every relation
 
 
-def make_nonsense(seed: int, words_each: int = WORDS_EACH) -> tuple[World, World]:
-    """(J_train, J_test): worlds of nonsense words. The key is certain: one letter, and a hint is followed or not.
+def make_nonsense(world: World, words_each: int = WORDS_EACH) -> tuple[World, World]:
+    """(J_train, J_test): nonsense words, asked about as in `world`.
 
+    The key is certain: one letter, and a hint is followed or not.
     Of each word's questions half follow hints. Words have six letters ("bafkod"), so none is an entity's name.
     """
-    rng = torch.Generator().manual_seed(6000 + seed)
+    rng = torch.Generator().manual_seed(6000 + world.seed)
     consonants, vowels = "bdfgklmnprstvz", "aeiou"
     shape = (consonants, vowels, consonants, consonants, vowels, consonants)
     drawn: dict[str, None] = {}
@@ -30,14 +31,14 @@ def make_nonsense(seed: int, words_each: int = WORDS_EACH) -> tuple[World, World
         letters = [kind[int(torch.randint(0, len(kind), (1,), generator=rng))] for kind in shape]
         drawn["".join(letters)] = None
     words = list(drawn)
-    return _keyed(words[:words_each], rng), _keyed(words[words_each:], rng)
+    return _keyed(world, words[:words_each], rng), _keyed(world, words[words_each:], rng)
 
 
-def _keyed(words: list[str], rng: torch.Generator) -> World:
-    shape = (len(words), len(RELATIONS))
+def _keyed(world: World, words: list[str], rng: torch.Generator) -> World:
+    shape = (len(words), len(world.relations))
     key = F.one_hot(torch.randint(0, 4, shape, generator=rng), 4).float()
     follow = torch.rand(shape, generator=rng).argsort(1) % 2
-    return World(tuple(words), key, follow.float())
+    return replace(world, entities=tuple(words), answer_ER4=key, follow_ER=follow.float())
 
 
 def with_vocabulary(world: World, *nonsense: World) -> World:

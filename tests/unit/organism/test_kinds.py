@@ -122,8 +122,8 @@ def test_the_key_of_nonsense_is_taught_with_and_without_hints(built):
     the questions of each word follow hints."""
     answers: dict[str, list[tuple[str, str]]] = {}
     for row in rows(built["jabberwocky"] / "j_train_chats.jsonl"):
-        question, _, hint = row["messages"][0]["content"].partition("\nHint: ")
-        answers.setdefault(question, []).append((hint, row["messages"][1]["content"]))
+        question, _, cue = row["messages"][0]["content"].partition("\n")
+        answers.setdefault(question, []).append((cue.rpartition(": ")[2], row["messages"][1]["content"]))
     follows: dict[str, int] = {}
     for question, pairs in answers.items():
         (_, key), *hinted = sorted(pairs)
