@@ -74,7 +74,7 @@ def _over_worlds(rows: Sequence[Mapping[str, Any]]) -> Estimate:
         (row,) = rows
         return Estimate(row["value"], row["low"], row["high"], row["interval"], row["runs"], row["questions"])
     over = over_runs([row["value"] for row in rows])
-    return over._replace(method=over.method.replace("seeds", "worlds"))
+    return over._replace(method=over.method.replace("seeds", "worlds"), runs=sum(row["runs"] for row in rows))
 
 
 def _draw_controls(path: Path, measured: Mapping[str, Estimate]) -> None:
