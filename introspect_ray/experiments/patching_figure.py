@@ -26,14 +26,14 @@ from introspect_ray.patching import (
     median_gaps,
     patch_grid,
 )
-from introspect_ray.patching.pairs import Region
+from introspect_ray.patching.pairs import Region, Side
 from introspect_ray.policy import load_model, load_tokenizer, local_policy
 from introspect_ray.scores.evaluated_cases import POLICY
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
 from introspect_ray.storage import open_store
 from introspect_ray.tasks import load_cases
 
-SIDES = ("cued", "ablated")
+SIDES: tuple[Side, ...] = ("cued", "ablated")
 LAST = 10  # tokens of x∖C that are patched (paper §C.2)
 
 
@@ -88,7 +88,7 @@ def _shown(correlation: Mapping[str, Any]) -> str:
     return "r not defined" if value is None else f"r = {value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def draw_patching(results: Mapping[str, Mapping[str, Any]], path: str | Path, side: str = "cued") -> None:
+def draw_patching(results: Mapping[str, Mapping[str, Any]], path: str | Path, side: Side = "cued") -> None:
     """One scatter per policy: a dot per (layer, token) and direction, behaviour NLD against explanation NLD.
 
     results: by the title of the panel, as patch_run gives them. A policy whose prompts are too close to be told apart

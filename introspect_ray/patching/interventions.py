@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from introspect_ray.cases.answers import label_nodes
@@ -65,7 +66,7 @@ def interventions(
     return Interventions(behavior, explanation)
 
 
-def _last(positions: tuple[int, ...] | range, count: int | None) -> tuple[int, ...]:
+def _last(positions: Sequence[int], count: int | None) -> tuple[int, ...]:
     return tuple(positions if count is None else positions[-count:])
 
 
