@@ -105,12 +105,12 @@ def controls_of(subjects: Sequence[Subject]) -> Controls:
     rows: list[Row] = []
     for part in PARTS:
         every = coded(subjects, part)
-        reread = [coded(again, part), coded(both, part)] if any(refits) else []
+        anew, anew_both = (coded(again, part), coded(both, part)) if any(refits) else (every, every)
         draws = Bootstrap(every.question_N)
         for training, runs in groups.items():
             found = [*_of_group(given, every, runs, draws)]
             if all(refits[run] is not None for run in runs):
-                found += _refit(*(one.at(runs) for one in reread), draws)
+                found += _refit(anew.at(runs), anew_both.at(runs), draws)
             rows += [Row(training, control, name, part, number, note) for control, name, number, note in found]
     return Controls(rows, list(_missing(subjects, groups, refits)))
 
