@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from introspect_ray.cases.tokenize import decode_explanation, tokenize_case
 from introspect_ray.judges.keyword import KeywordJudge
 from introspect_ray.judges.protocol import Reply
 from introspect_ray.organism import refusal_world, verdict_world
@@ -66,6 +67,17 @@ def test_the_policy_knows_every_word_that_it_is_shown(built, kind):
             texts |= set(row.get("labels", []))
     encoded = tokenizer(sorted(texts), add_special_tokens=False)["input_ids"]
     assert not any(tokenizer.unk_token_id in ids for ids in encoded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explanations_are_read_back_from_the_tokens_of_the_policy(built, kind):
+    tokenizer = AutoTokenizer.from_pretrained(built[kind] / "policy")
+    line = (built[kind] / "train.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    case = tokenize_case(case_from_line(line, "train"), tokenizer)
+    assert len(case.explanations) == 2 * len(case.labels)
+    for explanation, ids in case.explanations.items():
+        assert tokenizer.unk_token_id not in ids
+        assert decode_explanation(ids, tokenizer, case.labels, case.templates) == explanation
 
 
 @pytest.mark.parametrize("kind", ["verdict", "refusal"])
