@@ -28,6 +28,7 @@ ORGANISM = {"steps": 80, "batch_size": 32}
 SMOLLM2 = {
     "task.name": "hint_mmlu",
     "task.path": str(MMLU),
+    "task.test_fraction": 0.25,
     "learning_rate": 1e-5,
     "steps": 7,
     "batch_size": 8,

@@ -62,6 +62,12 @@ def with_meta_question(case: Case) -> tuple[Message, ...]:
     return (*case.messages[:last], asked, *case.messages[last + 1 :])
 
 
+def question_length(case: Case, tokenizer: Any) -> int:
+    """Tokens of q, up to where the explanation starts. Raises UserError as tokenize_case does."""
+    _template(tokenizer)
+    return len(_chat(tokenizer, with_meta_question(case), case.case_id))
+
+
 def decode_explanation(
     ids: Sequence[int], tokenizer: Any, labels: Sequence[str], templates: Templates
 ) -> Explanation | None:

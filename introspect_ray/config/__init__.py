@@ -16,10 +16,10 @@ from introspect_ray.config.sections import (
     RolloutConfig,
     RunConfig,
     SupervisionConfig,
-    TaskConfig,
     TrackingConfig,
     TrainConfig,
 )
+from introspect_ray.config.task import TaskConfig
 
 __all__ = [
     "AlarmConfig",

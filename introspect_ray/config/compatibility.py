@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from introspect_ray.config.sections import RunConfig
 
 Transfer = Literal["object_store", "nccl", "ipc"]
+_KEYS_OF_TASK = {"cue": "aita", "roles": "refusal", "response_tokens": "refusal"}  # keys that one task alone reads
 
 
 def check(cfg: RunConfig) -> None:
@@ -121,6 +122,14 @@ def _task_source(cfg: RunConfig) -> str | None:
     return None
 
 
+def _task_keys(cfg: RunConfig) -> str | None:
+    for key, owner in _KEYS_OF_TASK.items():
+        value = getattr(cfg.task, key)
+        if value != type(cfg.task).model_fields[key].default and cfg.task.name != owner:
+            return f"task.{key}={value} is for task.name={owner}, and has no effect with {cfg.task.name}: leave it out"
+    return None
+
+
 def _first_set(section: BaseModel) -> tuple[str, object]:
     """The first key of a section that differs from its default, and its value."""
     default = type(section)()
@@ -193,6 +202,7 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _batch_over_workers,
     _auxiliary_source,
     _task_source,
+    _task_keys,
     _sentences,
     _transfer,
 )

@@ -15,7 +15,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from introspect_ray.config.sections import RunConfig, TaskConfig
+from introspect_ray.config.sections import RunConfig
+from introspect_ray.config.task import TaskConfig
 from introspect_ray.errors import UserError
 
 PRESETS = Path(__file__).parent / "presets"

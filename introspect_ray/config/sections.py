@@ -11,55 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from introspect_ray.config import compatibility
 from introspect_ray.config.judges import JudgeConfig
+from introspect_ray.config.task import TaskConfig
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class TaskConfig(_Section):
-    """Which cases are explained, and which of them are held out for the evaluation."""
-
-    name: str = "organism"
-    """organism (bundled), hint_mmlu, jsonl (your own cases), a public set (docs/tasks.md), or a task that an installed
-    package registers."""
-    path: str | None = None
-    """Training cases, a local file (jsonl: cases; else rows of the set). null: the set is read from `hub_id`."""
-    test_path: str | None = None
-    """File of held-out cases; null: `test_fraction` of the cases in `path` is held out."""
-    test_fraction: float = Field(0.25, gt=0, lt=1)
-    """Share of the cases to hold out where there is no `test_path`."""
-    train_cases: int | None = Field(None, ge=1)
-    """Most training cases to keep, chosen by `seed`; null: all."""
-    test_cases: int | None = Field(None, ge=1)
-    """Most held-out cases to keep, chosen by `seed`; null: all."""
-    hub_id: str | None = None
-    """Data set on the Hugging Face Hub that is read where `path` is null ("owner/name:PATTERN" takes the files of that
-    pattern alone); null: the task's own, where it has one."""
-    wording: Literal["short", "sentence"] = "short"
-    """hint_mmlu: wording of the hint, `Hint: A` or the sentence "I think the answer is (A) but ..."."""
-    seed: int = 0
-    """Seed of the task: the hinted letter (hint_mmlu), the split, and the choice of `train_cases` and `test_cases`."""
-    answer_prefix: str = ""
-    """Text that starts the assistant's turn before the label, e.g. "(". It helps policies that answer off-format."""
-    explanation: Literal["own", "paper"] = "own"
-    """Wording of explanations. own: "The response would change to A." and "... would not change from A."; paper: "...
-    would not change to A." (§2.1)."""
-    changed: str | None = None
-    """Sentence of an explanation where the answer changes, with one {label}, in any language; null: what the case file
-    says, or by `explanation`."""
-    unchanged: str | None = None
-    """Likewise where it does not change."""
-    meta_question: str | None = None
-    """The question after a prompt that asks for the explanation; null: the task's own, or what the case file says."""
-    label_names: dict[str, str] = {}
-    """How labels are written in explanations, where not as they are: {YTA: "you are in the wrong"}."""
-    calibration: Literal["none", "contextual"] = "none"
-    """contextual: the answer is the argmax of a label's logprob minus M0's mean logprob of that label over the training
-    cases, for x and x∖C apart. Small policies answer one letter nearly always without it. Of labels with several tokens
-    it compares the whole logprobs; without it they are read token by token, greedily, which may differ."""
-    shots: int = Field(0, ge=0)
-    """evaluate: explained training cases before each meta-question, to prompt an untrained policy (paper fig. 11)."""
 
 
 class SupervisionConfig(_Section):

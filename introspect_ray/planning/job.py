@@ -116,7 +116,7 @@ def case_sizes(cfg: RunConfig, a: Assumptions, tokenizer: str | None) -> CaseSiz
     reader: Any = load_tokenizer(folder)
     train, test = (
         CaseTable.build(tokenize_case(case, reader, cfg.task.answer_prefix) for case in side)
-        for side in load_cases(cfg.task)
+        for side in load_cases(cfg.task, reader)
     )
     if not (one_token(train) and one_token(test)):
         raise UserError(

@@ -10,11 +10,15 @@ from introspect_ray.cases.tokenize import with_meta_question
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError, one_line
 from introspect_ray.records import Message
+<<<<<<< HEAD
 from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
+=======
+from introspect_ray.runs.policy_cases import read_cases
+from introspect_ray.scores.evaluated_cases import EvaluatedCases
+>>>>>>> w/task
 from introspect_ray.scores.evaluation_table import EVALUATED, TRAINED, from_table, read_parquet
 from introspect_ray.scores.inspect_log import write_inspect_log
 from introspect_ray.storage import Store
-from introspect_ray.tasks import load_cases
 
 
 def log_evaluation(store: Store, table: str, file: Path) -> None:
@@ -51,7 +55,7 @@ def prompts(
     cfg: RunConfig | None = None
     try:
         cfg = override(RunConfig(), store.read_json("evaluation_run.json" if table == EVALUATED else "run.json"))
-        held_out = load_cases(cfg.task)[1]
+        held_out = read_cases(cfg)[1]
     except (FileNotFoundError, UserError) as error:
         return cfg, {}, f"not in the log, its samples show case ids: {one_line(error)}"
     labels = dict(zip(cases.case_ids, cases.labels, strict=True))

@@ -12,8 +12,7 @@ from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import BehaviorPair
-from introspect_ray.runs.policy_cases import PolicyCases
-from introspect_ray.tasks import load_cases
+from introspect_ray.runs.policy_cases import PolicyCases, read_cases
 
 
 def few_shot_cases(
@@ -28,7 +27,7 @@ def few_shot_cases(
     shots = {one: shots_of(one, ids, cfg.task.shots, cfg.seed) for one in tokens.test.case_ids}
     needed = set(chain.from_iterable(shots.values()))
     truth = {pair.case_id: pair.explanation for pair in label([one for one in ids if one in needed])}
-    train, test = load_cases(cfg.task)
+    train, test = read_cases(cfg)
     explained = {case.case_id: (case, truth[case.case_id]) for case in train if case.case_id in truth}
     table = CaseTable.build(
         tokenize_case(

@@ -17,8 +17,9 @@ from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
 from introspect_ray.judges import judge_labels
+from introspect_ray.policy import load_tokenizer, local_policy
 from introspect_ray.records import Case, TokenizedCase
-from introspect_ray.tasks import CaseStream
+from introspect_ray.tasks import CaseStream, load_cases
 
 _BETWEEN_TURNS = 8  # tokens that a chat template may write between two turns
 
@@ -51,6 +52,12 @@ class PolicyCases:
 def one_token(cases: CaseTable) -> bool:
     """Whether all answers are labels of one token: then the KL is at the ends of the prompts, whatever M0 says."""
     return all(used.label_tokens and all(len(one) == 1 for one in used.label_tokens) for used in cases.answers)
+
+
+def read_cases(cfg: RunConfig) -> tuple[CaseStream, CaseStream]:
+    """(training cases, held-out cases) of a run; task.max_tokens counts the tokens of M0. Raises UserError."""
+    measured = cfg.task.max_tokens is not None
+    return load_cases(cfg.task, load_tokenizer(local_policy(cfg.policy)) if measured else None)
 
 
 def tokenize_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], path: str, tokenizer: Any) -> PolicyCases:

@@ -17,9 +17,9 @@ from introspect_ray.judges import check_judge
 from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
 from introspect_ray.runs.auxiliary import read_auxiliary
 from introspect_ray.runs.placement import check_local_room, cluster_address, judging_policies
-from introspect_ray.runs.policy_cases import PolicyCases, tokenize_cases
+from introspect_ray.runs.policy_cases import PolicyCases, read_cases, tokenize_cases
 from introspect_ray.storage import check_writable
-from introspect_ray.tasks import CaseStream, load_cases, open_task
+from introspect_ray.tasks import CaseStream, open_task
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
         if engines:
             check_installed(cfg.rollout)
         check_local_room(cfg)
-    sides = load_cases(cfg.task)
+    sides = read_cases(cfg)
     check_writable(cfg.output_dir)
     policy_path = local_policy(cfg.policy)
     own = tokenize_cases(cfg, sides, policy_path, load_tokenizer(policy_path))

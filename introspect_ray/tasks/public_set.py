@@ -11,7 +11,7 @@ from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case, Message
 from introspect_ray.tasks.choices import content_id, text_of
-from introspect_ray.tasks.rows import HUB_FILES, Drops, counted_source, open_rows
+from introspect_ray.tasks.rows import HUB_FILES, Drops, counted_source, open_rows, row_files
 from introspect_ray.tasks.source import CaseSource
 
 
@@ -26,9 +26,16 @@ class PublicSet:
 
 
 def open_set(task: TaskConfig, public: PublicSet) -> tuple[CaseSource, CaseSource | None]:
-    """The rows of task.path, else of task.hub_id, else of the set's own hub id; held-out ones of task.test_path."""
-    files = open_rows(task.path, task.hub_id or public.hub_id, "task.path", public.hub_files)
-    test = open_rows(task.test_path, None, "task.test_path") if task.test_path else None
+    """The rows of task.path (a file, or all files of a folder), else of task.hub_id, else of the set's own hub id; the
+    held-out ones of task.test_path, likewise."""
+    if task.path:
+        return sources(task, public, row_files(task.path, "task.path"))
+    return sources(task, public, open_rows(None, task.hub_id or public.hub_id, "task.path", public.hub_files))
+
+
+def sources(task: TaskConfig, public: PublicSet, files: list[Path]) -> tuple[CaseSource, CaseSource | None]:
+    """The training cases of `files`; the held-out ones of task.test_path."""
+    test = row_files(task.test_path, "task.test_path") if task.test_path else None
     return _source(task, public, files), _source(task, public, test) if test else None
 
 

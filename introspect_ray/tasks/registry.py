@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError, one_line
+from introspect_ray.tasks.aita import open_aita
 from introspect_ray.tasks.bbq import open_bbq
 from introspect_ray.tasks.cot_faithfulness import open_cot_faithfulness
 from introspect_ray.tasks.cot_monitorability import open_cot_monitorability
@@ -20,8 +21,10 @@ from introspect_ray.tasks.cot_transparency import open_cot_transparency
 from introspect_ray.tasks.hint_mmlu import open_hint_mmlu
 from introspect_ray.tasks.input_ablation import open_input_ablation
 from introspect_ray.tasks.inspect_samples import open_inspect
+from introspect_ray.tasks.jabberwocky import open_jabberwocky
 from introspect_ray.tasks.jsonl import open_jsonl
 from introspect_ray.tasks.organism import open_organism
+from introspect_ray.tasks.refusal import open_refusal
 from introspect_ray.tasks.scale_monitorability import open_scale_monitorability
 from introspect_ray.tasks.source import CaseSource, Task
 from introspect_ray.tasks.sycophancy_eval import open_sycophancy_eval
@@ -30,6 +33,9 @@ GROUP = "introspect_ray.tasks"
 BUILT_IN: dict[str, Task] = {
     "organism": open_organism,
     "hint_mmlu": open_hint_mmlu,
+    "aita": open_aita,
+    "refusal": open_refusal,
+    "jabberwocky": open_jabberwocky,
     "jsonl": open_jsonl,
     "bbq": open_bbq,
     "cot_faithfulness": open_cot_faithfulness,

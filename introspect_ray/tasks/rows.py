@@ -1,4 +1,4 @@
-"""Rows of data sets: JSONL, JSON, CSV and Parquet files, and their copies on the Hugging Face Hub."""
+"""Rows of data sets: JSONL, JSON, CSV, TSV and Parquet files, and their copies on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from introspect_ray.tasks.source import CaseSource
 log = logging.getLogger(__name__)
 
 BATCH_ROWS = 1024  # rows of a Parquet file that are decoded at a time
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 HUB_FILES = tuple(f"*{ending}" for ending in FORMATS)
 TOO_LARGE = {"HuggingFaceFW/fineweb": "sample/10BT/000_00000.parquet"}
 Placed = tuple[str, Any]  # ("cases.jsonl line 7", the row)
@@ -57,7 +57,7 @@ def parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = (
 
 
 def file_rows(path: Path, columns: Sequence[str] = (), optional: Sequence[str] = ()) -> Iterator[Placed]:
-    """(place, row) of every row of a file, by its ending: .jsonl(.gz), .json (a list), .csv or .parquet.
+    """(place, row) of every row of a file, by its ending: .jsonl(.gz), .json (a list), .csv, .tsv or .parquet.
 
     Each row is an object that has all `columns`; of a Parquet file only `columns` and `optional` are read. Raises
     UserError for another ending, and for a row without one of the columns, with the names that it has.
@@ -68,8 +68,8 @@ def file_rows(path: Path, columns: Sequence[str] = (), optional: Sequence[str] =
         unit, numbered = "line", enumerate(json_lines(path), start=1)
     elif ending == ".json":
         unit, numbered = "row", enumerate(_json_list(path), start=1)
-    elif ending == ".csv":
-        unit, numbered = "row", enumerate(_csv_rows(path), start=1)
+    elif ending in (".csv", ".tsv"):
+        unit, numbered = "row", enumerate(_csv_rows(path, "\t" if ending == ".tsv" else ","), start=1)
     elif ending == ".parquet":
         unit, numbered = "row", enumerate(parquet_rows(path, columns, optional), start=1)
     else:
@@ -104,10 +104,10 @@ def _json_list(path: Path) -> list[Any]:
     return rows
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file)
+            yield from csv.DictReader(file, delimiter=delimiter)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except (OSError, csv.Error) as error:
@@ -136,6 +136,20 @@ def hub_files(hub_id: str, patterns: Sequence[str] = HUB_FILES, remedy: str = "s
     if not found:
         raise UserError(f"the data set {hub_id!r} has no files {', '.join(patterns)}; {remedy}")
     return [file for file in found if "train" in str(file.relative_to(folder))] or found
+
+
+def row_files(path: str, key: str) -> list[Path]:
+    """`path` if it is a file, or the files of rows in the folder `path`, sorted; others there (a licence) are ignored.
+
+    key: the config key of `path`. Raises UserError if there is no such file, or none in the folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return [existing_file(path, key)]
+    found = sorted(file for file in folder.iterdir() if file.name.removesuffix(".gz").endswith(FORMATS))
+    if not found:
+        raise UserError(f"{folder}: no file in it ends in {', '.join(FORMATS)}; set {key} to a file or folder of rows")
+    return [existing_file(str(file), key) for file in found]
 
 
 def open_rows(path: str | None, hub_id: str | None, key: str, patterns: Sequence[str] = HUB_FILES) -> list[Path]:

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from introspect_ray.cases.split import choice_key, chosen, held_out, question_key
+from introspect_ray.cases.tokenize import question_length
 from introspect_ray.cases.wording import configured
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case
 from introspect_ray.rng import bits
+from introspect_ray.tasks.balance import balanced, values_by
 from introspect_ray.tasks.registry import open_task
 from introspect_ray.tasks.source import CaseSource
 
@@ -60,29 +62,35 @@ class CaseStream:
         return replace(self, numbers=self.numbers[kept], keys=self.keys[kept], choices=choices)
 
 
-def load_cases(task: TaskConfig) -> tuple[CaseStream, CaseStream]:
-    """(training cases, held-out cases) of a task; a pure function of the files and `task`.
+def load_cases(task: TaskConfig, tokenizer: Any = None) -> tuple[CaseStream, CaseStream]:
+    """(training cases, held-out cases) of a task; a pure function of the files, `task` and, for task.max_tokens, M0's
+    `tokenizer`.
 
     This call reads all rows once, to check them and to decide which cases each side has; iterating a side reads its
     rows again. `task.seed` decides the hints, the split, and which cases train_cases and test_cases keep, so the
     training seeds of a sweep share their cases. Cases with the same x∖C (the same question) are all on one side.
     The cases' wording is complete (cases/wording.py).
-    Raises UserError if there is no such task, a row is wrong, a side is empty or a limit asks for more than there is.
+    Raises UserError if there is no such task, a row is wrong, a side is empty or a limit asks for more than there is;
+    ValueError for task.max_tokens without a tokenizer.
     """
+    if task.max_tokens is not None and tokenizer is None:
+        raise ValueError("task.max_tokens counts tokens: give load_cases the tokenizer of M0")
     opened, held = open_task(task)
     train_source, test_source = _worded(opened, task), _worded(held, task) if held else None
     if test_source is None:
-        cases, questions = _scan(task, train_source)
+        cases, questions = _scan(task, train_source, tokenizer)
         tested = held_out(questions, task.test_fraction)
         train, test = cases.select(~tested), cases.select(tested)
     else:
-        test, tested_questions = _scan(task, test_source)
-        cases, questions = _scan(task, train_source)
+        test, tested_questions = _scan(task, test_source, tokenizer)
+        cases, questions = _scan(task, train_source, tokenizer)
         shared = np.isin(questions, tested_questions)
         train = cases.select(~shared)
         if dropped := int(shared.sum()):
             log.warning("dropped %d training cases whose prompt without the cue is also a held-out one", dropped)
         _refuse_shared_ids(train, test)
+    if task.balance is not None and len(test):
+        test = _balanced(test, task, task.balance)
     return _limit(train, task.train_cases, "train"), _limit(test, task.test_cases, "test")
 
 
@@ -95,12 +103,12 @@ def _worded(source: CaseSource, task: TaskConfig) -> CaseSource:
     return replace(source, to_case=to_case)
 
 
-def _scan(task: TaskConfig, source: CaseSource) -> tuple[CaseStream, NDArray[np.uint64]]:
-    """All cases of a source, checked, each id once, and their question keys [n]."""
+def _scan(task: TaskConfig, source: CaseSource, tokenizer: Any) -> tuple[CaseStream, NDArray[np.uint64]]:
+    """All cases of a source that are not too long, checked, each id once, and their question keys [n]."""
     numbers, keys, questions = array("i"), array("Q"), array("Q")
     limits = {"train": task.train_cases, "test": task.test_cases}
     choices = {side: array("Q") for side, limit in limits.items() if limit is not None}
-    for number, case in source.cases():
+    for number, case in _short_enough(source, task.max_tokens, tokenizer):
         numbers.append(number)
         keys.append(_id_key(case.case_id))
         questions.append(question_key(case, task.seed))
@@ -115,6 +123,45 @@ def _scan(task: TaskConfig, source: CaseSource) -> tuple[CaseStream, NDArray[np.
     if repeats.any():
         _refuse_repeats(stream, repeats)
     return stream, question_keys
+
+
+def _short_enough(source: CaseSource, limit: int | None, tokenizer: Any) -> Iterator[tuple[int, Case]]:
+    """(row number, case) of the cases whose question q has at most `limit` tokens; the others are counted in one
+    line. Raises UserError if none is left."""
+    kept = dropped = 0
+    shortest: int | None = None
+    for number, case in source.cases():
+        if limit is not None and (length := question_length(case, tokenizer)) > limit:
+            dropped, shortest = dropped + 1, min(length, shortest or length)
+            continue
+        kept += 1
+        yield number, case
+    if dropped and not kept:
+        raise UserError(
+            f"task.max_tokens={limit} leaves none of the {dropped} cases of {source.where}: the shortest question q "
+            f"has {shortest} tokens: raise it"
+        )
+    if dropped:
+        log.warning(
+            "task.max_tokens=%d: dropped %d of %d cases (%s), whose question q is longer",
+            limit,
+            dropped,
+            dropped + kept,
+            source.where,
+        )
+
+
+def _balanced(test: CaseStream, task: TaskConfig, balance: str) -> CaseStream:
+    """The held-out cases that task.balance and task.test_cases leave. It reads them once more."""
+    value_of = values_by(balance)
+    values, order = [], array("Q")
+    for case in test:
+        values.append(value_of(case))
+        order.append(choice_key(case.case_id, task.seed, "test"))
+    kept, line = balanced(values, np.asarray(order, np.uint64), task.test_cases, balance)
+    if line:
+        log.warning("%s", line)
+    return test.select(kept)
 
 
 def _id_key(case_id: str) -> int:

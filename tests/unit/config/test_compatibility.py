@@ -33,6 +33,8 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
         ),
         ({"auxiliary.weight": 2}, "auxiliary.weight=2.0 has no effect without auxiliary.path or auxiliary.hub_id"),
         ({"task.path": "a.jsonl", "task.hub_id": "a/b"}, "task.hub_id=a/b has no effect beside task.path=a.jsonl"),
+        ({"task.cue": "person"}, "task.cue=person is for task.name=aita, and has no effect with organism"),
+        ({"task.response_tokens": 9, "task.name": "aita"}, "task.response_tokens=9 is for task.name=refusal"),
         ({"judge.parallel": 2}, "judge.parallel is for judge.endpoint"),
         (
             {"judge.second": {"kind": "llm", "policy": "p", "max_unjudged": 1}},

@@ -66,7 +66,9 @@ def test_an_unknown_name_lists_the_known_ones(install):
     install("parity-cases", PARITY, "parity = parity_cases:open_task")
     said = "unknown task 'hint_mlu' (task.name): did you mean 'hint_mmlu'? the tasks are"
     refused = refusal("hint_mlu")
-    assert refused.startswith(f"{said} organism, hint_mmlu, jsonl, bbq,") and refused.endswith(", parity")
+    assert refused.startswith(
+        f"{said} organism, hint_mmlu, aita, refusal, jabberwocky, jsonl, bbq,"
+    ) and refused.endswith(", parity")
     assert "did you mean 'parity'?" in refusal("party") and "did you mean" not in refusal("zzz")
 
 

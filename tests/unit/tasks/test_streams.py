@@ -6,10 +6,14 @@ import random
 
 import pytest
 
+from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
+from introspect_ray.organism import FOLDER
+from introspect_ray.policy import load_tokenizer
 from introspect_ray.rng import bits
 from introspect_ray.tasks import load_cases, streams
+from introspect_ray.tasks.jsonl import case_from_line
 
 
 def case(case_id, text):
@@ -139,3 +143,17 @@ def test_a_file_that_changes_between_its_passes_is_refused(tmp_path, change):
     write(tmp_path / "c.jsonl", data[:10] if change == "shorter" else [{**row, "id": row["id"] + "x"} for row in data])
     with pytest.raises(UserError, match="changed while it was read"):
         list(train)
+
+
+def test_too_long_questions_are_dropped_before_the_split(tmp_path, caplog):
+    """Texts of 1 to 40 words: those at most as long as the 20th stay, and are split as if the others were not there."""
+    tokenizer = load_tokenizer(str(FOLDER / "policy"))
+    data = [case(f"c{words:02d}", " ".join(["A"] * words)) for words in range(1, 41)]
+    path = write(tmp_path / "all.jsonl", data)
+    limit = len(tokenize_case(case_from_line(json.dumps(data[19]), "x"), tokenizer).question)
+    kept = load_cases(TaskConfig(name="jsonl", path=path, max_tokens=limit, train_cases=9), tokenizer)
+    short = load_cases(TaskConfig(name="jsonl", path=write(tmp_path / "short.jsonl", data[:20]), train_cases=9))
+    assert list(map(ids, kept)) == list(map(ids, short)) and list(map(len, kept)) == [9, 5]
+    assert f"task.max_tokens={limit}: dropped 20 of 40 cases" in caplog.text
+    with pytest.raises(UserError, match=r"max_tokens=3 leaves none of the 40 cases .* has \d+ tokens: raise it"):
+        load_cases(TaskConfig(name="jsonl", path=path, max_tokens=3), tokenizer)
