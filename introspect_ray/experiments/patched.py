@@ -10,6 +10,7 @@ from introspect_ray.experiments.headline import POINTS
 from introspect_ray.experiments.measure import at, stopped
 from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study
 from introspect_ray.experiments.settings import Settings
+from introspect_ray.patching.pairs import Side
 from introspect_ray.scores.evaluated_cases import M0, POLICY
 from introspect_ray.scores.statistics import Estimate
 
@@ -42,7 +43,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _figure(name: str, side: str, about: tuple[str, str], parts: Mapping[str, str]) -> Experiment:
+def _figure(name: str, side: Side, about: tuple[str, str], parts: Mapping[str, str]) -> Experiment:
     """parts: by the suffix of a claim id, which correlation it is about."""
 
     def analyse(runs: Runs) -> Outcome:

@@ -10,12 +10,8 @@ from introspect_ray.cases.tokenize import with_meta_question
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError, one_line
 from introspect_ray.records import Message
-<<<<<<< HEAD
-from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
-=======
 from introspect_ray.runs.policy_cases import read_cases
-from introspect_ray.scores.evaluated_cases import EvaluatedCases
->>>>>>> w/task
+from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation_table import EVALUATED, TRAINED, from_table, read_parquet
 from introspect_ray.scores.inspect_log import write_inspect_log
 from introspect_ray.storage import Store
