@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from introspect_ray.experiments.headline import POINTS
 from introspect_ray.experiments.measure import at, stopped
 from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study
 from introspect_ray.experiments.settings import Settings
-from introspect_ray.patching.pairs import Side
 from introspect_ray.scores.evaluated_cases import M0, POLICY
 from introspect_ray.scores.statistics import Estimate
+
+if TYPE_CHECKING:
+    from introspect_ray.patching.pairs import Side
 
 STUDY = "patched"
 
