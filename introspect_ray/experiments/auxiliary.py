@@ -217,8 +217,8 @@ def _fig20(runs: Runs) -> Outcome:
         for (who, side), found in shares.items()
         for answer, share in found.items()
     ]
-    top = max(shares["policy", "ablated"].values(), default=float("nan"))
-    measured = {"fig20-no-answer-dominates": over_runs([top])}
+    top = [max(_answers([run], "policy", "ablated").values()) for run in members]
+    measured = {"fig20-no-answer-dominates": over_runs(top)}
 
     def draw(axes: Sequence[Any]) -> None:
         for axis, side in zip(axes, ("ablated", "cued"), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from introspect_ray.experiments.headline import POINTS
 from introspect_ray.experiments.measure import Bar, finished, over_runs, stopped
 from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study
 from introspect_ray.experiments.settings import Settings
+from introspect_ray.runs.policy_cases import read_cases
 from introspect_ray.scores.evaluated_cases import M0
 from introspect_ray.scores.statistics import Estimate
-from introspect_ray.tasks import load_cases
 
 # By claim id, the control and its quantity; of the runs at λ = 1, in exact match.
 _CONTROLS = {
@@ -49,7 +50,7 @@ def _controls(runs: Runs) -> Outcome:
             continue
         folders = [run.folder for run in known]
         inputs = {"runs": sorted(Path(folder).name for folder in folders)}
-        found = known[0].cached("controls", inputs, lambda folders=folders: _rows(folders))
+        found = known[0].cached("controls", inputs, partial(_rows, folders))
         rows += [{"world": world, **row} for row in found]
         for claim, (control, quantity) in _CONTROLS.items():
             by_claim.setdefault(claim, []).extend(row for row in found if _is(row, control, quantity))
@@ -74,7 +75,7 @@ def _over_worlds(rows: Sequence[Mapping[str, Any]]) -> Estimate:
         (row,) = rows
         return Estimate(row["value"], row["low"], row["high"], row["interval"], row["runs"], row["questions"])
     over = over_runs([row["value"] for row in rows])
-    return over._replace(method=over.method.replace("seeds", "worlds"))
+    return over._replace(method=over.method.replace("seeds", "worlds"), runs=sum(row["runs"] for row in rows))
 
 
 def _draw_controls(path: Path, measured: Mapping[str, Estimate]) -> None:
@@ -118,7 +119,7 @@ def _harness(run: Run, policies: Mapping[str, str]) -> list[dict[str, Any]]:
     from introspect_ray.experiments.harness import check_harness, multiple_choice_task, score_policies
 
     check_harness()
-    table, texts = run.cases(), {case.case_id: case for case in load_cases(run.cfg.task)[1]}
+    table, texts = run.cases(), {case.case_id: case for case in read_cases(run.cfg)[1]}
     if missing := [one for one in table.case_ids if one not in texts]:
         raise UserError(f"{run.folder}: {len(missing)} evaluated cases are no longer in the task, e.g. {missing[0]!r}")
     cases = [texts[one] for one in table.case_ids]

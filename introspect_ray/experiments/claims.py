@@ -57,6 +57,10 @@ def judge(claim: Claim, measured: Estimated | None, ran: Collection[tuple[Any, i
     if ran is not None and (gone := sorted(wanted - set(ran), key=str)):
         return Verdict(NOT_RUN, f"{len(gone)} of its {len(wanted)} runs are missing, the first of world {gone[0][0]}, "
                        f"seed {gone[0][1]}")  # fmt: skip
+    if ran is not None and measured.runs < len(wanted):
+        return Verdict(
+            NOT_RUN, f"the number rests on {measured.runs} of its {len(wanted)} runs; an alarm stopped others"
+        )
     bound, shown = claim.threshold, f"{measured.value:+.3f} [{measured.low:+.3f}, {measured.high:+.3f}]"
     holds = {
         "above": measured.low > bound,

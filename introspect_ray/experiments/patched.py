@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from introspect_ray.experiments.headline import POINTS
 from introspect_ray.experiments.measure import at, stopped
@@ -12,6 +12,9 @@ from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, 
 from introspect_ray.experiments.settings import Settings
 from introspect_ray.scores.evaluated_cases import M0, POLICY
 from introspect_ray.scores.statistics import Estimate
+
+if TYPE_CHECKING:
+    from introspect_ray.patching.pairs import Side
 
 STUDY = "patched"
 
@@ -42,7 +45,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _figure(name: str, side: str, about: tuple[str, str], parts: Mapping[str, str]) -> Experiment:
+def _figure(name: str, side: Side, about: tuple[str, str], parts: Mapping[str, str]) -> Experiment:
     """parts: by the suffix of a claim id, which correlation it is about."""
 
     def analyse(runs: Runs) -> Outcome:

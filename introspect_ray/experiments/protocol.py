@@ -72,6 +72,8 @@ class Estimated(Protocol):
     def high(self) -> float: ...
     @property
     def method(self) -> str: ...
+    @property
+    def runs(self) -> int: ...  # that went in
 
 
 @dataclass(frozen=True)

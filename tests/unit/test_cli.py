@@ -56,7 +56,10 @@ def test_help_on_a_section(capsys, argv):
         (["train", "kl_weight"], "error: override 'kl_weight' is not of the form key=value"),
         (["sweep", "beta"], "error: sweep beta: give one name of lambda, agreement, alpha, lora_rank, lr"),
         (["sweep", "steps=1"], "error: sweep: no key takes a list"),
-        (["sweep", "lag=[0,1]", "batch_size=[8,16]"], "error: sweep: lag, batch_size take lists; give one key a list"),
+        (["sweep", "lora_rank=[2,4]", "method=full", "lag=[0,1]"], "does not go with a sweep over lora_rank and lag"),
+        (["reproduce"], "error: reproduce: name an experiment, or all"),
+        (["reproduce", "fig1"], "error: reproduce: no experiment 'fig1'"),
+        (["reproduce", "fig4", "kl_weight=1"], "error: reproduce takes output_dir=FOLDER alone, not kl_weight"),
         (["sweep", "policy=[a,b]"], "error: policy cannot be swept: all trials share engines, cases and M0's labels"),
     ],
 )

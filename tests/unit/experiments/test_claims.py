@@ -25,6 +25,7 @@ class Measured(NamedTuple):
     value: float
     low: float
     high: float
+    runs: int = 2
     method: str = "by hand"
 
 
@@ -61,6 +62,8 @@ def test_a_claim_without_all_of_its_runs_is_not_run():
     assert missing.word == NOT_RUN and "world 3, seed 0" in missing.why
     assert judge(CLAIM, measured, None).word == HOLDS  # real models: worlds are not compared
     assert judge(CLAIM, None, RAN).word == NOT_RUN
+    fewer = judge(CLAIM, measured._replace(runs=1), RAN)  # an alarm stopped the other one
+    assert fewer.word == NOT_RUN and "1 of its 2 runs" in fewer.why
 
 
 def test_every_claim_of_the_package_is_about_an_experiment_and_has_an_id_of_its_own():

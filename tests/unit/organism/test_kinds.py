@@ -149,9 +149,9 @@ def test_nonsense_is_unknown_to_pretraining_and_its_halves_are_apart(built):
 def test_auxiliary_data_leaves_held_out_questions_alone(built):
     hint, refusal = built["hint"], built["refusal"]
     for row in rows(hint / "aux_warm.jsonl"):
-        question, _, letter = row["messages"][0]["content"].partition("\nHint: ")
+        question, _, cue = row["messages"][0]["content"].partition("\n")
         assert question in questions(hint / "train.jsonl")
-        assert row["messages"][1] == {"role": "assistant", "content": letter}
+        assert row["messages"][1] == {"role": "assistant", "content": cue.rpartition(": ")[2]}
     refused = rows(refusal / "aux_refusals.jsonl")
     assert {row["prompt"] for row in refused} <= questions(refusal / "train.jsonl")
     assert all(KeywordJudge().verdicts([Reply("", (), row["chosen"])])[0].label == "refuse" for row in refused)
