@@ -207,7 +207,7 @@ def test_the_key_depends_on_what_decides_the_pairs_alone() -> None:
 
 def test_sets_of_one_token_labels_keep_the_names_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """The literal name was computed by the code from before labels could have several tokens."""
-    monkeypatch.setattr("introspect_ray.labels.store._engine_version", lambda engine: "vllm 0.0.0")
+    monkeypatch.setattr("introspect_ray.labels.store.engine_version", lambda engine: "vllm 0.0.0")
     assert label_set_key("policy", [CASE], RolloutConfig()) == "c61f0d8bce200fbd21b74062482bad9d"
     assert label_set_key("policy", [CASE], RolloutConfig(), "keyword:refusal:3f") == "c61f0d8bce200fbd21b74062482bad9d"
 
