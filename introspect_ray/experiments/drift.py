@@ -69,7 +69,7 @@ def smoothed(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[list[int], list[
 
 
 def _fig9_studies(settings: Settings) -> list[Study]:
-    return [Study(FIRST, settings.single(), {}, POINTS, settings.seeds["sweeps"])]
+    return [Study(FIRST, settings.single("cued"), {}, POINTS, settings.seeds["sweeps"])]
 
 
 def _fig9(runs: Runs) -> Outcome:
