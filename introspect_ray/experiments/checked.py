@@ -20,12 +20,14 @@ from introspect_ray.runs.policy_cases import read_cases
 from introspect_ray.scores.evaluated_cases import M0
 from introspect_ray.scores.statistics import Estimate
 
-# By claim id, the control and its quantity; of the runs at λ = 1, in exact match.
+# By claim id, the control, its quantity, and the part of an explanation; of the runs at λ = 1.
 _CONTROLS = {
-    "gap": (GAP, "self - orig"),
-    "siblings": (SIBLINGS, "self - sibling"),
-    "drift-swap": (SWAP, "own - sibling's"),
-    "beyond-marginals": (SHUFFLED, "gap beyond marginals"),
+    "gap": (GAP, "self - orig", "em"),
+    "siblings": (SIBLINGS, "self - sibling", "em"),
+    "drift-swap": (SWAP, "own - sibling's", "em"),
+    "beyond-marginals": (SHUFFLED, "gap beyond marginals", "em"),
+    "changed-siblings": (SIBLINGS, "self - sibling", "changed_accuracy"),
+    "changed-beyond-marginals": (SHUFFLED, "gap beyond marginals", "changed_accuracy"),
 }
 _REG = "kl_weight=1"
 
@@ -52,8 +54,8 @@ def _controls(runs: Runs) -> Outcome:
         inputs = {"runs": sorted(Path(folder).name for folder in folders)}
         found = known[0].cached("controls", inputs, partial(_rows, folders))
         rows += [{"world": world, **row} for row in found]
-        for claim, (control, quantity) in _CONTROLS.items():
-            by_claim.setdefault(claim, []).extend(row for row in found if _is(row, control, quantity))
+        for claim, wanted in _CONTROLS.items():
+            by_claim.setdefault(claim, []).extend(row for row in found if _is(row, wanted))
     measured = {f"controls-{claim}": _over_worlds(of) for claim, of in by_claim.items()}
     notes = stopped([run for members in runs.values() for run in members])
     return Outcome(rows, lambda path: _draw_controls(path, measured), measured, notes)
@@ -63,9 +65,9 @@ def _rows(folders: Sequence[str]) -> list[dict[str, Any]]:
     return [row.flat for row in controls_of(load_subjects(folders)).rows]
 
 
-def _is(row: Mapping[str, Any], control: str, quantity: str) -> bool:
-    """Whether it is the row of a claim: a number of the runs with the regulariser, in exact match."""
-    named = (row["control"], row["quantity"], row["part"]) == (control, quantity, "em")
+def _is(row: Mapping[str, Any], wanted: tuple[str, str, str]) -> bool:
+    """Whether it is the row of a claim: a number of the runs with the regulariser."""
+    named = (row["control"], row["quantity"], row["part"]) == wanted
     return named and row["training"].startswith(_REG) and row["value"] is not None
 
 

@@ -70,6 +70,7 @@ def _coupling(name: str, runs: Sequence[Run]) -> dict[str, Any]:
             found[f"{name}-{which}-resolved"] = score(members, "disagreement", "self")
     if with_it and without:
         found[f"{name}-reg-over-unreg"] = contrast(with_it, without, gap_of())
+        found[f"{name}-reg-over-unreg-changed"] = contrast(with_it, without, gap_of("changed_accuracy"))
     return found
 
 
