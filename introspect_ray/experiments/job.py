@@ -63,7 +63,7 @@ def reproduce_job(args: Arguments) -> None:
     began = time.perf_counter()
     sections = _sections(experiments, settings, out)
     seconds["analysis and figures"] = time.perf_counter() - began
-    _write_report(sections, seconds, ran, out, experiments)
+    _write_report(sections, seconds, ran, out, experiments, args.flags["settings"])
     if errors:
         raise UserError(f"{len(errors)} runs failed, the first with: {errors[0]}; call again to run them again")
 
@@ -115,12 +115,18 @@ def _sections(experiments: Sequence[Experiment], settings: Settings, out: Path) 
 
 
 def _write_report(
-    sections: Sequence[Section], seconds: Mapping[str, float], ran: int, out: Path, experiments: Sequence[Experiment]
+    sections: Sequence[Section],
+    seconds: Mapping[str, float],
+    ran: int,
+    out: Path,
+    experiments: Sequence[Experiment],
+    settings: str | None,
 ) -> None:
-    about = _about()
+    about = _about(settings)
     calls = json.loads((out / _CALLS).read_text()) if (out / _CALLS).is_file() else []
     calls.append({**about, "experiments": [one.name for one in experiments], "runs": ran, "seconds": dict(seconds)})
     (out / _CALLS).write_text(json.dumps(calls, indent=2) + "\n")
+    about["runs made at"] = ", ".join(dict.fromkeys(call["commit"] for call in calls if call["runs"])) or "no commit"
     total: dict[str, float] = {}
     for call in calls:
         for part, value in call["seconds"].items():
@@ -130,9 +136,10 @@ def _write_report(
     print(f"{ran} runs; {spent}\nreport   {out / REPORT}", flush=True)
 
 
-def _about() -> dict[str, str]:
-    """Date, machine, commit and version."""
+def _about(settings: str | None) -> dict[str, str]:
+    """Date, machine, commit, version, and whether the settings are those that the claims were written for."""
     return {
+        "settings": f"{settings}: not those that the claims were written for" if settings else "the package's",
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "commit": _commit(),
