@@ -18,7 +18,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.policy import load_tokenizer, local_policy
 from introspect_ray.records import BehaviorPair, Case
 
-EXTRA = "pip install 'introspect-ray[harness]'"
+EXTRA = "pip install -e '.[harness]' in a checkout"
 # Table 2 of the paper, with the few-shot setting where it names one.
 PAPER_TASKS = ("arc_challenge", "hellaswag", "winogrande", "mmlu", "truthfulqa_mc2", "gsm8k")
 
