@@ -109,4 +109,5 @@ def test_judged_text_and_labels_of_two_tokens_on_s3_and_an_evaluation_that_uses_
     said = job("evaluate", *keys, f"output_dir={s3_env}/eval", "eval.policy=organism:second")
     assert "cached   what organism answers: no engine is started for it" in said
     evaluation = open_store(f"{s3_env}/eval").read_json("evaluation.json")
-    assert evaluation["cases"] == 16 and evaluation["calibration"]["identity"] == done["calibration"]["identity"]
+    assert (evaluation["cases"], evaluation["dev"]["cases"]) == (13, 3)  # of 16 questions, round(0.2 x 16) are dev
+    assert evaluation["calibration"]["identity"] == done["calibration"]["identity"]
