@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from introspect_ray.experiments.protocol import Run
+from introspect_ray.scores.drawing import at as value_at
+from introspect_ray.scores.drawing import leaf
 from introspect_ray.scores.evaluated_cases import POLICY, TEST, EvaluatedCases
 from introspect_ray.scores.metrics import over_seeds
 from introspect_ray.scores.statistics import (
@@ -40,7 +42,7 @@ def stopped(runs: Sequence[Run]) -> list[str]:
 
 def shown(point: Mapping[str, Any]) -> str:
     """Example: "kl_weight=0.1, rule=online"."""
-    return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items()) or "as set"
+    return ", ".join(f"{leaf(key)}={value}" for key, value in point.items()) or "as set"
 
 
 def at(runs: Sequence[Run], **point: Any) -> list[Run]:
@@ -61,9 +63,7 @@ def mean(runs: Sequence[Run], *path: str) -> float | None:
     """The mean over runs of a number in their summaries; None if one of them has none."""
     values = []
     for run in runs:
-        value: Any = run.summary
-        for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
+        value = value_at(run.summary, path)
         if value is None:
             return None
         values.append(float(value))
