@@ -1,7 +1,7 @@
 """Pretraining that all kinds of organisms share: the policy, the optimiser's loop, and the loss of an answered prompt.
 
 A kind is a world, its cases, and the batches it learns from. Those of the hint world are single letters
-(hint_pretraining.py); the others are AnsweredPrompts: prompts, each with a distribution over a few written responses.
+(hint_policy.py); the others are AnsweredPrompts: prompts, each with a distribution over a few written responses.
 Explanations are among them, with the uniform distribution: the policy knows their form and nothing of their truth.
 
 Suffixes of names: N prompts, B of a batch, S tokens of a prompt, R responses, T tokens of a response, V vocabulary.
