@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from introspect_ray.experiments.controls_cases import (
-    PARTS,
     Coded,
     Subject,
     behavior_em,
@@ -32,6 +31,7 @@ from introspect_ray.experiments.controls_siblings import (
     second_generation,
     sibling_scores,
 )
+from introspect_ray.scores.metrics import PARTS
 from introspect_ray.scores.statistics import Estimate
 
 GAP, SIBLINGS, SWAP, DISTANCE = "gap", "siblings", "drift swap", "same distance"

@@ -18,7 +18,7 @@ from introspect_ray.records import Explanation
 from introspect_ray.scores.evaluated_cases import POLICY, TEST, EvaluatedCases
 from introspect_ray.scores.metrics import behavior_scores
 
-PARTS: dict[str, Callable[[Explanation], Hashable]] = {  # by the names of the gap's parts in summary.json
+_STATED: dict[str, Callable[[Explanation], Hashable]] = {  # by metrics.PARTS: what an explanation states
     "em": lambda one: one,
     "content": lambda one: one.content,
     "changed_accuracy": lambda one: one.changed,
@@ -69,9 +69,9 @@ class Coded:
 
 
 def coded(subjects: Sequence[Subject], part: str) -> Coded:
-    """The arrays of runs on the same cases. part: one of PARTS."""
+    """The arrays of runs on the same cases. part: one of metrics.PARTS."""
     numbers: dict[Hashable, int] = {}
-    part_of = PARTS[part]
+    part_of = _STATED[part]
 
     def code(explanations: Sequence[Explanation | None]) -> list[int]:
         return [UNPARSED if e is None else numbers.setdefault(part_of(e), len(numbers)) for e in explanations]

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from introspect_ray.scores.statistics import DRAWS, Estimate
+from introspect_ray.scores.statistics import DRAWS, Estimate, shares
 
 Array = np.ndarray
 # (sums of columns [..., R, K], weights of the runs [..., R]) -> the number [...]; NaN where no case counts
@@ -60,17 +60,11 @@ class Bootstrap:
 
     @cached_property
     def _questions_DQ(self) -> Array:
-        return _shares(np.random.default_rng(self.seed), int(self.question_N.max()) + 1)
+        return shares(np.random.default_rng(self.seed), int(self.question_N.max()) + 1, DRAWS)
 
     def _runs(self, runs: int) -> Array:
         """The weight of each run in each draw, [D, R]."""
-        return _shares(np.random.default_rng([self.seed, runs]), runs)
-
-
-def _shares(rng: np.random.Generator, units: int) -> Array:
-    """Shares [D, units] of n - 1 draws of n units with replacement; one unit is always itself."""
-    times = max(1, units - 1)
-    return rng.multinomial(times, np.full(units, 1 / units), DRAWS) / times
+        return shares(np.random.default_rng([self.seed, runs]), runs, DRAWS)
 
 
 def mean_of_runs(top: Callable[[Array], Array], count: int) -> Formula:

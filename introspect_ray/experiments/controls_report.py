@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from introspect_ray.experiments.controls import MEANING, Controls, Row
-from introspect_ray.experiments.controls_cases import PARTS, Subject, behavior_em, by_training, coded
+from introspect_ray.experiments.controls_cases import Subject, behavior_em, by_training, coded
 from introspect_ray.experiments.controls_labels import answer_shares, refitted
 from introspect_ray.experiments.controls_siblings import matrix
 from introspect_ray.scores.evaluated_cases import POLICY
+from introspect_ray.scores.metrics import PARTS
 from introspect_ray.scores.statistics import Estimate
 
 HEADS = {"em": "EM", "content": "content", "changed_accuracy": "changed?"}

@@ -10,12 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from introspect_ray.experiments.protocol import Run
-from introspect_ray.scores import metrics
+from introspect_ray.scores.drawing import at as value_at
+from introspect_ray.scores.drawing import leaf
 from introspect_ray.scores.evaluated_cases import POLICY, TEST, EvaluatedCases
 from introspect_ray.scores.metrics import over_seeds
-from introspect_ray.scores.statistics import DRAWS, Estimate, clustered, over_worlds, paired_t
-
-Floats = NDArray[np.float64]
+from introspect_ray.scores.statistics import (
+    Estimate,
+    World,
+    bootstrap,
+    clustered,
+    over_worlds,
+    paired_t,
+    right_about,
+    run_differences,
+    world_of,
+)
 
 PARTS = {"em": "em", "content": "content", "changed_accuracy": "changed"}  # of a gap, and their names in rows
 SCORES = ("em", "content", "changed_f1", "unchanged_f1")
@@ -33,7 +42,7 @@ def stopped(runs: Sequence[Run]) -> list[str]:
 
 def shown(point: Mapping[str, Any]) -> str:
     """Example: "kl_weight=0.1, rule=online"."""
-    return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items()) or "as set"
+    return ", ".join(f"{leaf(key)}={value}" for key, value in point.items()) or "as set"
 
 
 def at(runs: Sequence[Run], **point: Any) -> list[Run]:
@@ -54,9 +63,7 @@ def mean(runs: Sequence[Run], *path: str) -> float | None:
     """The mean over runs of a number in their summaries; None if one of them has none."""
     values = []
     for run in runs:
-        value: Any = run.summary
-        for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
+        value = value_at(run.summary, path)
         if value is None:
             return None
         values.append(float(value))
@@ -91,31 +98,25 @@ def over_runs(values: Sequence[float]) -> Estimate:
     return Estimate(value, -math.inf, math.inf, f"no interval: {len(values)} run", len(values), 0)
 
 
-Scored = Callable[[EvaluatedCases], Floats]  # per case, a number whose mean over cases is a score
+Scored = Callable[[EvaluatedCases], NDArray[Any]]  # per case [n], a number whose mean over cases is a score
 
 
 def explained(who: str = "self", part: str = "em") -> Scored:
     """1 where the explanation is right about a policy ("self", "orig", or a name among the cases' pairs), else 0."""
 
-    def of(cases: EvaluatedCases) -> Floats:
-        truth = cases.truth({"self": POLICY, "orig": cases.orig}.get(who, who))
-        return np.array(
-            [metrics.PARTS[part](said, true) for said, true in zip(cases.parsed, truth, strict=True)], float
-        )
-
-    return of
+    return lambda cases: right_about(cases, who, part)
 
 
 def gap_of(part: str = "em") -> Scored:
     """Self - Orig: 1, 0 or -1."""
-    return lambda cases: explained("self", part)(cases) - explained("orig", part)(cases)
+    return lambda cases: run_differences(cases, part)[0]
 
 
 def same_behavior(side: str = "both") -> Scored:
     """1 where y(x) ("cued"), y(x∖C) ("ablated") or both are those of M0."""
     sides = ("cued", "ablated") if side == "both" else (side,)
 
-    def of(cases: EvaluatedCases) -> Floats:
+    def of(cases: EvaluatedCases) -> NDArray[Any]:
         both = zip(cases.pairs[POLICY], cases.pairs[cases.orig], strict=True)
         return np.array([all(getattr(now, one) == getattr(m0, one) for one in sides) for now, m0 in both], float)
 
@@ -136,41 +137,21 @@ def contrast(high: Sequence[Run], low: Sequence[Run], of: Scored, of_low: Scored
             pairs.setdefault(run.organism, []).append((run, others[_pairing(run)]))
     if not pairs:
         return over_runs([])
-    rng = np.random.default_rng(0)
-    values, drawn, questions = list[float](), list[Floats](), 0
-    for members in pairs.values():
-        sums, sizes = _by_question(members, of, of_low or of)  # [pairs, questions], [questions]
-        shares = _shares(rng, len(sizes))
-        by_pair = (shares @ sums.T) / (shares @ sizes)[:, None]  # [draws, pairs]
-        drawn.append((_shares(rng, len(members)) * by_pair).sum(axis=1))
-        values.append(float(sums.sum() / (len(members) * sizes.sum())))
-        questions += len(sizes)
-    means = (_shares(rng, len(drawn)) * np.stack(drawn, axis=1)).sum(axis=1)
-    ends = np.quantile(means, (0.025, 0.975))
-    runs = sum(map(len, pairs.values()))
-    method = f"95 % bootstrap interval over {len(pairs)} organisms, then {runs} pairs of runs x {questions} questions"
-    return Estimate(float(np.mean(values)), float(ends[0]), float(ends[1]), method, runs, questions)
+    worlds = [_differences(members, of, of_low or of) for members in pairs.values()]
+    runs, questions = sum(map(len, pairs.values())), sum(len(world.sizes) for world in worlds)
+    return bootstrap(worlds, f"{len(pairs)} organisms, then {runs} pairs of runs x {questions} questions")
 
 
-def _by_question(pairs: Sequence[tuple[Run, Run]], of: Scored, of_low: Scored) -> tuple[Floats, Floats]:
-    """Per pair and question, the sum of the difference over its cases; per question, the number of its cases."""
-    first = pairs[0][0].cases().of(TEST)
-    places = {question: place for place, question in enumerate(dict.fromkeys(first.questions))}
-    at = [places[question] for question in first.questions]
-    sums: list[Floats] = []
+def _differences(pairs: Sequence[tuple[Run, Run]], of: Scored, of_low: Scored) -> World:
+    """The difference of each pair, whose members have the same cases."""
+    values, questions = [], []
     for one, two in pairs:
-        cases = [run.cases().of(TEST) for run in (one, two)]
-        if any(list(given.case_ids) != list(first.case_ids) for given in cases):
+        high, low = (run.cases().of(TEST) for run in (one, two))
+        if list(high.case_ids) != list(low.case_ids):
             raise ValueError(f"runs of other cases cannot be compared: {one.folder}, {two.folder}")
-        sums.append(np.bincount(at, weights=of(cases[0]) - of_low(cases[1])).astype(np.float64))
-    return np.stack(sums), np.bincount(at).astype(np.float64)
-
-
-def _shares(rng: np.random.Generator, units: int) -> Floats:
-    """Shares [DRAWS, units] of units - 1 draws with replacement (Rao and Wu 1988); one unit is always itself."""
-    times = max(1, units - 1)
-    shares: Floats = rng.multinomial(times, np.full(units, 1 / units), DRAWS) / times
-    return shares
+        values.append(of(high) - of_low(low))
+        questions.append(high.questions)
+    return world_of(values, questions)
 
 
 def _pairing(run: Run) -> tuple[Any, int]:

@@ -33,16 +33,7 @@ def _patched(runs: Runs) -> dict[str, Mapping[str, Any]]:
 def _patch(run: Run, who: str) -> Any:
     from introspect_ray.experiments.patching_figure import patch_run
 
-    return run.cached("patching", {"who": who, "limit": 128}, lambda: _finite(patch_run(run.folder, who)))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return run.cached("patching", {"who": who, "limit": 128}, lambda: patch_run(run.folder, who))
 
 
 def _figure(name: str, side: Side, about: tuple[str, str], parts: Mapping[str, str]) -> Experiment:

@@ -28,6 +28,7 @@ from introspect_ray.patching import (
 )
 from introspect_ray.patching.pairs import Region, Side
 from introspect_ray.policy import load_model, load_tokenizer, local_policy
+from introspect_ray.scores.drawing import ORIG, SELF, plain_axes, save
 from introspect_ray.scores.evaluated_cases import POLICY
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
 from introspect_ray.storage import open_store
@@ -94,19 +95,16 @@ def draw_patching(results: Mapping[str, Mapping[str, Any]], path: str | Path, si
     results: by the title of the panel, as patch_run gives them. A policy whose prompts are too close to be told apart
     (M0 often has no opinion about its explanations) is drawn from its gap-weighted means, and its title says so.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * len(results), 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, (title, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items()):
+    figure, axes = plain_axes(len(results), (4.2 * len(results), 4.8), grid=False)
+    for axis, (title, result) in zip(axes, results.items(), strict=True):
         part = result[side]
         plain = bool(part["rows"])
         rows, found = (part["rows"], part["correlations"]) if plain else (part["weighted_rows"], part["weighted"])
-        for direction, marker, colour in zip(DIRECTIONS, "o^", ("#1f5fa8", "#e07b1a")):
-            points = [(row["nld_behavior"], row["nld_explanation"]) for row in rows if row["direction"] == direction]
+        for direction, marker, colour in zip(DIRECTIONS, "o^", (SELF, ORIG), strict=True):
+            own = [row for row in rows if row["direction"] == direction]
+            points = [row["nld_behavior"] for row in own], [row["nld_explanation"] for row in own]
             name = f"{direction.replace('->', ' → ')}: {_shown(found[direction])}"
-            axis.scatter(*zip(*points), marker=marker, c=colour, s=26, alpha=0.8, label=name)
+            axis.scatter(*points, marker=marker, c=colour, s=26, alpha=0.8, label=name)
         whole, gap = found["all"], part["median_gaps"]["explanation"]
         axis.set_title(
             f"{title}: {_shown(whole)}\n"
@@ -118,8 +116,8 @@ def draw_patching(results: Mapping[str, Mapping[str, Any]], path: str | Path, si
         axis.axvline(0, color="#cccccc", lw=0.8, zorder=0)
         axis.set_xlabel(f"NLD of the answer {'with' if side == 'cued' else 'without'} the cue")
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    figure.axes[0].set_ylabel("NLD of the explanation, changed or not")
-    figure.savefig(path, dpi=150)
+    axes[0].set_ylabel("NLD of the explanation, changed or not")
+    save(figure, path)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Small helpers that draw the figures, after the paper's: Self is blue, Orig is orange. matplotlib is imported on use.
+"""Small helpers that draw the experiments' figures on the axes and with the colours of scores/drawing.py.
 
 All values are shares in 0..1 and shown in percent.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray.experiments.measure import Bar
+from introspect_ray.scores.drawing import BEHAVIOR, GREY, ORIG, PURPLE, SELF, TEAL, plain_axes, save
 
-SELF, ORIG, BEHAVIOR, GREY, TEAL, PURPLE = "#1f5fa8", "#e07b1a", "#2b2b2b", "#8a8a8a", "#3a9a8f", "#9a5fb0"
 COLOURS = {"self": SELF, "orig": ORIG, "behavior": BEHAVIOR, "second": TEAL, "mixture": PURPLE, "m0": ORIG}
 Draw = Callable[[Sequence[Any]], None]
 Levels = tuple[Sequence[float | None], str]  # a value per place, None where there is none; colour
@@ -19,18 +19,9 @@ Levels = tuple[Sequence[float | None], str]  # a value per place, None where the
 
 def figure(path: Path, panels: int, draw: Draw, size: tuple[float, float]) -> None:
     """Write a figure of `panels` plain axes, which `draw` fills; the suffix of `path` says the format."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(made)
-    axes = list(made.subplots(1, panels, squeeze=False).flat)
-    for axis in axes:
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+    made, axes = plain_axes(panels, size)
     draw(axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path, dpi=130)
+    save(made, path)
 
 
 def curves(axis: Any, xs: Sequence[float], series: Mapping[str, Levels], title: str) -> None:

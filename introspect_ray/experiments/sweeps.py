@@ -25,6 +25,7 @@ from introspect_ray.experiments.measure import (
 )
 from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study
 from introspect_ray.experiments.settings import Settings
+from introspect_ray.scores.drawing import leaf
 from introspect_ray.scores.grid import grid_figure
 
 STUDY = "sweep"
@@ -54,8 +55,7 @@ def _sweep(
 
     def analyse(runs: Runs) -> Outcome:
         members = runs[STUDY]
-        leaf = key.rsplit(".", 1)[-1]
-        rows = [{**row(group, **{leaf: group[0].point[key]}), **_sources(group)} for group in by_point(members)]
+        rows = [{**row(group, **{leaf(key): group[0].point[key]}), **_sources(group)} for group in by_point(members)]
         return Outcome(rows, lambda path: _draw(path, members, key), claims(members), stopped(members))
 
     return Experiment(name, about[0], about[1], studies, analyse)
@@ -85,7 +85,6 @@ def _draw(path: Path, runs: Sequence[Run], key: str) -> None:
             behavior["to the second policy"] = (second, plots.GREY)
             explained = {name: ([mean(group, "sources", name, "em") for group in groups], plots.COLOURS[name])
                          for name in SOURCES}  # fmt: skip
-        leaf = key.rsplit(".", 1)[-1]
         plots.curves(axes[0], xs, behavior, "(a) behaviour")
         plots.curves(axes[1], xs, explained, "(b) Explanation EM")
         intervals = {short: [bar(gap(group, part)) for group in groups] for part, short in PARTS.items()}
@@ -93,7 +92,7 @@ def _draw(path: Path, runs: Sequence[Run], key: str) -> None:
         for axis in axes[:2]:
             axis.set_ylim(0, 100)
         for axis in axes:
-            axis.set_xlabel(leaf)
+            axis.set_xlabel(leaf(key))
 
     plots.figure(path, 3, draw, (15, 4.2))
 

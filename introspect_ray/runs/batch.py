@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from introspect_ray.config import RunConfig
@@ -20,7 +20,8 @@ def run_batch(trainings: Sequence[RunConfig], evaluations: Sequence[RunConfig], 
 
     Trainings that differ in SWEEPABLE keys alone share engines, M0's labels and its reference, and are the trials of
     one Tune run. Ray starts once, and not at all if nothing is missing. Returns the last lines of errors other than
-    alarms; the other runs are finished. Raises UserError for a config that cannot run, before its group starts.
+    alarms (a divergence is one); the other runs are finished. Raises UserError for a config that cannot run, before its
+    group starts.
     """
     missing = [cfg for cfg in trainings if not has_result(cfg)]
     unscored = [cfg for cfg in evaluations if not has_result(cfg)]
@@ -74,10 +75,16 @@ def _train_group(group: Sequence[RunConfig]) -> list[str]:
     try:
         jobs.report_findings(shared, setup)
         with progress_bar(setup.status, sum(cfg.steps for cfg in group), f"{len(group)} runs"):
-            _, errors = run_trials(group, setup, (uri, None))
+            rows, errors = run_trials(group, setup, (uri, None))
     finally:
         setup.pool.close()
-    return errors
+    return [*errors, *_unkept(group, rows)]
+
+
+def _unkept(group: Sequence[RunConfig], rows: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """The reasons of trials that stopped and left none in their folder: no alarm, but a divergence or a bad input."""
+    pairs = zip(group, rows, strict=True)
+    return [str(row["failed"]) for cfg, row in pairs if row is not None and "failed" in row and not has_result(cfg)]
 
 
 def _evaluate(cfg: RunConfig) -> None:

@@ -245,10 +245,11 @@ def report_sweep(
 ) -> None:
     """The table, with a line for each trial that was stopped. Raises AlarmError if any was: the sweep has gaps."""
     keys = [space.leaf for space in spaces]
+    points = store.read_json("sweep.json")["aggregate"]
     if summaries and len(keys) == 1 and all(isinstance(row[keys[0]], int | float) for row in summaries):
-        print_summaries(summaries, keys[0], store.read_json("sweep.json")["aggregate"])
+        print_summaries(summaries, keys[0], points)
     elif summaries:
-        print(grid_table(summaries, keys))
+        print(grid_table(summaries, keys, points))
     lines = [f"{shown_name({key: row[key] for key in (*keys, 'seed')})}: {row['failed']}" for row in stopped]
     for line in lines:
         print(f"failed   {line}", flush=True)

@@ -172,11 +172,6 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def trial_name(space: Space, value: Any, seed: int) -> str:
-    """Example: "kl_weight=0.1,seed=0"."""
-    return shown_name({space.leaf: value, "seed": seed})
-
-
 def shown_name(point: Mapping[str, Any]) -> str:
     """Example: "kl_weight=0.1,learning_rate=0.003,seed=0"."""
     return ",".join(f"{name}={_shown(value)}" for name, value in point.items())

@@ -10,8 +10,13 @@ SELF, ORIG, BEHAVIOR, GREY = "#1f5fa8", "#e07b1a", "#2b2b2b", "#8a8a8a"  # Self 
 TEAL, PURPLE = "#3a9a8f", "#9a5fb0"
 
 
-def plain_axes(count: int, size: tuple[float, float], columns: int | None = None) -> tuple[Any, list[Any]]:
-    """A figure on the Agg canvas (no display, no pyplot state) with `count` plain axes. size: in inches."""
+def plain_axes(
+    count: int, size: tuple[float, float], columns: int | None = None, grid: bool = True
+) -> tuple[Any, list[Any]]:
+    """A figure on the Agg canvas (no display, no pyplot state) with `count` axes. size: in inches.
+
+    columns: None: all axes in one row. grid: faint lines behind the data, and no frame above and on the right.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -19,7 +24,7 @@ def plain_axes(count: int, size: tuple[float, float], columns: int | None = None
     FigureCanvasAgg(figure)
     columns = columns or count
     axes = list(figure.subplots(count // columns, columns, squeeze=False).flat)
-    for axis in axes:
+    for axis in axes if grid else ():
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes

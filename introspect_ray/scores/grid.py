@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.scores.metrics import over_seeds
+from introspect_ray.scores.drawing import at, plain_axes, save
+from introspect_ray.scores.metrics import PARTS, over_seeds
+from introspect_ray.scores.table import aligned, gap_cell
 
 _HEADS = ("seeds", "Self %", "Orig %", "gap (points)", "content", "changed?", "Behavior %")
-_PARTS = ("em", "content", "changed_accuracy")
 Summaries = Sequence[Mapping[str, Any]]
 
 
@@ -21,20 +22,20 @@ def by_point(summaries: Summaries, keys: Sequence[str]) -> dict[tuple[Any, ...],
     return points
 
 
-def grid_table(summaries: Summaries, keys: Sequence[str]) -> str:
-    """Plain text, one row per point: means over seeds in percent; gaps are Self - Orig, in points."""
+def grid_table(summaries: Summaries, keys: Sequence[str], points: Summaries) -> str:
+    """Plain text, one row per point: means over seeds in percent; gaps are Self - Orig in points, with their intervals.
+
+    points: the rows of aggregate.aggregate over `keys`, of the same runs.
+    """
+    gaps = {tuple(point[key] for key in keys): point["gap"] for point in points}
     rows: list[tuple[str, ...]] = [(*keys, *_HEADS)]
     for point, group in by_point(summaries, keys).items():
-        own, orig = (
-            {part: over_seeds([one["explanation"][who][part] for one in group]).mean for part in _PARTS}
-            for who in ("self", "orig")
-        )
-        cells = [f"{100 * own['em']:.1f}", f"{100 * orig['em']:.1f}"]
-        cells += [f"{100 * (own[part] - orig[part]):+.1f}" for part in _PARTS]
-        cells.append(f"{100 * over_seeds([one['behavior']['em'] for one in group]).mean:.1f}")
+        levels = [("explanation", "self", "em"), ("explanation", "orig", "em"), ("behavior", "em")]
+        own, orig, behavior = (f"{100 * over_seeds([at(one, path) for one in group]).mean:.1f}" for path in levels)
+        cells = [own, orig, *(gap_cell(gaps[point][part]) for part in PARTS), behavior]
         rows.append((*(_text(value) for value in point), str(len(group)), *cells))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    methods = dict.fromkeys(str(point["gap"]["em"]["method"]) for point in points)
+    return "\n".join([*aligned(rows), *(f"[ ]: {method}" for method in methods)])
 
 
 def grid_figure(summaries: Summaries, keys: Sequence[str], path: str | Path) -> None:
@@ -42,9 +43,6 @@ def grid_figure(summaries: Summaries, keys: Sequence[str], path: str | Path) -> 
 
     One key gives a single row. Means are over all further keys too. Raises ValueError for no summaries.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not summaries:
         raise ValueError("grid_figure of no summaries")
     across, *rest = keys
@@ -55,9 +53,7 @@ def grid_figure(summaries: Summaries, keys: Sequence[str], path: str | Path) -> 
         difference = [one["explanation"]["self"]["em"] - one["explanation"]["orig"]["em"] for one in group]
         row = ys.index(point[1]) if rest else 0
         gaps[row][xs.index(point[0])] = 100 * over_seeds(difference).mean
-    figure = Figure(figsize=(2.2 + 0.9 * len(xs), 1.8 + 0.6 * len(ys)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, (axis,) = plain_axes(1, (2.2 + 0.9 * len(xs), 1.8 + 0.6 * len(ys)), grid=False)
     bound = max((abs(gap) for row in gaps for gap in row if gap == gap), default=1.0) or 1.0
     image = axis.imshow(gaps, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto", origin="lower")
     for y, line in enumerate(gaps):
@@ -70,8 +66,7 @@ def grid_figure(summaries: Summaries, keys: Sequence[str], path: str | Path) -> 
     axis.set_xlabel(across)
     axis.set_ylabel(rest[0] if rest else "")
     figure.colorbar(image, ax=axis, label="Self − Orig (points)")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def _values(summaries: Summaries, key: str) -> list[Any]:

@@ -206,7 +206,7 @@ def constant_explainer(pairs: Sequence[BehaviorPair]) -> tuple[str, float]:
 
 
 class Spread(NamedTuple):
-    """Mean over seeds, sample standard deviation, 95 % t interval (lo, hi). All but the mean are None for one seed."""
+    """Mean over seeds, sample standard deviation, t interval (lo, hi). All but the mean are None for one seed."""
 
     mean: float
     sd: float | None
@@ -214,8 +214,8 @@ class Spread(NamedTuple):
     hi: float | None
 
 
-def over_seeds(values: Sequence[float]) -> Spread:
-    """Mean and spread of one score over seeds. Raises ValueError for no values."""
+def over_seeds(values: Sequence[float], coverage: float = 0.95) -> Spread:
+    """Mean and spread of one score over seeds, with a t interval of this coverage. Raises ValueError for no values."""
     n = len(values)
     if n == 0:
         raise ValueError("over_seeds of no values")
@@ -223,7 +223,7 @@ def over_seeds(values: Sequence[float]) -> Spread:
     if n == 1:
         return Spread(mean, None, None, None)
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    half = t_quantile(0.95, n - 1) * sd / math.sqrt(n)
+    half = t_quantile(coverage, n - 1) * sd / math.sqrt(n)
     return Spread(mean, sd, mean - half, mean + half)
 
 

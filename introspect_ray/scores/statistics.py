@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from introspect_ray.scores.evaluated_cases import POLICY, TEST, EvaluatedCases
-from introspect_ray.scores.metrics import PARTS
-from introspect_ray.scores.student_t import t_quantile
+from introspect_ray.scores.metrics import PARTS, over_seeds
 
 DRAWS = 2000
 BLOCK = 2_000_000  # numbers that are drawn at once: 16 MB
@@ -43,28 +42,74 @@ class Estimate(NamedTuple):
     questions: int
 
 
+def right_about(cases: EvaluatedCases, who: str, part: str = "em") -> NDArray[np.int64]:
+    """Per case [n]: 1 where the explanation is right about a policy, else 0.
+
+    who: "self" (the evaluated policy), "orig" (M0, or the reference policy), or the name of another policy in
+    `cases.pairs`. part: one of metrics.PARTS ("em", "content", "changed_accuracy"). Raises ValueError for a part or a
+    policy that there is not.
+    """
+    if part not in PARTS:
+        raise ValueError(f"no part {part!r} of an explanation; there are {', '.join(PARTS)}")
+    policy = {SELF: POLICY, ORIG: cases.orig}.get(who, who)
+    if policy not in cases.pairs:
+        raise ValueError(f"no policy {who!r} in the cases: they have self, orig, {', '.join(sorted(cases.pairs))}")
+    return np.array(list(map(PARTS[part], cases.parsed, cases.truth(policy))), np.int64)
+
+
 def run_differences(
     cases: EvaluatedCases, part: str = "em", a: str = SELF, b: str = ORIG
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Per case [n]: right by a minus right by b, in {-1, 0, 1}; and the cases' questions [n].
 
-    part: one of metrics.PARTS ("em", "content", "changed_accuracy"). a, b: whose behaviour is the truth: "self" (the
-    evaluated policy), "orig" (M0, or the reference policy), or the name of another policy in `cases.pairs`. All cases
-    count, dev and test alike. Raises ValueError for a part or a policy that there is not.
+    part; a, b: whose behaviour is the truth: as in `right_about`, which raises ValueError for others. All cases count,
+    dev and test alike.
     """
-    if part not in PARTS:
-        raise ValueError(f"no part {part!r} of an explanation; there are {', '.join(PARTS)}")
-    right = PARTS[part]
-    truths = [cases.truth(_policy(cases, name)) for name in (a, b)]
-    hits = [[right(said, truth) for said, truth in zip(cases.parsed, each, strict=True)] for each in truths]
-    return np.array(hits[0], np.int64) - np.array(hits[1], np.int64), list(cases.questions)
+    return right_about(cases, a, part) - right_about(cases, b, part), list(cases.questions)
 
 
-def _policy(cases: EvaluatedCases, name: str) -> str:
-    policy = {SELF: POLICY, ORIG: cases.orig}.get(name, name)
-    if policy not in cases.pairs:
-        raise ValueError(f"no policy {name!r} in the cases: they have self, orig, {', '.join(sorted(cases.pairs))}")
-    return policy
+class World(NamedTuple):
+    """A number of each case of runs on the same cases, summed over the cases of a question."""
+
+    sums: Floats  # [runs, questions]
+    sizes: Floats  # [questions]: the cases of a question, the same in every run
+
+    @property
+    def mean(self) -> float:
+        """Over runs and cases."""
+        return float(self.sums.sum() / (len(self.sums) * self.sizes.sum()))
+
+
+def world_of(values: Sequence[NDArray[Any]], questions: Sequence[Sequence[str]]) -> World:
+    """values: by run, a number per case [n]; questions: by run, the question of each case [n].
+
+    Raises ValueError for runs of other questions, or with other numbers of cases per question.
+    """
+    rows = {question: row for row, question in enumerate(dict.fromkeys(questions[0]))}
+    sums, sizes = [], []
+    for of_run, asked in zip(values, questions, strict=True):
+        if not rows.keys() >= set(asked):
+            raise ValueError("runs of other questions cannot be drawn together: give each set of cases as a world")
+        at = [rows[question] for question in asked]
+        sums.append(np.bincount(at, weights=of_run, minlength=len(rows)))
+        sizes.append(np.bincount(at, minlength=len(rows)))
+    if any((other != sizes[0]).any() for other in sizes):
+        raise ValueError("runs with other cases per question cannot be drawn together: evaluate all on the same cases")
+    return World(np.stack(sums).astype(np.float64), sizes[0].astype(np.float64))
+
+
+def bootstrap(worlds: Sequence[World], over: str) -> Estimate:
+    """The mean over worlds, of which each counts the same; its interval draws worlds, runs and questions anew.
+
+    over: in words, what is drawn. At least one world; of one world only its runs and questions are drawn.
+    """
+    rng = np.random.default_rng(0)
+    drawn = np.stack([_drawn(world, rng) for world in worlds], axis=1)  # [draws, worlds]
+    means = (shares(rng, len(worlds), DRAWS) * drawn).sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    value = math.fsum(world.mean for world in worlds) / len(worlds)
+    runs, questions = (sum(world.sums.shape[axis] for world in worlds) for axis in (0, 1))
+    return Estimate(value, float(low), float(high), f"95 % bootstrap interval over {over}", runs, questions)
 
 
 def clustered(
@@ -77,12 +122,11 @@ def clustered(
     (where there is no dev split, these are all cases), "dev", or None for both. Raises ValueError for no runs or no
     cases, and for runs of other questions.
     """
-    world = _world(cases_by_run, part, a, b, split)
+    world = _differences(cases_by_run, part, a, b, split)
     runs, questions = world.sums.shape
     if questions == 1:
         return Estimate(world.mean, -1.0, 1.0, "no interval: one question alone", runs, questions)
-    over = f"{questions} questions" if runs == 1 else f"{runs} seeds x {questions} questions"
-    return _estimate(world.mean, _drawn(world, np.random.default_rng(0)), over, runs, questions)
+    return bootstrap([world], f"{questions} questions" if runs == 1 else f"{runs} seeds x {questions} questions")
 
 
 def over_worlds(
@@ -99,64 +143,35 @@ def over_worlds(
     """
     if not by_world:
         raise ValueError("over_worlds of no worlds")
-    rng = np.random.default_rng(0)
-    worlds = [_world(by_world[name], part, a, b, split) for name in sorted(by_world)]
-    drawn = np.stack([_drawn(world, rng) for world in worlds], axis=1)  # [draws, worlds]
-    weights = _weights(rng, len(worlds), DRAWS)
-    runs, questions = sum(len(w.sums) for w in worlds), sum(w.sums.shape[1] for w in worlds)
-    over = f"{len(worlds)} worlds, then their seeds ({runs} runs) x questions ({questions})"
-    value = math.fsum(world.mean for world in worlds) / len(worlds)
-    return _estimate(value, (weights * drawn).sum(axis=1), over, runs, questions)
+    worlds = [_differences(by_world[name], part, a, b, split) for name in sorted(by_world)]
+    runs, questions = (sum(world.sums.shape[axis] for world in worlds) for axis in (0, 1))
+    return bootstrap(worlds, f"{len(worlds)} worlds, then their seeds ({runs} runs) x questions ({questions})")
 
 
-class _World(NamedTuple):
-    sums: Floats  # [runs, questions]: differences summed over the cases of a question
-    sizes: Floats  # [questions]: the cases of a question, the same in every run
-    mean: float
-
-
-def _world(cases_by_run: Sequence[EvaluatedCases], part: str, a: str, b: str, split: str | None) -> _World:
+def _differences(cases_by_run: Sequence[EvaluatedCases], part: str, a: str, b: str, split: str | None) -> World:
     runs = [cases if split is None else cases.of(split) for cases in cases_by_run]
     if not runs or not all(len(cases) for cases in runs):
         which = "" if split is None else f" of the {split} split"
         raise ValueError(f"a clustered interval needs runs with cases{which}; got {[len(cases) for cases in runs]}")
-    rows = {question: row for row, question in enumerate(dict.fromkeys(runs[0].questions))}
-    sums, sizes = [], []
-    for cases in runs:
-        differences, questions = run_differences(cases, part, a, b)
-        if not rows.keys() >= set(questions):
-            raise ValueError("runs of other questions cannot be drawn together: give each set of cases as a world")
-        at = [rows[question] for question in questions]
-        sums.append(np.bincount(at, weights=differences, minlength=len(rows)))
-        sizes.append(np.bincount(at, minlength=len(rows)))
-    if any((other != sizes[0]).any() for other in sizes):
-        raise ValueError("runs with other cases per question cannot be drawn together: evaluate all on the same cases")
-    all_sums: Floats = np.stack(sums).astype(np.float64)
-    return _World(all_sums, sizes[0].astype(np.float64), float(all_sums.sum() / (len(runs) * sizes[0].sum())))
+    return world_of([run_differences(cases, part, a, b)[0] for cases in runs], [cases.questions for cases in runs])
 
 
-def _drawn(world: _World, rng: np.random.Generator) -> Floats:
+def _drawn(world: World, rng: np.random.Generator) -> Floats:
     """Means of one world [draws], with its questions and its runs drawn anew."""
     runs, questions = world.sums.shape
     block = max(1, BLOCK // questions)
-    parts = (_weights(rng, questions, min(block, DRAWS - done)) for done in range(0, DRAWS, block))
+    parts = (shares(rng, questions, min(block, DRAWS - done)) for done in range(0, DRAWS, block))
     by_run = np.concatenate([(part @ world.sums.T) / (part @ world.sizes)[:, None] for part in parts])  # [draws, runs]
-    means: Floats = (_weights(rng, runs, DRAWS) * by_run).sum(axis=1)
+    means: Floats = (shares(rng, runs, DRAWS) * by_run).sum(axis=1)
     return means
 
 
-def _weights(rng: np.random.Generator, units: int, draws: int) -> Floats:
-    """Shares [draws, units] of n - 1 draws of n units with replacement; one unit is always itself."""
+def shares(rng: np.random.Generator, units: int, draws: int) -> Floats:
+    """The share of each unit [draws, units] in n - 1 draws of n units with replacement; one unit is always itself."""
     times = max(1, units - 1)
     drawn = rng.integers(units, size=(draws, times)) + units * np.arange(draws)[:, None]
-    shares: Floats = np.bincount(drawn.ravel(), minlength=draws * units).reshape(draws, units) / times
-    return shares
-
-
-def _estimate(value: float, drawn: Floats, over: str, runs: int, questions: int) -> Estimate:
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    method = f"95 % bootstrap interval over {over}"
-    return Estimate(value, float(low), float(high), method, runs, questions)
+    found: Floats = np.bincount(drawn.ravel(), minlength=draws * units).reshape(draws, units) / times
+    return found
 
 
 def paired_t(values: Sequence[float]) -> Estimate:
@@ -165,8 +180,7 @@ def paired_t(values: Sequence[float]) -> Estimate:
     It is about other seeds on the same questions: as all seeds share these, it says nothing about other ones. Raises
     ValueError for fewer than two seeds, which have no spread.
     """
-    mean, half = _t_interval(values, 0.95)
-    return Estimate(mean, mean - half, mean + half, f"95 % t interval over {len(values)} seeds", len(values), 0)
+    return _t_interval(values, 0.95)
 
 
 def equivalent(values: Sequence[float], margin: float) -> Estimate:
@@ -177,11 +191,9 @@ def equivalent(values: Sequence[float], margin: float) -> Estimate:
     """
     if margin <= 0:
         raise ValueError(f"an equivalence test needs a margin above 0; got {margin}")
-    mean, half = _t_interval(values, 0.90)
-    within = mean - half > -margin and mean + half < margin
-    verdict = "no gap" if within else "a gap is not ruled out"
-    method = f"90 % t interval over {len(values)} seeds against ±{margin:g} (TOST at 5 %): {verdict}"
-    return Estimate(mean, mean - half, mean + half, method, len(values), 0)
+    found = _t_interval(values, 0.90)
+    verdict = "no gap" if inside(found, margin) else "a gap is not ruled out"
+    return found._replace(method=f"{found.method} against ±{margin:g} (TOST at 5 %): {verdict}")
 
 
 def inside(estimate: Estimate, margin: float) -> bool:
@@ -189,10 +201,8 @@ def inside(estimate: Estimate, margin: float) -> bool:
     return -margin < estimate.low and estimate.high < margin
 
 
-def _t_interval(values: Sequence[float], coverage: float) -> tuple[float, float]:
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"an interval over seeds needs at least two; got {n}")
-    mean = math.fsum(values) / n
-    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return mean, t_quantile(coverage, n - 1) * sd / math.sqrt(n)
+def _t_interval(values: Sequence[float], coverage: float) -> Estimate:
+    mean, _, low, high = over_seeds(values, coverage)
+    if low is None or high is None:
+        raise ValueError(f"an interval over seeds needs at least two; got {len(values)}")
+    return Estimate(mean, low, high, f"{100 * coverage:.0f} % t interval over {len(values)} seeds", len(values), 0)

@@ -7,13 +7,12 @@ from typing import Any
 
 from introspect_ray.scores.aggregate import gaps_by_value
 from introspect_ray.scores.drawing import at, leaf
-from introspect_ray.scores.metrics import over_seeds
+from introspect_ray.scores.metrics import PARTS, over_seeds
 
 SMALL = 0.02  # shares of unparsed explanations and off-format answers up to this are not shown
 # Heads and cells are short: a row is under 115 characters wide.
 _COLUMNS = ("seeds", "Self %", "Orig %", "gap (points)", "content", "changed?", "Behavior %")
 _SELF_EM, _ORIG_EM = ("explanation", "self", "em"), ("explanation", "orig", "em")
-_GAPS = ("em", "content", "changed_accuracy")
 _REALISED = (
     ("realised %", ("labels", "realised_at_labelling")),
     ("at use %", ("labels", "realised_at_consumption")),
@@ -66,16 +65,17 @@ def table(
     rows: list[tuple[str, ...]] = [(leaf(key), *_COLUMNS)]
     for x, group in groups.items():
         own, orig, behavior = (_cell(group, path) for path in (_SELF_EM, _ORIG_EM, ("behavior", "em")))
-        rows.append((f"{x:g}", str(len(group)), own, orig, *(_gap_cell(gaps[x][part]) for part in _GAPS), behavior))
+        rows.append((f"{x:g}", str(len(group)), own, orig, *(gap_cell(gaps[x][part]) for part in PARTS), behavior))
     more = [*(_REALISED if leaf(key) == "agreement" else ()), *(_FAULTS if _faulty(summaries) else ())]
-    text = [*_lines(rows), *_notes(groups, gaps)]
+    text = [*aligned(rows), *_notes(groups, gaps)]
     if more:
         about = [(f"{x:g}", *(_cell(group, path, 2) for _, path in more)) for x, group in groups.items()]
-        text += ["", *_lines([(leaf(key), *(name for name, _ in more)), *about])]
+        text += ["", *aligned([(leaf(key), *(name for name, _ in more)), *about])]
     return "\n".join(text)
 
 
-def _lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its longest cell."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
 
@@ -90,7 +90,8 @@ def _faulty(summaries: Sequence[Mapping[str, Any]]) -> bool:
     return any((at(summary, path) or 0.0) > SMALL for summary in summaries for _, path in _FAULTS)
 
 
-def _gap_cell(gap: Mapping[str, Any]) -> str:
+def gap_cell(gap: Mapping[str, Any]) -> str:
+    """A gap with its "value" and "ci" in points: "+1.2 [-0.3,+2.7]"; without an interval where there is none."""
     if gap["value"] is None:
         return "n/a"
     interval = "" if gap["ci"] is None else f" [{100 * gap['ci'][0]:+.1f},{100 * gap['ci'][1]:+.1f}]"
