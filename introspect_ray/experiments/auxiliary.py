@@ -20,11 +20,12 @@ from introspect_ray.experiments.measure import (
     over_runs,
     row,
     score,
+    score_gap,
     stopped,
 )
 from introspect_ray.experiments.protocol import Experiment, Organism, Outcome, Run, Runs, Study, Trained
 from introspect_ray.experiments.settings import Settings
-from introspect_ray.scores.evaluated_cases import AGAINST, EvaluatedCases
+from introspect_ray.scores.evaluated_cases import AGAINST, TEST, EvaluatedCases
 
 AUX, REG = "aux", "reg"
 EXPLAINER = {"kl_weight": 1.0}
@@ -189,9 +190,7 @@ def _fig19(runs: Runs) -> Outcome:
     """All metrics on hints and on J_train."""
     sets = {"hints": finished(runs[AUX]), "J_train": finished(runs[f"{AUX}-j_train"])}
     rows = [row(group, cases=name) for name, members in sets.items() for group in by_point(members)]
-    measured = {
-        f"fig19-hints-{name}": over_runs([_self_minus_orig(run, name) for run in sets["hints"]]) for name in SCORES
-    }
+    measured = {f"fig19-hints-{name}": score_gap(sets["hints"], name) for name in SCORES}
 
     def draw(axes: Sequence[Any]) -> None:
         for axis, (title, members) in zip(axes, sets.items(), strict=True):
@@ -200,11 +199,6 @@ def _fig19(runs: Runs) -> Outcome:
             plots.bars(axis, ["exact", "content", "changed F1", "unchanged F1"], series, title)
 
     return Outcome(rows, lambda path: plots.figure(path, 2, draw, (11, 3.8)), measured)
-
-
-def _self_minus_orig(run: Run, name: str) -> float:
-    own, orig = (run.summary["explanation"][who][name] for who in ("self", "orig"))
-    return float("nan") if own is None or orig is None else float(own - orig)
 
 
 def _fig20(runs: Runs) -> Outcome:
@@ -231,8 +225,8 @@ def _fig20(runs: Runs) -> Outcome:
 
 
 def _answers(runs: Sequence[Run], who: str, side: str) -> dict[str, float]:
-    """Share of each answer, over the cases of all runs."""
-    given = [getattr(pair, side) for run in runs for pair in run.cases().pairs[who]]
+    """Share of each answer, over the test cases of all runs."""
+    given = [getattr(pair, side) for run in runs for pair in run.cases().of(TEST).pairs[who]]
     return {answer: given.count(answer) / len(given) for answer in sorted(set(given))}
 
 

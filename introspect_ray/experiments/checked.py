@@ -12,8 +12,8 @@ from introspect_ray.errors import UserError
 from introspect_ray.experiments import plots
 from introspect_ray.experiments.controls import GAP, SHUFFLED, SIBLINGS, SWAP, controls_of
 from introspect_ray.experiments.controls_load import load_subjects
-from introspect_ray.experiments.headline import POINTS
-from introspect_ray.experiments.measure import Bar, finished, over_runs, stopped
+from introspect_ray.experiments.headline import POINTS, headline_studies
+from introspect_ray.experiments.measure import Bar, finished, over_worlds_t, stopped
 from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study
 from introspect_ray.experiments.settings import Settings
 from introspect_ray.runs.policy_cases import read_cases
@@ -30,16 +30,6 @@ _CONTROLS = {
     "changed-beyond-marginals": (SHUFFLED, "gap beyond marginals", "changed_accuracy"),
 }
 _REG = "kl_weight=1"
-
-
-def _controls_studies(settings: Settings) -> list[Study]:
-    """The runs of figure 2, kind by kind and world by world."""
-    seeds = settings.seeds["headline"]
-    return [
-        Study(f"{kind}-w{organism.world}", organism, {}, POINTS, seeds)
-        for kind in settings.headline_kinds
-        for organism in settings.headline(kind)
-    ]
 
 
 def _controls(runs: Runs) -> Outcome:
@@ -76,8 +66,7 @@ def _over_worlds(rows: Sequence[Mapping[str, Any]]) -> Estimate:
     if len(rows) == 1:
         (row,) = rows
         return Estimate(row["value"], row["low"], row["high"], row["interval"], row["runs"], row["questions"])
-    over = over_runs([row["value"] for row in rows])
-    return over._replace(method=over.method.replace("seeds", "worlds"), runs=sum(row["runs"] for row in rows))
+    return over_worlds_t([row["value"] for row in rows], sum(row["runs"] for row in rows))
 
 
 def _draw_controls(path: Path, measured: Mapping[str, Estimate]) -> None:
@@ -134,7 +123,7 @@ EXPERIMENTS = (
     Experiment(
         "controls", "Controls on the headline's runs",
         "Not in the paper: what the gap would be if explanations did not know this policy.",
-        _controls_studies, _controls,
+        headline_studies, _controls,
     ),
     Experiment(
         "tab2", "General capabilities",

@@ -13,10 +13,10 @@ from introspect_ray.errors import UserError
 from introspect_ray.experiments.controls_cases import Subject
 from introspect_ray.records import Case
 from introspect_ray.rng import bits
+from introspect_ray.runs.policy_cases import read_cases
 from introspect_ray.scores.evaluated_cases import REFERENCE, EvaluatedCases
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
 from introspect_ray.storage import Store, open_store
-from introspect_ray.tasks import load_cases
 
 # What may differ between siblings: the seed, and where and how a run ran and was evaluated.
 NOT_TRAINING = (
@@ -129,7 +129,7 @@ def _address(policy: str | None) -> str | None:
 def _held_out(cfg: RunConfig) -> dict[str, Case]:
     """The held-out cases of a run's task by id; none where its files are not there any more."""
     try:
-        return {case.case_id: case for case in load_cases(cfg.task)[1]}
+        return {case.case_id: case for case in read_cases(cfg)[1]}
     except (FileNotFoundError, UserError):
         return {}
 

@@ -22,7 +22,7 @@ from introspect_ray.experiments.measure import (
 )
 from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study, Trained
 from introspect_ray.experiments.settings import Settings
-from introspect_ray.scores.evaluated_cases import POLICY
+from introspect_ray.scores.evaluated_cases import POLICY, TEST
 from introspect_ray.scores.metrics import label_histogram
 
 EMA = 0.99
@@ -142,10 +142,10 @@ def _fig10(runs: Runs) -> Outcome:
 
 
 def histogram(runs: Sequence[Run], who: str) -> dict[str, float]:
-    """Share of each of the {changed, unchanged} x labels explanations of a policy, over the cases of all runs."""
+    """Share of each of the {changed, unchanged} x labels explanations of a policy, over the test cases of all runs."""
     counts: dict[str, int] = {}
     for run in runs:
-        cases = run.cases()
+        cases = run.cases().of(TEST)
         answers = list(dict.fromkeys(label for labels in cases.labels for label in labels))
         for category, count in label_histogram(cases.pairs[who], answers).items():
             counts[category] = counts.get(category, 0) + count

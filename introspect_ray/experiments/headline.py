@@ -17,9 +17,9 @@ from introspect_ray.experiments.measure import (
     gap_of,
     gap_over_worlds,
     mean,
-    over_runs,
     row,
     score,
+    score_gap,
     stopped,
 )
 from introspect_ray.experiments.protocol import Experiment, Outcome, Run, Runs, Study
@@ -29,14 +29,18 @@ REG, UNREG = {"kl_weight": 1.0}, {"kl_weight": 0.0}
 POINTS = (REG, UNREG)
 
 
-def _fig2_studies(settings: Settings) -> list[Study]:
+def headline_studies(settings: Settings) -> list[Study]:
+    """The runs that the headline claims are about, kind by kind and world by world."""
     seeds = settings.seeds["headline"]
-    studies = [
+    return [
         Study(f"{kind}-w{organism.world}", organism, {}, POINTS, seeds)
         for kind in settings.headline_kinds
         for organism in settings.headline(kind)
     ]
-    return [*studies, *(_task(settings, kind) for kind in ("verdict", "refusal"))]
+
+
+def _fig2_studies(settings: Settings) -> list[Study]:
+    return [*headline_studies(settings), *(_task(settings, kind) for kind in ("verdict", "refusal"))]
 
 
 def _task(settings: Settings, kind: str) -> Study:
@@ -102,18 +106,12 @@ def _detail(number: str, kind: str) -> Experiment:
     def analyse(runs: Runs) -> Outcome:
         members = runs[kind]
         rows = [row(group, kl_weight=group[0].point["kl_weight"]) for group in by_point(members)]
-        measured = {f"fig{number}-{name}": _score_gap(_with(members, 1.0), name) for name in SCORES}
+        measured = {f"fig{number}-{name}": score_gap(_with(members, 1.0), name) for name in SCORES}
         return Outcome(rows, lambda path: _draw_detail(path, members), measured, stopped(members))
 
     title = {"verdict": "Verdicts (AITA) in detail", "refusal": "Refusals in detail"}[kind]
     published = "Self > Orig on all four metrics: exact match, content, changed F1, unchanged F1."
     return Experiment(f"fig{number}", title, published, lambda settings: [_task(settings, kind)], analyse)
-
-
-def _score_gap(runs: Sequence[Run], name: str) -> Any:
-    """Self - Orig of one of SCORES, over seeds."""
-    pairs = [(mean([run], "explanation", "self", name), mean([run], "explanation", "orig", name)) for run in runs]
-    return over_runs([own - orig for own, orig in pairs if own is not None and orig is not None])
 
 
 def _draw_detail(path: Path, runs: Sequence[Run]) -> None:

@@ -86,8 +86,30 @@ def gap_over_worlds(runs: Sequence[Run], part: str = "em") -> Estimate:
 
 
 def score(runs: Sequence[Run], *path: str) -> Estimate:
-    """A number of the summaries over runs: its mean with a t interval; one run gives no interval."""
-    return over_runs([float(value) for run in runs if (value := mean([run], *path)) is not None])
+    """A number of the summaries: its mean over runs with a t interval; one run gives no interval.
+
+    Runs on several worlds: the mean and the interval are over the means of the worlds, since runs on one world are
+    alike.
+    """
+    worlds: dict[Any, list[float]] = {}
+    for run in runs:
+        if (value := mean([run], *path)) is not None:
+            worlds.setdefault(run.organism, []).append(value)
+    if len(worlds) < 2:
+        return over_runs(next(iter(worlds.values()), []))
+    return over_worlds_t([over_seeds(values).mean for values in worlds.values()], sum(map(len, worlds.values())))
+
+
+def over_worlds_t(means: Sequence[float], runs: int) -> Estimate:
+    """The mean of the means of worlds with its 95 % t interval. runs: how many there were in all."""
+    found = over_runs(means)
+    return found._replace(method=f"95 % t interval over {len(means)} worlds", runs=runs)
+
+
+def score_gap(runs: Sequence[Run], name: str) -> Estimate:
+    """Self - Orig of one of SCORES over runs; NaN where a run lacks it (an F1 without cases of its class)."""
+    pairs = [(mean([run], "explanation", "self", name), mean([run], "explanation", "orig", name)) for run in runs]
+    return over_runs([math.nan if own is None or orig is None else own - orig for own, orig in pairs])
 
 
 def over_runs(values: Sequence[float]) -> Estimate:

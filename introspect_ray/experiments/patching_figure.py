@@ -28,11 +28,11 @@ from introspect_ray.patching import (
 )
 from introspect_ray.patching.pairs import Region, Side
 from introspect_ray.policy import load_model, load_tokenizer, local_policy
+from introspect_ray.runs.policy_cases import read_cases
 from introspect_ray.scores.drawing import ORIG, SELF, plain_axes, save
 from introspect_ray.scores.evaluated_cases import POLICY
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
 from introspect_ray.storage import open_store
-from introspect_ray.tasks import load_cases
 
 SIDES: tuple[Side, ...] = ("cued", "ablated")
 LAST = 10  # tokens of x∖C that are patched (paper §C.2)
@@ -54,7 +54,7 @@ def patch_run(
     table = from_table(read_parquet(store.read_bytes(TRAINED)))
     path = local_policy(store.join("policy") if who == POLICY else cfg.policy)
     tokenizer = load_tokenizer(path)
-    texts = {case.case_id: case for case in load_cases(cfg.task)[1]}
+    texts = {case.case_id: case for case in read_cases(cfg)[1]}
     if missing := [case_id for case_id in table.case_ids if case_id not in texts]:
         raise UserError(f"{folder}: {len(missing)} evaluated cases are no longer in the task, e.g. {missing[0]!r}")
     cases = [tokenize_case(texts[case_id], tokenizer, cfg.task.answer_prefix) for case_id in table.case_ids]
