@@ -45,8 +45,9 @@ def _controls(runs: Runs) -> Outcome:
         found = known[0].cached("controls", inputs, partial(_rows, folders))
         rows += [{"world": world, **row} for row in found]
         for claim, wanted in _CONTROLS.items():
-            by_claim.setdefault(claim, []).extend(row for row in found if _is(row, wanted))
-    measured = {f"controls-{claim}": _over_worlds(of) for claim, of in by_claim.items()}
+            named = f"controls-{world.partition('-')[0]}-{claim}"  # worlds are named by kind and number
+            by_claim.setdefault(named, []).extend(row for row in found if _is(row, wanted))
+    measured = {claim: _over_worlds(of) for claim, of in by_claim.items() if of}
     notes = stopped([run for members in runs.values() for run in members])
     return Outcome(rows, lambda path: _draw_controls(path, measured), measured, notes)
 
