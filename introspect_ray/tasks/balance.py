@@ -68,8 +68,8 @@ def balanced(
     counts = Counter(value for value in values if value is not None)
     if values and not counts:
         raise UserError(
-            f"task.balance={balance} has an answer to none of the {len(values)} held-out cases: let M0 answer the cases "
-            "of this task, with the same task.seed, task.test_fraction and task.max_tokens, or set task.balance=null"
+            f"task.balance={balance} has an answer to none of the {len(values)} held-out cases: let M0 answer "
+            "the cases of this task, with the same task.seed, task.test_fraction and task.max_tokens"
         )
     if len(counts) < 2:
         raise UserError(
