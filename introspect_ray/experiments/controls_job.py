@@ -15,15 +15,18 @@ FILE = "controls.json"
 def controls_job(args: Arguments) -> None:
     """Print the controls of the runs in args.names, and write them to --out. Raises UserError for other arguments."""
     if args.overrides or args.config or args.resume or args.overwrite or args.dry_run:
-        given = next(iter(args.overrides), "an option")
+        options = ("config", "resume", "overwrite", "dry_run")
+        used = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]
+        given = [*args.overrides, *used][0]
         raise UserError(
             f"controls takes folders of finished runs and --out alone, not {given}: a folder whose name holds '=' is "
             "given with a slash, ./kl_weight=1,seed=0"
         )
     if not args.names:
         raise UserError("controls needs folders of finished runs: give output_dirs of training runs or of a sweep")
+    store = open_store(str(args.flags["out"]))
+    store.check_writable()
     subjects = load_subjects(args.names)
     controls = controls_of(subjects)
-    store = open_store(str(args.flags["out"]))
     store.write_json(FILE, as_json(subjects, controls))
     print(f"{text(subjects, controls)}\nnumbers  {store.join(FILE)}")

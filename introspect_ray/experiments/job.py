@@ -25,9 +25,11 @@ from introspect_ray.experiments.results import Judging, section
 from introspect_ray.experiments.settings import Settings, load_settings
 from introspect_ray.runs.batch import has_result, result_of, run_batch
 from introspect_ray.runs.search_space import by_setup
-from introspect_ray.storage.output_folder import prepare_output
+from introspect_ray.storage import is_remote, open_store
+from introspect_ray.storage.output_folder import check_output, prepare_output
 
 TRIAL_S, SETUP_S, EVALUATION_S = 24.0, 20.0, 30.0  # on two cores, for --dry-run; replaced by what was measured in OUT
+ASSUMED = "an assumption"
 _CALLS = "calls.json"
 REPORT = "report.html"
 
@@ -40,11 +42,7 @@ def reproduce_job(args: Arguments) -> None:
     """
     experiments = chosen(args.names)
     settings = load_settings(args.flags["settings"])
-    out = Path(args.overrides.get("output_dir", "runs/reproduce")).expanduser().absolute()
-    if unknown := sorted(args.overrides.keys() - {"output_dir"}):
-        raise UserError(
-            f"reproduce takes output_dir=FOLDER alone, not {unknown[0]}: put config keys into --settings FILE"
-        )
+    out = _output(args)
     if args.dry_run:
         print(_estimate(experiments, settings, out))
         return
@@ -66,6 +64,22 @@ def reproduce_job(args: Arguments) -> None:
     _write_report(sections, seconds, ran, out, experiments, args.flags["settings"])
     if errors:
         raise UserError(f"{len(errors)} runs failed, the first with: {errors[0]}; call again to run them again")
+
+
+def _output(args: Arguments) -> Path:
+    """The local folder OUT. Raises UserError for arguments without effect, and for a folder that is not for this."""
+    used = [f"--{name}" for name in ("config", "resume", "overwrite") if getattr(args, name)]
+    if unknown := [*sorted(args.overrides.keys() - {"output_dir"}), *used]:
+        raise UserError(
+            f"reproduce takes output_dir=FOLDER, --settings, --dry-run and --only-report alone, not {unknown[0]}: put "
+            "config keys into --settings FILE; what is finished in output_dir is kept, what is missing is run"
+        )
+    given = args.overrides.get("output_dir", "runs/reproduce")
+    if not isinstance(given, str) or is_remote(given):
+        raise UserError(f"output_dir={given}: reproduce needs a local folder, which all nodes share on a cluster")
+    out = Path(given).expanduser().absolute()
+    check_output(out, resume=True)
+    return out
 
 
 def _studies(experiments: Sequence[Experiment], settings: Settings) -> list[Study]:
@@ -125,13 +139,14 @@ def _write_report(
     about = _about(settings)
     calls = json.loads((out / _CALLS).read_text()) if (out / _CALLS).is_file() else []
     calls.append({**about, "experiments": [one.name for one in experiments], "runs": ran, "seconds": dict(seconds)})
-    (out / _CALLS).write_text(json.dumps(calls, indent=2) + "\n")
+    store = open_store(out)
+    store.write_json(_CALLS, calls)
     about["runs made at"] = ", ".join(dict.fromkeys(call["commit"] for call in calls if call["runs"])) or "no commit"
     total: dict[str, float] = {}
     for call in calls:
         for part, value in call["seconds"].items():
             total[part] = total.get(part, 0.0) + value
-    (out / REPORT).write_text(page(Page(about, total, sections)), encoding="utf-8")
+    store.write_bytes(REPORT, page(Page(about, total, sections)).encode())
     spent = ", ".join(f"{part} {value:.1f} s" for part, value in seconds.items())
     print(f"{ran} runs; {spent}\nreport   {out / REPORT}", flush=True)
 
@@ -184,12 +199,14 @@ def _estimate(experiments: Sequence[Experiment], settings: Settings, out: Path) 
     studies = _studies(experiments, settings)
     unbuilt = organisms.missing_organisms(organisms_of(studies, settings), studies, out)
     trial, measured = _seconds_per_trial(every)
+    real = any(study.organism and settings.is_real(study.organism.kind) for study in studies)
     building = len(unbuilt) * organisms.SECONDS / min(organisms.AT_ONCE, os.cpu_count() or 1)
     total = len(trainings) * trial + setups * SETUP_S + evaluations * EVALUATION_S + building
     return "\n".join([
         *lines,
         f"together {len(every)} different runs, {len(missing)} missing: {len(trainings)} trainings on {setups} "
         f"set-ups, {evaluations} evaluations; {len(unbuilt)} organisms to build",
+        "no estimate of the time: policies of your own, see `introspect-ray plan`" if real and measured == ASSUMED else
         f"about {total / 60:.0f} minutes at {trial:.0f} s per training ({measured})",
     ])  # fmt: skip
 
@@ -201,7 +218,7 @@ def _seconds_per_trial(planned: Sequence[Planned]) -> tuple[float, str]:
         if "timing_s" in summary:
             found.append(summary["timing_s"]["total"] - summary["timing_s"]["setup"])
     if not found:
-        return TRIAL_S, "an assumption"
+        return TRIAL_S, ASSUMED
     return sum(found) / len(found), f"mean of {len(found)} finished ones"
 
 

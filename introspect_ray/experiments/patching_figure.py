@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from introspect_ray import cli
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
@@ -32,7 +33,7 @@ from introspect_ray.runs.policy_cases import read_cases
 from introspect_ray.scores.drawing import ORIG, SELF, plain_axes, save
 from introspect_ray.scores.evaluated_cases import POLICY
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
-from introspect_ray.storage import open_store
+from introspect_ray.storage import Store, open_store
 
 SIDES: tuple[Side, ...] = ("cued", "ablated")
 LAST = 10  # tokens of x∖C that are patched (paper §C.2)
@@ -49,7 +50,7 @@ def patch_run(
     all pairs), the "largest" mean NLDs and the "median_gaps"; with it the number of pairs. Raises UserError where there
     is nothing to patch. What cannot be computed (no pair is far enough apart) is None.
     """
-    store = open_store(folder)
+    store = _trained_run(folder)
     cfg = override(RunConfig(), store.read_json("run.json"))
     table = from_table(read_parquet(store.read_bytes(TRAINED)))
     path = local_policy(store.join("policy") if who == POLICY else cfg.policy)
@@ -73,6 +74,16 @@ def patch_run(
             "weighted_rows": grid_rows(grid, weighted=True),
         }
     return _without_nan(result)
+
+
+def _trained_run(folder: str) -> Store:
+    """The files of a run whose whole policy was trained. Raises UserError for another folder."""
+    store = open_store(folder)
+    if missing := [name for name in ("run.json", TRAINED) if not store.exists(name)]:
+        raise UserError(f"{folder} has no {missing[0]}: give the output_dir of a finished training run")
+    if store.read_json("run.json").get("method") == "lora":
+        raise UserError(f"{folder} was trained with method=lora: only runs with method=full are patched")
+    return store
 
 
 def _without_nan(value: Any) -> Any:
@@ -125,6 +136,10 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) < 2:
         raise UserError("usage: python -m introspect_ray.experiments.patching_figure OUT.png RUN...")
     out, runs = Path(arguments[0]), arguments[1:]
+    if out.suffix not in (".png", ".pdf", ".svg") or not out.absolute().parent.is_dir():
+        raise UserError(f"{out} comes first, a figure (.png, .pdf, .svg) in a folder that exists; then the runs")
+    for run in runs:
+        _trained_run(run)
     results = {Path(run).name: patch_run(run) for run in runs} | {"M0": patch_run(runs[0], "m0")}
     for name, result in results.items():
         for side in SIDES:
@@ -138,7 +153,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    cli.run(lambda: main(sys.argv[1:]))

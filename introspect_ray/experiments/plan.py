@@ -95,13 +95,21 @@ def _resolved(value: Any, study: Study, settings: Settings, out: Path, trained: 
         return trained(value)
     if isinstance(value, File):
         if study.organism is None or settings.is_real(study.organism.kind):
-            raise UserError(
-                f"study {study.name}: no organism with a file {value.name!r}; replace this part in --settings"
-            )
+            raise UserError(_no_file(value, study, settings))
         return str(organism_folder(out, study.organism) / value.name)
     if isinstance(value, (list, tuple)):
         return [_resolved(one, study, settings, out, trained) for one in value]
     return value
+
+
+def _no_file(file: File, study: Study, settings: Settings) -> str:
+    """What to do where a part of the settings names a file of an organism, and no organism is built."""
+    parts = [name for name in settings.parts if file in settings.part(name).values()]
+    part = f"part{'s' if len(parts) > 1 else ''} {' and '.join(parts)} of the settings" if parts else "that"
+    return (
+        f"study {study.name} needs {file.name!r}, a file of an organism, and its kind has a real policy: give {part} a "
+        "file or a hub set of your own in --settings"
+    )
 
 
 def _find(one: Trained, seed: int, before: Sequence[Planned]) -> Planned:

@@ -156,6 +156,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     recipe = RECIPES[args.kind]
+    if min(args.world, args.seed, 0 if args.steps is None else args.steps - 1) < 0:
+        parser.error("--world and --seed are 0 or more, --steps is 1 or more")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out {args.out} is a file: name a folder")
     recipe = replace(recipe, steps=args.steps or recipe.steps)
     build(args.out, args.kind, args.world, args.seed, args.family, not args.no_second, recipe)
 

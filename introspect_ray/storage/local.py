@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,8 @@ class LocalStore(Store):
                 f"cannot write {target}: {error}; make room, fix its permissions or choose another folder"
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # e.g. its folder is a file: the error above says so
+                temporary.unlink()
 
     def exists(self, name: str) -> bool:
         return self.local_path(name).is_file()

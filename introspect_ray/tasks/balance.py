@@ -66,6 +66,11 @@ def balanced(
     that cannot be shared evenly or asks for more than there is.
     """
     counts = Counter(value for value in values if value is not None)
+    if values and not counts:
+        raise UserError(
+            f"task.balance={balance} has an answer to none of the {len(values)} held-out cases: let M0 answer "
+            "the cases of this task, with the same task.seed, task.test_fraction and task.max_tokens"
+        )
     if len(counts) < 2:
         raise UserError(
             f"task.balance={balance}: the held-out cases have {len(counts)} values ({', '.join(counts) or 'none'}), "

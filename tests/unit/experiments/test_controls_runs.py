@@ -185,6 +185,16 @@ def test_a_folder_without_a_finished_run_is_one_line(tmp_path, capsys):
     assert exit_.value.code == 2 and "holds no finished run" in capsys.readouterr().err
 
 
+def test_an_output_that_is_a_file_is_one_line(tmp_path, capsys):
+    """Before the runs are read: there is none here."""
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(SystemExit) as stopped:
+        run("controls", [str(tmp_path / "none"), "--out", str(file)])
+    assert stopped.value.code == 2 and "is a file" in capsys.readouterr().err
+    assert file.read_text() == "kept"
+
+
 def test_old_tables_get_their_questions_from_the_task(tmp_path):
     """Tables of format 1 name no questions: cases of one x∖C are one."""
     files = []

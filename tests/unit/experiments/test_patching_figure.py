@@ -12,7 +12,7 @@ from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RolloutConfig, RunConfig
 from introspect_ray.engines.transformers_engine import TransformersEngine
 from introspect_ray.errors import UserError
-from introspect_ray.experiments.patching_figure import draw_patching, patch_run
+from introspect_ray.experiments.patching_figure import draw_patching, main, patch_run
 from introspect_ray.policy import load_tokenizer, local_policy
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation_table import TRAINED, to_parquet, to_table
@@ -63,3 +63,13 @@ def test_a_run_is_patched_and_drawn(tmp_path: Path) -> None:
 def test_a_run_without_a_pair_of_prompts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no two prompts to patch between among 0 cases"):
         patch_run(run_folder(tmp_path / "run", empty=True))
+
+
+@pytest.mark.parametrize(("config", "said"), [(None, "no run.json"), ({"method": "lora"}, "method=lora")])
+def test_what_cannot_be_patched_is_refused_first(tmp_path, config, said):
+    if config:
+        (tmp_path / "evaluation").mkdir()
+        (tmp_path / TRAINED).touch()
+        (tmp_path / "run.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        main([str(tmp_path / "out.png"), str(tmp_path)])

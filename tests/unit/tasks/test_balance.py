@@ -33,6 +33,7 @@ def test_the_smallest_of_each_value_stay(limit, kept):
     "values,limit,says",
     [
         (["NTA", "NTA"], None, r"have 1 values \(NTA\), two are needed"),
+        ([None, None], None, "has an answer to none of the 2 held-out cases: let M0 answer"),
         (["NTA", "YTA"], 3, r"task.test_cases=3 cannot be balanced over 2 values .* a multiple of 2"),
         (["NTA", "YTA", "NTA"], 4, r"leaves 2 held-out cases, 1 of each value"),
     ],
