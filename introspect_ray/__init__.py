@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from introspect_ray.errors import AlarmError, UserError
     from introspect_ray.runs.api import evaluate, sweep, train
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["AlarmError", "RunConfig", "UserError", "evaluate", "load_config", "sweep", "train"]
 
 _HOMES = {
