@@ -1,4 +1,4 @@
-# GPU image for clusters (cluster/). Build: docker build -t YOUR_REGISTRY/introspect-ray:0.2.0 .
+# GPU image for clusters (cluster/). Build: docker build -t YOUR_REGISTRY/introspect-ray:0.3.0 .
 # Needs an NVIDIA driver for CUDA 13 (580 or newer) on the nodes.
 ARG CUDA=13.0.1
 FROM nvidia/cuda:${CUDA}-runtime-ubuntu24.04
