@@ -59,7 +59,7 @@ def test_help_on_a_section(capsys, argv):
         (["sweep", "lora_rank=[2,4]", "method=full", "lag=[0,1]"], "does not go with a sweep over lora_rank and lag"),
         (["reproduce"], "error: reproduce: name an experiment, or all"),
         (["reproduce", "fig1"], "error: reproduce: no experiment 'fig1'"),
-        (["reproduce", "fig4", "kl_weight=1"], "error: reproduce takes output_dir=FOLDER, --settings, --dry-run"),
+        (
             ["reproduce", "fig4", "kl_weight=1"],
             "error: reproduce takes output_dir=FOLDER, --settings, --dry-run and --only-report alone",
         ),
