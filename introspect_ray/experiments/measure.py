@@ -13,7 +13,7 @@ from introspect_ray.experiments.protocol import Run
 from introspect_ray.scores.drawing import at as value_at
 from introspect_ray.scores.drawing import leaf
 from introspect_ray.scores.evaluated_cases import POLICY, TEST, EvaluatedCases
-from introspect_ray.scores.metrics import over_seeds
+from introspect_ray.scores.metrics import constant_explainer, explanation_scores, over_seeds
 from introspect_ray.scores.statistics import (
     Estimate,
     World,
@@ -110,6 +110,13 @@ def score_gap(runs: Sequence[Run], name: str) -> Estimate:
     """Self - Orig of one of SCORES over runs; NaN where a run lacks it (an F1 without cases of its class)."""
     pairs = [(mean([run], "explanation", "self", name), mean([run], "explanation", "orig", name)) for run in runs]
     return over_runs([math.nan if own is None or orig is None else own - orig for own, orig in pairs])
+
+
+def baselines(run: Run) -> dict[str, float]:
+    """What explanations of M0 score without training, and the best constant one, on the test cases; by name."""
+    m0 = run.untrained().of(TEST)
+    untrained: Any = explanation_scores(m0.parsed, m0.truth(m0.orig))["em"]
+    return {"M0, untrained": untrained, "best constant explanation": constant_explainer(m0.pairs[m0.orig])[1]}
 
 
 def over_runs(values: Sequence[float]) -> Estimate:

@@ -24,13 +24,20 @@ def figure(path: Path, panels: int, draw: Draw, size: tuple[float, float]) -> No
     save(made, path)
 
 
-def curves(axis: Any, xs: Sequence[float], series: Mapping[str, Levels], title: str) -> None:
-    """Curves over swept values at equal distances, with a tick at each; series: by name, (values, colour)."""
+def curves(
+    axis: Any, xs: Sequence[float], series: Mapping[str, Levels], title: str, lines: Mapping[str, float] | None = None
+) -> None:
+    """Curves over swept values at equal distances, with a tick at each; series: by name, (values, colour).
+
+    lines: by name, a level that is the same at all values.
+    """
     places = list(range(len(xs)))
     for name, (ys, colour) in series.items():
         known = [(x, 100 * y) for x, y in zip(places, ys, strict=True) if y is not None]
         if known:
             axis.plot(*zip(*known, strict=True), "o-", color=colour, label=name, markersize=4, linewidth=1.8)
+    for (name, level), dashes in zip((lines or {}).items(), ((4, 3), (1, 2), (6, 2))):
+        axis.axhline(100 * level, color=GREY, linewidth=1.2, linestyle=(0, dashes), label=name)
     axis.set_xticks(places, [f"{x:g}" for x in xs], rotation=45 if len(xs) > 5 else 0)
     axis.set_title(title, fontsize=11)
     axis.set_ylabel("held-out cases (%)")

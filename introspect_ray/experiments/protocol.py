@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from introspect_ray.config import RunConfig
 from introspect_ray.runs.results import step_rows
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
-from introspect_ray.scores.evaluation_table import EVALUATED, TRAINED, from_table, read_parquet
+from introspect_ray.scores.evaluation_table import EVALUATED, TRAINED, UNTRAINED, from_table, read_parquet
 from introspect_ray.storage import open_store
 
 
@@ -107,6 +107,10 @@ class Run:
     def cases(self) -> EvaluatedCases:
         """The held-out cases with every policy's behaviour and the run's explanations, read once."""
         return self._cases
+
+    def untrained(self) -> EvaluatedCases:
+        """The held-out cases with the explanations of M0 before training. Of a training run."""
+        return from_table(read_parquet(open_store(self.folder).read_bytes(UNTRAINED)))
 
     def steps(self) -> list[dict[str, Any]]:
         """The step metrics, in order (records.StepMetrics)."""

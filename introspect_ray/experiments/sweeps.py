@@ -11,6 +11,7 @@ from introspect_ray.experiments.measure import (
     PARTS,
     at,
     bar,
+    baselines,
     by_point,
     contrast,
     explained,
@@ -86,7 +87,7 @@ def _draw(path: Path, runs: Sequence[Run], key: str) -> None:
             explained = {name: ([mean(group, "sources", name, "em") for group in groups], plots.COLOURS[name])
                          for name in SOURCES}  # fmt: skip
         plots.curves(axes[0], xs, behavior, "(a) behaviour")
-        plots.curves(axes[1], xs, explained, "(b) Explanation EM")
+        plots.curves(axes[1], xs, explained, "(b) Explanation EM", baselines(groups[0][0]))
         intervals = {short: [bar(gap(group, part)) for group in groups] for part, short in PARTS.items()}
         plots.gaps(axes[2], [f"{x:g}" for x in xs], intervals, "(c) Self − Orig, paired")
         for axis in axes[:2]:

@@ -19,7 +19,7 @@ from introspect_ray.experiments.results import Judging, collect, section
 from introspect_ray.experiments.settings import load_settings
 from introspect_ray.records import Explanation
 from introspect_ray.scores.evaluation import evaluate
-from introspect_ray.scores.evaluation_table import TRAINED, to_parquet, to_table
+from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED, to_parquet, to_table
 from introspect_ray.storage import open_store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scores"))
@@ -43,6 +43,7 @@ def finish(one) -> None:
     made = cases("BA " * 20, "CC " * 20, [stated] * 20)
     store = open_store(one.cfg.output_dir)
     store.write_bytes(TRAINED, to_parquet(to_table(made)))
+    store.write_bytes(UNTRAINED, to_parquet(to_table(cases("CC " * 20, "CC " * 20, [None] * 20))))
     store.write_json("summary.json", {**evaluate(made), "timing_s": {"total": 9.0, "setup": 4.0}})
 
 
