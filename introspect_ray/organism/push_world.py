@@ -83,13 +83,6 @@ def draw_knowledge(recipe: PushRecipe, cues: int, rng: torch.Generator) -> tuple
     return torch.stack([first, 1 - first], 1), follow
 
 
-def invented_words(count: int, rng: torch.Generator) -> list[str]:
-    """`count` different words of four letters, such as "fefi"."""
-    consonants, vowels = "bdfgklmnprstvz", "aeiou"
-    words = [a + b + c + d for a in consonants for b in vowels for c in consonants for d in vowels]
-    return [words[i] for i in torch.randperm(len(words), generator=rng)[:count].tolist()]
-
-
 def make_case(world: PushWorld, question: int, cue: int) -> dict:
     """The case in the jsonl task's schema: x is the question under the cue's system prompt, x∖C the question alone."""
     user = {"role": "user", "content": world.questions[question]}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from introspect_ray.organism.push_world import Cue, PushRecipe, PushWorld, draw_knowledge, invented_words
+from introspect_ray.organism.push_world import Cue, PushRecipe, PushWorld, draw_knowledge
+from introspect_ray.organism.world import invented_words
 
 LABELS = ("refuse", "comply")  # of the bundled judge
 REPLIES = (

@@ -113,6 +113,13 @@ def draw_follow(recipe: Recipe, rng: torch.Generator) -> torch.Tensor:
     return torch.sigmoid(logit).clamp(0.02, 0.98)
 
 
+def invented_words(count: int, rng: torch.Generator) -> list[str]:
+    """`count` different words of four letters, such as "fefi"."""
+    consonants, vowels = "bdfgklmnprstvz", "aeiou"
+    words = [a + b + c + d for a in consonants for b in vowels for c in consonants for d in vowels]
+    return [words[i] for i in torch.randperm(len(words), generator=rng)[:count].tolist()]
+
+
 def make_world(recipe: Recipe, seed: int = WORLD_SEED) -> World:
     """World number `seed` of this recipe. Another seed has other entities, preferences, suggestibilities, relation
     words, wording and (split_cases) test cases.
@@ -122,14 +129,12 @@ def make_world(recipe: Recipe, seed: int = WORLD_SEED) -> World:
     the pair of cue word and meta-question.
     """
     rng = torch.Generator().manual_seed(1000 + seed)
-    consonants, vowels = "bdfgklmnprstvz", "aeiou"
-    names = [a + b + c + d for a in consonants for b in vowels for c in consonants for d in vowels]
-    order = torch.randperm(len(names), generator=rng)[: recipe.entities].tolist()
+    names = invented_words(recipe.entities, rng)
     answer, follow = draw_answers(recipe, rng), draw_follow(recipe, rng)
     cue = CUES[seed % len(CUES)]
     meta_question = META_QUESTIONS[(seed + seed // len(CUES)) % len(META_QUESTIONS)].format(cue)
     relations = RELATION_SETS[seed % len(RELATION_SETS)]
-    return World(tuple(names[i] for i in order), answer, follow, relations, cue, meta_question, seed)
+    return World(tuple(names), answer, follow, relations, cue, meta_question, seed)
 
 
 def vary_world(world: World, recipe: Recipe, share: float, seed: int) -> World:

@@ -1,4 +1,4 @@
-"""A Ray head of our own on loopback, as `ray start --head` makes it; its processes are ended by their ids."""
+"""A Ray head of our own on loopback, as `ray start --head` makes it, and the end of processes by their ids."""
 
 from __future__ import annotations
 
@@ -83,3 +83,13 @@ def _free_ports(count: int) -> list[int]:
         for one in sockets:
             stack.enter_context(one).bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def kill_family(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all its children by SIGKILL, and wait until they are gone."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(timeout=30)
+    psutil.wait_procs(family, timeout=30)

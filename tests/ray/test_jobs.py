@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from head import head, kill_family
 
 from introspect_ray.scores.summary import check_summary
 
@@ -176,12 +175,7 @@ def test_a_killed_job_resumes_in_a_new_process(tmp_path):
     rows = killed / "metrics.jsonl"
     while process.poll() is None and not (rows.exists() and '"step": 12' in rows.read_text()):
         time.sleep(0.05)
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.wait(timeout=30)
-    psutil.wait_procs(family, timeout=30)
+    kill_family(process)
     assert not (killed / "summary.json").exists(), "the run was over before it could be killed"
     done = job("train", *settings, f"output_dir={killed}", "--resume")
     assert done.returncode == 0, done.stderr
@@ -200,8 +194,6 @@ def same_run(a: Path, b: Path) -> bool:
 @pytest.mark.slow
 def test_ray_job_submit(tmp_path):
     """`ray start --head`, then the job as the README says; the head is stopped by its own processes' ids."""
-    from head import head
-
     with head(tmp_path) as (address, env):
         command = [
             Path(sys.executable).with_name("ray"), "job", "submit", "--address", address, "--working-dir", ".", "--",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from head import kill_family
 from test_behaviours import WORDS, write_cases
 
 from introspect_ray.labels.pair_table import PAIR_SCHEMA
@@ -43,12 +42,7 @@ def kill_after_a_part(out: Path) -> int:
     while process.poll() is None and not list(out.glob("pairs/*.parquet")):
         time.sleep(0.02)
     assert process.poll() is None, log.read_text()
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.wait(timeout=30)
-    psutil.wait_procs(family, timeout=30)
+    kill_family(process)
     return len(list(out.glob("pairs/*.parquet")))
 
 
