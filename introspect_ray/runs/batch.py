@@ -8,6 +8,7 @@ from typing import Any
 
 from introspect_ray.config import RunConfig
 from introspect_ray.runs import jobs
+from introspect_ray.runs.results import FAILED
 from introspect_ray.runs.search_space import by_setup, shared_config
 from introspect_ray.storage import open_store
 from introspect_ray.storage.tracking import tracking_uri
@@ -54,7 +55,7 @@ def has_result(cfg: RunConfig) -> bool:
 def result_of(cfg: RunConfig) -> dict[str, Any] | None:
     """summary.json, evaluation.json or {"failed": reason} of the config's folder; None without any of them."""
     store = open_store(cfg.output_dir)
-    for name in ("summary.json", "evaluation.json", "failed.json"):
+    for name in ("summary.json", "evaluation.json", FAILED):
         if store.exists(name):
             found: dict[str, Any] = store.read_json(name)
             return found

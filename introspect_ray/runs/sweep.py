@@ -17,7 +17,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.errors import AlarmError, UserError, one_line
 from introspect_ray.runs.cluster import this_node_resource
 from introspect_ray.runs.driver import train_once
-from introspect_ray.runs.results import open_tracker
+from introspect_ray.runs.results import FAILED, open_tracker
 from introspect_ray.runs.search_space import Space, Trial, gap
 from introspect_ray.runs.setup import SharedSetup, untrained_scores
 from introspect_ray.scores.aggregate import aggregate
@@ -27,8 +27,6 @@ from introspect_ray.scores.figures import sweep_figure
 from introspect_ray.scores.grid import grid_figure
 from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, open_store
-
-FAILED = "failed.json"  # in the folder of a trial that an alarm stopped: {"failed": reason}
 
 
 def run_trials(
