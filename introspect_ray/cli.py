@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from introspect_ray.errors import AlarmError, UserError, one_line
@@ -87,6 +88,12 @@ def run(job: Callable[[], None]) -> None:
     except AlarmError as error:
         print(f"stopped: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def check_new(file: Path) -> None:
+    """For commands that write one file: nothing is overwritten. Raises UserError if it is there."""
+    if file.exists():
+        raise UserError(f"{file} exists already and is left alone: name another --out, or delete it first")
 
 
 def parse_override(text: str) -> tuple[str, Any]:

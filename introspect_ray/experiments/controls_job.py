@@ -13,9 +13,10 @@ FILE = "controls.json"
 
 
 def controls_job(args: Arguments) -> None:
-    """Print the controls of the runs in args.names, and write them to --out. Raises UserError for other arguments."""
-    if args.overrides or args.config or args.resume or args.overwrite or args.dry_run:
-        options = ("config", "resume", "overwrite", "dry_run")
+    """Print the controls of the runs in args.names, and write them to --out. Raises UserError for other arguments, and
+    for a file of earlier controls there, unless --overwrite is given."""
+    if args.overrides or args.config or args.resume or args.dry_run:
+        options = ("config", "resume", "dry_run")
         used = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]
         given = [*args.overrides, *used][0]
         raise UserError(
@@ -26,6 +27,8 @@ def controls_job(args: Arguments) -> None:
         raise UserError("controls needs folders of finished runs: give output_dirs of training runs or of a sweep")
     store = open_store(str(args.flags["out"]))
     store.check_writable()
+    if store.exists(FILE) and not args.overwrite:
+        raise UserError(f"{store.join(FILE)} exists already: pass --overwrite to replace it, or name another --out")
     subjects = load_subjects(args.names)
     controls = controls_of(subjects)
     store.write_json(FILE, as_json(subjects, controls))

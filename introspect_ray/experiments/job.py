@@ -18,7 +18,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.experiments import organisms
 from introspect_ray.experiments.catalogue import EXPERIMENTS, chosen
 from introspect_ray.experiments.claims import frozen_in, load_claims
-from introspect_ray.experiments.plan import Planned, organisms_of, plan
+from introspect_ray.experiments.plan import Planned, check_files, organisms_of, plan
 from introspect_ray.experiments.protocol import Experiment, Study
 from introspect_ray.experiments.report import Page, Section, page
 from introspect_ray.experiments.results import Judging, section
@@ -43,6 +43,8 @@ def reproduce_job(args: Arguments) -> None:
     experiments = chosen(args.names)
     settings = load_settings(args.flags["settings"])
     out = _output(args)
+    for members in _planned(experiments, settings, out).values():
+        check_files(members, out)
     if args.dry_run:
         print(_estimate(experiments, settings, out))
         return

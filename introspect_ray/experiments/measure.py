@@ -157,9 +157,11 @@ def contrast(high: Sequence[Run], low: Sequence[Run], of: Scored, of_low: Scored
 
     Every organism counts the same. The interval is a bootstrap over organisms, then seeds, then questions, each level
     as in scores/statistics.py: the pairs of one organism draw the same questions. of_low: None: as `of`. NaN if there
-    are no pairs. Raises ValueError if runs of one organism are of other cases.
+    are no pairs. Raises ValueError if runs of one organism are of other cases, or two of `low` have the same pairing.
     """
     others = {_pairing(run): run for run in low}
+    if len(others) < len(low):
+        raise ValueError(f"{len(low)} runs to compare with, of {len(others)} organisms and seeds: {low[0].study}")
     pairs: dict[Any, list[tuple[Run, Run]]] = {}
     for run in high:
         if _pairing(run) in others:

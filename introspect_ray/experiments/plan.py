@@ -17,6 +17,7 @@ from introspect_ray.experiments.protocol import File, Organism, Study, Trained
 from introspect_ray.experiments.settings import Settings
 from introspect_ray.policy import local_policy, policy_id
 
+_FILES = ("task.path", "task.test_path", "auxiliary.path")
 # Config keys that change nothing that is computed.
 _FREE = ("output_dir", "cache_dir", "tracking", "ray_address", "wait_for_nodes", "train.max_failures")
 _POLICIES = ("policy", "reference_policy", "supervision.second_policy", "eval.policy", "judge.policy")
@@ -44,6 +45,17 @@ def plan(studies: Iterable[Study], settings: Settings, out: Path) -> list[Planne
         for point in study.points:
             planned += [_planned(study, point, seed, settings, out, planned) for seed in study.seeds]
     return planned
+
+
+def check_files(planned: Iterable[Planned], out: Path) -> None:
+    """Raises UserError for a file that the settings name and that is not there; organisms in OUT are built later."""
+    for one in planned:
+        flat = flatten(one.cfg.model_dump(mode="json"))
+        for key in _FILES:
+            if flat[key] and not Path(flat[key]).is_relative_to(out / "organisms") and not Path(flat[key]).exists():
+                raise UserError(
+                    f"{key}={flat[key]} of study {one.study.name} is not there: make it, or name another in --settings"
+                )
 
 
 def organism_folder(out: Path, organism: Organism) -> Path:
@@ -132,7 +144,7 @@ def run_key(cfg: RunConfig, known: Mapping[str, str], what: str) -> str:
         if flat.get(key):
             flat[key] = _policy(flat[key], known)
     flat["eval.against"] = [_policy(name, known) for name in flat["eval.against"]]
-    for key in ("task.path", "task.test_path", "auxiliary.path"):
+    for key in _FILES:
         if flat[key]:
             flat[key] = _digest(flat[key])
     text = json.dumps([what, __version__, flat], sort_keys=True)

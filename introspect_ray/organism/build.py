@@ -160,6 +160,8 @@ def main() -> None:
         parser.error("--world and --seed are 0 or more, --steps is 1 or more")
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"--out {args.out} is a file: name a folder")
+    if args.out.is_dir() and any(args.out.iterdir()):
+        parser.error(f"--out {args.out} is not empty: name a new folder, or delete it first")
     recipe = replace(recipe, steps=args.steps or recipe.steps)
     build(args.out, args.kind, args.world, args.seed, args.family, not args.no_second, recipe)
 

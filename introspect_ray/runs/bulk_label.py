@@ -32,6 +32,10 @@ from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.output_folder import check_output
 
 PROVENANCE, DONE = "provenance.json", "labels.json"
+# Keys and sections of training, of which `label` reads one key. A --config file may hold them: it may be that of a run.
+_TRAINING = ("steps", "batch_size", "lag", "kl_weight", "learning_rate", "loss_normalisation", "reference_policy",
+             "supervision", "auxiliary", "train")  # fmt: skip
+_READ = ("train.max_failures",)
 _QUIET_S = 15.0  # between two lines of the bar where the output is not a terminal
 
 
@@ -56,6 +60,9 @@ class LabelSet:
 
 def label_job(args: Arguments) -> None:
     """Label what is missing. Raises UserError before anything heavy starts and before anything is written."""
+    for key, value in args.overrides.items():
+        if key.partition(".")[0] in _TRAINING and key not in _READ:
+            raise UserError(f"{key}={value} has no effect on `label`, which trains nothing: leave it out")
     given = load_config(args.config, args.overrides, {"output_dir": "runs/label"})
     todo = check_labelling(given, explain=args.flags["explain"], resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:

@@ -86,6 +86,7 @@ def new_roles(answers: Sequence[str], direction: str) -> tuple[str, ...]:
 
 def write_roles(out: Path, cfg: RunConfig, count: int) -> None:
     """Ask for `count` roles per direction, write those that are new, and say how many that are. Raises UserError."""
+    cli.check_new(out)
     if cfg.judge.kind != "llm":
         raise UserError("no model to write with: set judge.endpoint and judge.model, or judge.policy")
     asked = {direction: requests(direction, count, cfg.seed) for direction in LABELS}

@@ -53,6 +53,11 @@ def open_jabberwocky(task: TaskConfig) -> tuple[CaseSource, CaseSource]:
                 f"task.{key}={value} does not go with task.name=jabberwocky, whose questions are generated: leave it "
                 "out, or set task.name=jsonl to read the files of python -m introspect_ray.tasks.write_jabberwocky"
             )
+    if task.test_fraction != TaskConfig.model_fields["test_fraction"].default:
+        raise UserError(
+            f"task.test_fraction={task.test_fraction} has no effect with task.name=jabberwocky, which holds out "
+            "J_test: leave it out"
+        )
     return _source(task, "train"), _source(task, "test")
 
 

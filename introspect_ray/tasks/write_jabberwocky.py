@@ -28,7 +28,9 @@ def behaviours(case: Case, prefix: str = "", hinted: bool = True) -> Iterator[di
 
 
 def write(out: Path, seed: int, train: int, test: int, wording: Wording, prefix: str, hinted: bool) -> None:
-    """Write the three files. Raises UserError as `generate`, and where `out` cannot be written."""
+    """Write the three files. Raises UserError as `generate`, and where a file is there or `out` cannot be written."""
+    for name in ("j_train", "j_test", "j_train_chats"):
+        cli.check_new(out / f"{name}.jsonl")
     questions = generate(seed, train, test)
     cases = {side: [case_of(one, wording, seed) for one in questions[side]] for side in questions}
     try:

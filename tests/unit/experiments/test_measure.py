@@ -25,6 +25,12 @@ def run(evaluated, seed: int = 0, weight: float = 1.0) -> Run:
     return made
 
 
+def test_a_contrast_with_two_runs_of_one_pairing_is_refused():
+    one = run(cases("BA", "BA", [CHANGED_A]))
+    with pytest.raises(ValueError, match="2 runs to compare with, of 1 organisms and seeds"):
+        contrast([one], [one, one], explained())
+
+
 def test_a_contrast_is_the_difference_of_two_scores_over_the_same_cases():
     """Two cases. high is right about itself on both and about M0 on the first; low on the second and on none:
     Self 1 - 1/2, gap (1 - 1/2) - (1/2 - 0) = 0."""

@@ -8,7 +8,7 @@ import pytest
 
 from introspect_ray.config import load_config, override
 from introspect_ray.errors import UserError
-from introspect_ray.experiments.plan import plan, run_key
+from introspect_ray.experiments.plan import check_files, plan, run_key
 from introspect_ray.experiments.protocol import File, Organism, Study, Trained
 from introspect_ray.experiments.settings import load_settings
 from introspect_ray.runs.search_space import by_setup, grid, shared_config, space_of
@@ -50,6 +50,14 @@ def test_a_policy_that_a_run_trains_counts_by_that_run():
     known = {"/a/policy": "1", "/b/policy": "1", "/c/policy": "2"}
     keys = [key(config(reference_policy=folder), known) for folder in known]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_file_of_the_settings_that_is_not_there_is_refused(tmp_path, cases):
+    study = Study("own", None, {"task.name": "jsonl", "task.path": str(cases)})
+    check_files(plan([study], SETTINGS, tmp_path), tmp_path)
+    cases.unlink()
+    with pytest.raises(UserError, match=r"task\.path=.*cases\.jsonl of study own is not there"):
+        check_files(plan([study], SETTINGS, tmp_path), tmp_path)
 
 
 def test_a_study_that_uses_a_trained_policy_comes_later(tmp_path):

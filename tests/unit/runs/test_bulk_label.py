@@ -150,6 +150,7 @@ def test_too_many_replies_without_a_verdict(tmp_path):
     [
         (["eval.policy=organism:second"], "eval.policy=organism:second"),
         (["task.shots=2"], "task.shots=2 has no effect on `label`"),
+        (["supervision.rule=online"], "supervision.rule=online has no effect on `label`"),
         (["policy=/nowhere"], "policy '/nowhere'"),
         (["task.name=jsonl"], "task.path"),
     ],

@@ -173,3 +173,12 @@ def test_jabberwocky_files_are_the_task_and_its_behaviour(tmp_path):
 def test_jabberwocky_refuses_files():
     with pytest.raises(UserError, match=r"task\.path=x does not go with task\.name=jabberwocky"):
         open_task(TaskConfig(name="jabberwocky", path="x"))
+    with pytest.raises(UserError, match=r"task\.test_fraction=0\.5 has no effect with task\.name=jabberwocky"):
+        open_task(TaskConfig(name="jabberwocky", test_fraction=0.5))
+
+
+def test_jabberwocky_files_are_not_written_over(tmp_path):
+    (tmp_path / "j_test.jsonl").write_text("mine")
+    with pytest.raises(UserError, match=r"j_test\.jsonl exists already"):
+        write(tmp_path, 0, 2, 2, "short", "", True)
+    assert [file.name for file in tmp_path.iterdir()] == ["j_test.jsonl"]
