@@ -88,7 +88,8 @@ def run_description(cfg: RunConfig, summary: Mapping[str, Any] | None = None) ->
 
 
 def sweep_description(cfg: RunConfig, keys: Sequence[str], points: Sequence[Mapping[str, Any]]) -> str:
-    """In Markdown: a table of the gaps by point, and which runs failed. points: "aggregate" of sweep.json."""
+    """In Markdown: a table of the gaps by point, first because pages show the first lines. points: "aggregate" of
+    sweep.json; "step" is that of the metrics of a point."""
     parts = list(points[0]["gap"]) if points else []
     heads = ["step", *keys, "seeds", *(f"gap {_SHORT.get(part, part)}" for part in parts)]
     rows = []
@@ -99,8 +100,8 @@ def sweep_description(cfg: RunConfig, keys: Sequence[str], points: Sequence[Mapp
     methods = dict.fromkeys(str(point["gap"][part]["method"]) for point in points for part in parts)
     table = "\n".join(lines)
     return (
-        f"Sweep of {cfg.policy} on task {cfg.task.name} over {', '.join(keys)}. Gaps (Self - Orig) in points; "
-        f"[ ]: {'; '.join(methods)}.\n\n{table}\n\nResults: {cfg.output_dir}"
+        f"{table}\n\nGaps (Self - Orig) in points; [ ]: {'; '.join(methods)}. {cfg.policy} on task {cfg.task.name}."
+        f"\n\nResults: {cfg.output_dir}"
     )
 
 
@@ -146,7 +147,8 @@ def tracked(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 def gap_metrics(gaps: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Gaps by part, as in summary.json or sweep.json, as gap.em, gap.content, ... and gap_ci.em_low, gap_ci.em_high"""
-    values, bounds = {}, {}
+    values: dict[str, float] = {}
+    bounds: dict[str, float] = {}
     for part, gap in gaps.items():
         name = _SHORT.get(part, part)
         values[name] = gap["value"]

@@ -55,6 +55,9 @@ class MLflowTracker(Tracker):
     last MOST_KEPT of them.
     """
 
+    uri: str
+    run_id: str
+
     def __init__(self, uri: str, run_id: str, experiment_id: str) -> None:
         self.uri, self.run_id, self._experiment_id = uri, run_id, experiment_id
         self._client = open_client(uri)
