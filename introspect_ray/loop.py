@@ -133,7 +133,7 @@ def _metrics(
         engine_gap=engine_gap(fetched.pairs, learner.last_logprobs) if online and lag == 0 else None,
         off_format=fetched.off_format,
         prefix_hit_rate=fetched.prefix_hit_rate,
-        lag=lag if online else step,
+        lag=lag if online else None,
         trainer_idle_s=idle,
         rollout_idle_s=fetched.rollout_idle_s,
         relabeler_idle_s=fetched.relabeler_idle_s,

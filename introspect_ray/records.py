@@ -197,7 +197,7 @@ class StepMetrics:
     engine_gap: float | None  # max |trainer - engine| label logprob, same case and version (lag 0)
     off_format: float | None  # share of the answers, two per pair (see BehaviorPair.cued_off_format)
     prefix_hit_rate: float | None  # share of the rollouts' prompt tokens that came from vLLM's prefix cache
-    lag: int  # step - weight version of the labels' parents; under fixed and mixed that version is 0, so lag = step
+    lag: int | None  # online: step - weight version of the labels' parents
     trainer_idle_s: float
     rollout_idle_s: float
     relabeler_idle_s: float

@@ -18,18 +18,19 @@ from introspect_ray.labels.reading import NAME as READING
 from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.evaluated import behavior_of, trained_cases, write_cases
-from introspect_ray.runs.identity import run_identity
+from introspect_ray.runs.identity import cases_digest, run_identity
 from introspect_ray.runs.judging import doubts
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
-from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, tracked, warned
-from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, untrained_scores
+from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, warned
+from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, label_set, untrained_scores
+from introspect_ray.runs.tracked import datasets, tracked
 from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
 from introspect_ray.storage import open_store
 from introspect_ray.storage.checkpoints import list_names
-from introspect_ray.storage.tracker import Tracker
+from introspect_ray.storage.tracker import Dataset, Tracker
 
 
 def train_once(
@@ -39,7 +40,9 @@ def train_once(
     began = time.perf_counter()
     store = open_store(cfg.output_dir)
     write_cases(store, UNTRAINED, setup.untrained)
-    tracker.log_metrics({"before": _before(setup)}, 0)
+    tracker.log_result({"untrained": _before(setup)}, 0)
+    data = _datasets(cfg, setup)
+    tracker.log_datasets(data)
     store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
     if not (store.exists(READING) and list_names(store)):  # a checkpoint keeps its own: recovery refuses another
         setup.reading.save(store)
@@ -71,7 +74,7 @@ def train_once(
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
     steps.raise_failure()  # of the tracker, now that the results are written
-    track_results(tracker, store, out, rows)
+    track_results(tracker, store, cfg, out, rows, scored_on=data[1])
     return out
 
 
@@ -87,6 +90,15 @@ def _before(setup: SharedSetup) -> dict[str, Any]:
     """M0's metrics and the findings of the collapse check."""
     one_sided = {finding.name: finding.value for finding in findings(setup)}
     return {**tracked(untrained_scores(setup)), "collapse": one_sided, "prefix_hit_rate": setup.prefix_hit_rate}
+
+
+def _datasets(cfg: RunConfig, setup: SharedSetup) -> list[Dataset]:
+    """The run's training cases, its held-out cases, and the label set of its reference policy."""
+    prepared, reference = setup.prepared, reference_policy(cfg) or cfg.policy
+    sides = {"train": prepared.train, "test": prepared.test}
+    digests = {side: cases_digest(cases) for side, cases in sides.items()}
+    key = label_set(cfg, prepared.tokens_of(reference), prepared.reference_id, setup.pool.judging)
+    return datasets(cfg, digests, {side: len(cases) for side, cases in sides.items()}, key, reference)
 
 
 def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpec:

@@ -23,7 +23,7 @@ from introspect_ray.storage import Store, is_remote, open_store
 from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracking import tracking_uri
-from introspect_ray.storage.tracking_mlflow import check_server
+from introspect_ray.storage.tracking_store import check_server
 
 MOSTLY = 0.5
 
@@ -165,8 +165,10 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
             summaries, stopped = run_sweep(cfg, spaces, trials, setup, tracking)
             if after and not stopped:
                 after(override(cfg, {"seed": sweep.seeds[0]}), setup, tracking)
-        track_aggregate(parent, store, spaces[0].leaf)
+        track_aggregate(parent, store, cfg, [space.leaf for space in spaces])
         log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
+        if parent.page:
+            print(f"compare  {parent.page}", flush=True)
         report_sweep(summaries, stopped, spaces, store)
     return summaries
 

@@ -78,12 +78,12 @@ class StepTracking:
         for row in rows:
             self._last_step = row["step"]
             with self._kept():
-                self._tracker.log_metrics({key: value for key, value in row.items() if key != "step"}, row["step"])
+                self._tracker.log_step(row)
             if self._on_row:
                 self._on_row(row)
         if self._flush_every and any((row["step"] + 1) % self._flush_every == 0 for row in rows):
             with self._kept():
-                self._tracker.flush(final=False)
+                self._tracker.flush()
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
