@@ -22,9 +22,9 @@ class Arguments:
     dry_run: bool
     resume: bool
     overwrite: bool
-    log_level: str = DEFAULT
     flags: dict[str, Any] = field(default_factory=dict)  # a command's own options by name
     names: tuple[str, ...] = ()  # positional words without "=" or with "/" before it, where a command takes them
+    log_level: str = DEFAULT
 
 
 Flags = Callable[[argparse.ArgumentParser], None]
@@ -52,12 +52,8 @@ def parse(
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
     group.add_argument("--overwrite", action="store_true", help="replace an existing output_dir of ours")
-    parser.add_argument(
-        "--log-level",
-        choices=LEVELS,
-        default=DEFAULT,
-        help=f"what is logged, of all processes from info on ({DEFAULT})",
-    )
+    levels = f"what is logged, of all processes from info on ({DEFAULT})"
+    parser.add_argument("--log-level", choices=LEVELS, default=DEFAULT, help=levels)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. kl_weight=0.1 supervision.rule=online")
     if flags:
         flags(parser)

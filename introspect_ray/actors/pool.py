@@ -52,6 +52,7 @@ class RolloutPool:
 
     board: Any = None  # handle of a StatusBoard, which hears what the pool is asked and what it waits for
     policy = "policy"  # in messages
+    _needs = ""  # likewise
 
     def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
         """cases: refs of CaseTables, which Ray keeps once per node."""
@@ -61,16 +62,15 @@ class RolloutPool:
         self.judging = spec.judging  # who judges free responses; its identity is the Provenance.judge of their labels
         self.judged: JudgeReport | None = None  # on all label_now since the last take_judged
         self._cases = list(cases)  # refs in a list, which Ray passes unresolved: each engine resolves them once
-        self._rollout = rollout = cfg.rollout
+        rollout = cfg.rollout
+        self._needs = f" ({rollout.num_cpus:g} CPU and {rollout.num_gpus:g} GPU each)"
         actor: Any = ray.remote(num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, max_restarts=-1)(RolloutWorker)
         self.actors: list[Any] = [actor.remote(rollout, spec) for _ in range(rollout.num_actors)]
 
     def wait(self) -> None:
         """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks the
         policy or vLLM."""
-        rollout = self._rollout
-        each = f"{rollout.num_cpus:g} CPU, {rollout.num_gpus:g} GPU each"
-        with activity(self.board, f"waits for {len(self.actors)} engine(s) of {self.policy} ({each})"):
+        with activity(self.board, f"waits for {len(self.actors)} engine(s) of {self.policy}{self._needs}"):
             asyncio.run(self._all_up())
 
     def revive(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The status board: what a job says about itself while it runs.
 
-Rank 0 of every run posts its step metrics, and the driver copies them to the tracker while Ray Train runs. Parts that do
-something long, or wait, say so as an activity. `introspect-ray status` finds the boards of a cluster by their names.
+Rank 0 of every run posts its step metrics, and the driver copies them to the tracker while Ray Train runs. Parts that
+do something long, or wait, say so as an activity. `introspect-ray status` finds the boards of a cluster by their names.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What goes on where nothing is trained yet, or no more: lines for the terminal, made of a job's status board.
 
-Phases of more than LINE_S seconds get a line with how far they are and how fast: M0's labels, its reference, engines that
-start. One that waits for the cluster is followed by what the cluster lacks. They are plain lines, in a terminal as in a
-log file.
+Phases of more than LINE_S seconds get a line with how far they are and how fast: M0's labels, its reference, engines
+that start. One that waits for the cluster is followed by what the cluster lacks. They are plain lines, in a terminal as
+in a log file.
 """
 
 from __future__ import annotations

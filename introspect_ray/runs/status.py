@@ -1,7 +1,7 @@
 """`introspect-ray status`: what the running jobs of a cluster do, from any terminal of one of its machines.
 
-Every job has a status board, an actor with a name; this joins the cluster as a further driver, reads the boards and what
-the cluster lacks, and leaves.
+Every job has a status board, an actor with a name; this joins the cluster as a further driver, reads the boards and
+what the cluster lacks, and leaves.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def _all_lines(address: str | None) -> list[str]:
     found = [address] if address else local_clusters()
     if not found:
         raise UserError(
-            "no Ray cluster runs on this machine: start a job, name a cluster with ray_address=HOST:PORT or RAY_ADDRESS, "
-            "or submit jobs/status.py to it"
+            "no Ray cluster runs on this machine: start a job, name a cluster with ray_address=HOST:PORT or "
+            "RAY_ADDRESS, or submit jobs/status.py to it"
         )
     lines: list[str] = []
     for one in found:
@@ -104,11 +104,8 @@ def cluster_report() -> list[str]:
     status = _tried(lambda: get_cluster_status(ray.get_runtime_context().gcs_address))
     if status is None:
         return [*lines, "cluster    does not answer"]
-    return [
-        *lines,
-        f"cluster    {usage_line(status)}",
-        *(f"           {line}" for line in waiting_lines(status, time.time())),
-    ]
+    lacking = [f"           {line}" for line in waiting_lines(status, time.time())]
+    return [*lines, f"cluster    {usage_line(status)}", *lacking]
 
 
 def _of_board(board: Any) -> list[str]:

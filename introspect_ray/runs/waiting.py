@@ -1,7 +1,7 @@
-"""What a cluster lacks, as lines: demands that no node can meet, nodes that the autoscaler starts, and those that failed.
+"""What a cluster lacks, as lines: demands that no node meets, nodes that the autoscaler starts, and those that failed.
 
-The source is what Ray's own `ray status` shows: the state that the head keeps for the autoscaler (v2's sdk). It is there
-without a dashboard, and without an autoscaler the part on nodes is empty.
+The source is what Ray's own `ray status` shows: the state that the head keeps for the autoscaler (v2's sdk). It is
+there without a dashboard, and without an autoscaler the part on nodes is empty.
 """
 
 from __future__ import annotations

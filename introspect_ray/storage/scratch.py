@@ -1,8 +1,8 @@
 """Where large temporary files go: checkpoints on their way to S3, downloads of checkpoints and policies.
 
-The environment variable INTROSPECT_RAY_SCRATCH names a folder on each node, best on its local NVMe: an 8B checkpoint has
-98 GB, for which the root disk of a cloud node (125 MB/s) takes 13 minutes. Without it the system's temporary folder is
-used. It is a variable of the node and no config key, since nodes of different types mount their disks elsewhere.
+The environment variable INTROSPECT_RAY_SCRATCH names a folder on each node, best on its local NVMe: an 8B checkpoint
+has 98 GB, for which the root disk of a cloud node (125 MB/s) takes 13 minutes. Without it the system's temporary folder
+is used. It is a variable of the node and no config key, since nodes of different types mount their disks elsewhere.
 """
 
 from __future__ import annotations

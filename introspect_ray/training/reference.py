@@ -72,9 +72,10 @@ def build_reference(
 
     pairs: M0's, by case id; None where all labels have one token, whose responses are at the end of the prompts.
     dtype: compute and storage type, "float32" or "bfloat16". attention: train.attention, so that M0 is computed as the
-    policy is. advance: called with the number of cases of every batch that is done. Runs on a GPU if there is one. A folder appears in one rename; on S3 the index is written last, so no
-    reader sees a part. Raises UserError for a policy that cannot be loaded or trained on trees, and where the disk has
-    no room for the tensors; ValueError for a case id that occurs twice and for a missing pair.
+    policy is. advance: called with the number of cases of every batch that is done. Runs on a GPU if there is one. A
+    folder appears in one rename; on S3 the index is written last, so no reader sees a part. Raises UserError for a
+    policy that cannot be loaded or trained on trees, and where the disk has no room for the tensors; ValueError for a
+    case id that occurs twice and for a missing pair.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = choose_attention(attention, device)

@@ -157,6 +157,15 @@ def test_what_a_pool_was_answered_adds_up():
     assert made.prompt_tokens == PromptTokens(50 + 2 * 40, 5 + 2 * 30)
 
 
+def test_every_answered_group_counts_and_one_that_is_asked_again_once():
+    """Two groups of one answer each; the engine of the first dies at its first try."""
+    made, _ = pool(ActorDiedError(), GOOD, GOOD)
+    counted: list[int] = []
+    made.prompt_tokens = PromptTokens()
+    made._results([made._send(REQUEST), made._send(REQUEST)], advance=counted.append)
+    assert counted == [1, 1]
+
+
 def labelled_by_a_judge(*unjudged: int) -> RolloutPool:
     """A pool of two engines, each of which answers one group of two cases with so many replies without a verdict."""
     made, _ = pool(*(GOOD for _ in unjudged))
