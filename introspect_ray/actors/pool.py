@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -50,9 +50,9 @@ class RolloutPool:
     even steps of a single group use the whole pool.
     """
 
-    board: Any = None  # handle of a StatusBoard, which hears what the pool is asked and what it waits for
-    policy = "policy"  # in messages
-    _needs = ""  # likewise
+    board: Any = None  # handle of a StatusBoard, which hears how far long requests are
+    policy = "policy"  # its name there
+    _advance: Callable[[int], None] | None = None  # within `reporting`: takes the number of cases that were answered
 
     def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
         """cases: refs of CaseTables, which Ray keeps once per node."""
@@ -63,15 +63,13 @@ class RolloutPool:
         self.judged: JudgeReport | None = None  # on all label_now since the last take_judged
         self._cases = list(cases)  # refs in a list, which Ray passes unresolved: each engine resolves them once
         rollout = cfg.rollout
-        self._needs = f" ({rollout.num_cpus:g} CPU and {rollout.num_gpus:g} GPU each)"
         actor: Any = ray.remote(num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, max_restarts=-1)(RolloutWorker)
         self.actors: list[Any] = [actor.remote(rollout, spec) for _ in range(rollout.num_actors)]
 
     def wait(self) -> None:
         """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks the
         policy or vLLM."""
-        with activity(self.board, f"waits for {len(self.actors)} engine(s) of {self.policy}{self._needs}"):
-            asyncio.run(self._all_up())
+        asyncio.run(self._all_up())
 
     def revive(self) -> list[str]:
         """Until every engine is up and usable; returns a line on each that had to be restarted for it.
@@ -79,8 +77,20 @@ class RolloutPool:
         A training that died can leave an engine waiting in a collective, or half updated. Raises RepeatedFailure for an
         engine that does not come back, RayActorError for one that cannot start.
         """
-        with activity(self.board, f"waits for {len(self.actors)} engine(s) of {self.policy} to be usable"):
-            return asyncio.run(self._revived())
+        return asyncio.run(self._revived())
+
+    @contextmanager
+    def reporting(self, what: str, cases: int) -> Iterator[None]:
+        """Tell the status board how many of `cases` are answered while the body asks for them. Within another one this
+        does nothing: its cases are those of the outer one."""
+        if self._advance is not None:
+            yield
+            return
+        with activity(self.board, f"{what} of {self.policy}", cases, "case") as self._advance:
+            try:
+                yield
+            finally:
+                self._advance = None
 
     def load_weights(self, packed_ref: Any) -> list[Any]:
         """Futures of one Delivery per actor."""
@@ -90,18 +100,13 @@ class RolloutPool:
         """Request pairs, one group after the other in the order of the cases. first: the actor of the first group."""
         return [self._send(request) for request in self._groups("label", case_ids, serving, first)]
 
-    def label_now(
-        self, case_ids: Sequence[str], serving: Serving, advance: Callable[[int], None] | None = None
-    ) -> list[BehaviorPair]:
+    def label_now(self, case_ids: Sequence[str], serving: Serving) -> list[BehaviorPair]:
         """The pairs of cases. Raises AlarmError where the judge gave no verdict on too many free responses.
 
-        A set may be labelled in several calls: the share is that of all of them since the last take_judged. advance:
-        of the activity that this is a part of; None: it is one of its own.
+        A set may be labelled in several calls: the share is that of all of them since the last take_judged.
         """
-        if advance is None:
-            with self._activity("labels", case_ids, serving) as own:
-                return self.label_now(case_ids, serving, own)
-        results = self._results(self.label(case_ids, serving), advance=advance)
+        with self.reporting(f"labels by version {serving.version}", len(case_ids)):
+            results = self._results(self.label(case_ids, serving))
         reports = [result.judged for result in results if result.judged]
         if reports and self.judging:
             found = reduce(add, reports)
@@ -116,8 +121,8 @@ class RolloutPool:
 
     def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[tuple[int, ...]]:
         requests = self._groups("explain", case_ids, serving, 0, max_tokens)
-        with self._activity("explanations", case_ids, serving) as advance:
-            return _answers(self._results([self._send(request) for request in requests], advance=advance))
+        with self.reporting(f"explanations by version {serving.version}", len(case_ids)):
+            return _answers(self._results([self._send(request) for request in requests]))
 
     def chat_now(self, chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
         """One greedy answer per chat, in order, of a pool whose actors serve a judging policy (EngineSpec.chats)."""
@@ -126,25 +131,14 @@ class RolloutPool:
         return _answers(self._results([self._send(request) for request in requests], "judging"))
 
     async def collect(
-        self,
-        sent: Sequence[PendingRequest],
-        where: str,
-        note: Callable[[str], None],
-        advance: Callable[[int], None] = lambda cases: None,
+        self, sent: Sequence[PendingRequest], where: str, note: Callable[[str], None]
     ) -> list[RolloutResult]:
         """The results in order, each made with verified weights; a request whose engine died is sent again.
 
-        where: begins the message of an error. note: called with a line on every request that is sent again. advance:
-        called with the number of cases of every request that is answered. Raises WeightSyncError, and RepeatedFailure
-        when a request failed `train.max_failures` times in a row.
+        where: begins the message of an error. note: called with a line on every request that is sent again. Raises
+        WeightSyncError, and RepeatedFailure when a request failed `train.max_failures` times in a row.
         """
-
-        async def answered(pending: PendingRequest) -> RolloutResult:
-            result = await self._result(pending, where, note)
-            advance(len(result.answers))
-            return result
-
-        return list(await asyncio.gather(*map(answered, sent)))
+        return list(await asyncio.gather(*(self._result(pending, where, note) for pending in sent)))
 
     def names(self) -> dict[str, str]:
         """The actors' names in messages, by Ray's actor id."""
@@ -154,21 +148,13 @@ class RolloutPool:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _activity(self, what: str, case_ids: Sequence[str], serving: Serving) -> Any:
-        return activity(self.board, f"{what} of {self.policy}, version {serving.version}", len(case_ids), "case")
-
-    def _results(
-        self,
-        sent: Sequence[PendingRequest],
-        where: str = "evaluation",
-        advance: Callable[[int], None] = lambda cases: None,
-    ) -> list[RolloutResult]:
+    def _results(self, sent: Sequence[PendingRequest], where: str = "evaluation") -> list[RolloutResult]:
         """Waits for all of them; adds up their prompt tokens."""
 
         def note(line: str) -> None:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
-        results = asyncio.run(self.collect(sent, where, note, advance))
+        results = asyncio.run(self.collect(sent, where, note))
         self.prompt_tokens = sum((result.prompt_tokens for result in results), self.prompt_tokens)
         return results
 
@@ -185,6 +171,8 @@ class RolloutPool:
                 result: RolloutResult = await pending.future
                 if request.serving.expected is not None:
                     verify(request.serving.expected, [result.receipt])
+                if self._advance is not None:
+                    self._advance(len(result.answers))
                 return result
             except (RayActorError, RayTaskError) as error:
                 failed = reason(error)

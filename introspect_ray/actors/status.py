@@ -39,6 +39,7 @@ class StatusBoard:
         self._times: dict[str, deque[tuple[float, int]]] = {}
         self._checkpoints: dict[str, dict[str, Any]] = {}
         self._activities: dict[str, dict[str, Any]] = {}
+        self._waiting: dict[str, list[str]] = {}
 
     def post(self, run: str, metrics: StepMetrics) -> None:
         row = asdict(metrics)
@@ -62,9 +63,18 @@ class StatusBoard:
         """A checkpoint was stored (rank 0's part of it)."""
         self._checkpoints[run] = {**asdict(saved), "at": time.time()}
 
-    def begin(self, key: str, what: str, total: int | None, unit: str) -> None:
-        """An activity begins, under a key of its own. total: of its units, if known. Without a unit it has none to
-        count: it waits, or its library does not say how far it is."""
+    def wait(self, run: str, lines: list[str]) -> None:
+        """Who in `run` waits for which resources since when, a line each; none: nobody."""
+        self._waiting.pop(run, None)
+        if lines:
+            self._waiting[run] = lines
+
+    def waiting(self) -> dict[str, list[str]]:
+        """The lines of each run in which somebody waits."""
+        return self._waiting
+
+    def begin(self, key: str, what: str, total: int, unit: str) -> None:
+        """An activity of `total` units begins, under a key of its own."""
         self._activities[key] = {"what": what, "total": total, "unit": unit, "done": 0, "since": time.time()}
 
     def advance(self, key: str, done: int) -> None:
@@ -80,8 +90,9 @@ class StatusBoard:
         return list(self._activities.values())
 
     def snapshot(self) -> dict[str, Any]:
-        """All that `introspect-ray status` shows: "about", "now", "activities", and by run "step", "at", "rate" (steps
-        per second over the last RECENT steps, None before the second), the numbers of KEYS and "checkpoint"."""
+        """All that `introspect-ray status` shows: "about", "now", "activities", "waiting", and by run "step", "at",
+        "rate" (steps per second over the last RECENT steps, None before the second), the numbers of KEYS and
+        "checkpoint"."""
         runs = {
             run: {
                 "step": row["step"],
@@ -92,7 +103,8 @@ class StatusBoard:
             }
             for run, row in self._latest.items()
         }
-        return {"about": self._about, "now": time.time(), "activities": self.activities(), "runs": runs}
+        said = {"activities": self.activities(), "waiting": self._waiting}
+        return {"about": self._about, "now": time.time(), **said, "runs": runs}
 
 
 def _rate(times: deque[tuple[float, int]]) -> float | None:
@@ -118,10 +130,10 @@ def boards() -> list[Any]:
 
 
 @contextmanager
-def activity(board: Any, what: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
+def activity(board: Any, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Say on a board (None: in the log alone) what goes on while the body runs.
 
-    Yields a function that adds to the units that are done. total, unit: see StatusBoard.begin.
+    Yields a function that adds to the `total` units that are done. unit: one of them, e.g. "case".
     """
     key, began, done, told = uuid.uuid4().hex, time.monotonic(), 0, 0.0
 

@@ -1,8 +1,7 @@
 """What goes on where nothing is trained yet, or no more: lines for the terminal, made of a job's status board.
 
-Phases of more than LINE_S seconds get a line with how far they are and how fast: M0's labels, its reference, engines
-that start. One that waits for the cluster is followed by what the cluster lacks. They are plain lines, in a terminal as
-in a log file.
+Phases of more than LINE_S seconds get a line with how far they are and how fast: M0's labels, its reference, the
+explanations of an evaluation. They are plain lines, in a terminal as in a log file.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from introspect_ray.actors.status import start_board
 from introspect_ray.config import RunConfig
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.lines import activity_line
-from introspect_ray.runs.waiting import cluster_lines
 
 LOOK_S = 5.0
 LINE_S = 15.0
@@ -63,7 +61,6 @@ class ActivityLines:
 
     def show(self, activities: list[dict[str, Any]], now: float) -> None:
         """Print a line on those of the activities that are due at `now` (as of time.time)."""
-        waits = False
         for one in activities:
             key, age = (one["what"], one["since"]), now - one["since"]
             last = self._said.get(key, one["since"])
@@ -71,10 +68,6 @@ class ActivityLines:
                 continue
             self._said[key] = now
             self._say(activity_line(one, now))
-            waits = waits or not one["unit"]
-        if waits:
-            for line in cluster_lines():
-                self._say(f"  {line}")
 
 
 def _say(line: str) -> None:

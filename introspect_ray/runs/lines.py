@@ -22,11 +22,8 @@ def activity_line(activity: Mapping[str, Any], now: float) -> str:
     """
     what, unit, total, done = (activity[key] for key in ("what", "unit", "total", "done"))
     spent = max(now - activity["since"], 1e-9)
-    if not unit:
-        return f"{what}: for {duration(spent)}"
-    counted = f"{done:,} of {total:,} {unit}s" if total else f"{done:,} {unit}s"
+    counted = f"{done:,} of {total:,} {unit}s"
     rate = done / spent
     if not done:
         return f"{what}: {counted} after {duration(spent)}"
-    left = f", {duration((total - done) / rate)} left" if total else ""
-    return f"{what}: {counted}, {rate:.3g}/s{left}"
+    return f"{what}: {counted}, {rate:.3g}/s, {duration((total - done) / rate)} left"

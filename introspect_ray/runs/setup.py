@@ -217,8 +217,8 @@ def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: 
     else:
         ids = chain(tokens.train.case_ids, tokens.test.case_ids)
         parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
-        with activity(pool.board, f"labels of {pool.policy}", len(tokens.train) + len(tokens.test), "case") as advance:
-            pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving(), advance))
+        with pool.reporting("labels", len(tokens.train) + len(tokens.test)):
+            pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
         if pool.judged:
             save_report(cache_uri, key, pool.judged)  # first: a set without a report is of closed labels
         save_pairs(cache_uri, key, pairs)

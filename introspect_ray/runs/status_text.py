@@ -30,9 +30,10 @@ def job_lines(snapshot: Mapping[str, Any]) -> list[str]:
         f"({duration(now - about['started'])}), driver {about['pid']} on {about['node']}"
     ]
     lines += [f"now        {activity_line(one, now)}" for one in snapshot["activities"]]
+    lines += [f"waits      {run}: {line}" for run, said in snapshot["waiting"].items() for line in said]
     runs = snapshot["runs"]
     if not runs:
-        return [*lines, "runs       none has finished a step yet"]
+        return [*lines, "runs       no training step is finished yet"]
     return [*lines, *_table(runs, about["steps"], now)]
 
 

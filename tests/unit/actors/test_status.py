@@ -91,7 +91,7 @@ def test_an_activity_is_on_the_board_while_it_lasts_and_reports_once_a_second(cl
 
 def test_an_activity_that_fails_has_ended():
     handle = Local()
-    with pytest.raises(ValueError), activity(handle, "x"):
+    with pytest.raises(ValueError), activity(handle, "x", 1, "case"):
         raise ValueError
     assert handle.board.activities() == []
 
@@ -99,3 +99,12 @@ def test_an_activity_that_fails_has_ended():
 def test_without_a_board_nothing_is_said():
     with activity(None, "x", 3, "case") as advance:
         advance(3)
+
+
+def test_the_board_says_who_waits_until_nobody_does():
+    board = StatusBoard()
+    board.wait("a", ["2 of 4 rollout actors need 1 GPU each, since 05:20:11"])
+    board.wait("b", ["4 training worker(s) need 1 GPU each, since 05:20:40"])
+    board.wait("a", [])
+    assert board.snapshot()["waiting"] == board.waiting()
+    assert board.waiting() == {"b": ["4 training worker(s) need 1 GPU each, since 05:20:40"]}

@@ -19,11 +19,11 @@ from ray.autoscaler.v2.schema import (
 
 from introspect_ray.cli import Arguments
 from introspect_ray.errors import UserError
-from introspect_ray.runs import activities, status
+from introspect_ray.runs import status
 from introspect_ray.runs.activities import ActivityLines
+from introspect_ray.runs.demands import usage_line, waiting_lines
 from introspect_ray.runs.lines import activity_line, duration
 from introspect_ray.runs.status_text import job_lines
-from introspect_ray.runs.waiting import usage_line, waiting_lines
 
 NOW = 1_000_000.0
 
@@ -36,27 +36,24 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def doing(what: str, since: float, unit: str = "", total: int | None = None, done: int = 0) -> dict:
+def doing(what: str, since: float, unit: str, total: int, done: int = 0) -> dict:
     return {"what": what, "since": NOW - since, "unit": unit, "total": total, "done": done}
 
 
 @pytest.mark.parametrize(
     ("activity", "line"),
     [
-        (doing("waits for 4 engines", 184), "waits for 4 engines: for 3 min 4 s"),
         # 12,000 in 40 s are 300 a second; 48,000 are left, which take 160 s
         (doing("labels", 40, "case", 60_000, 12_000), "labels: 12,000 of 60,000 cases, 300/s, 2 min 40 s left"),
         (doing("labels", 40, "case", 60_000), "labels: 0 of 60,000 cases after 40 s"),
-        (doing("download", 4, "file", None, 2), "download: 2 files, 0.5/s"),
     ],
 )
 def test_a_line_on_an_activity(activity, line):
     assert activity_line(activity, NOW) == line
 
 
-def test_a_phase_gets_a_line_after_15_seconds_and_then_at_growing_intervals(monkeypatch):
+def test_a_phase_gets_a_line_after_15_seconds_and_then_at_growing_intervals():
     """Asked every 5 s: every 15 s up to an age of 150 s, from then on after a tenth of its age at least."""
-    monkeypatch.setattr(activities, "cluster_lines", lambda: [])
     said: list[str] = []
     lines = ActivityLines(None, said.append)
     ages = []
@@ -74,13 +71,6 @@ def test_a_short_phase_is_not_mentioned_and_two_are_told_apart():
     assert said == ["reference: 5 of 10 cases, 0.25/s, 20 s left"]
 
 
-def test_who_waits_is_followed_by_what_the_cluster_lacks(monkeypatch):
-    monkeypatch.setattr(activities, "cluster_lines", lambda: ["node asked for: 1 x h100"])
-    said: list[str] = []
-    ActivityLines(None, said.append).show([doing("waits for 4 engines", 20), doing("waits for 1 engine", 20)], NOW)
-    assert said == ["waits for 4 engines: for 20 s", "waits for 1 engine: for 20 s", "  node asked for: 1 x h100"]
-
-
 # --- a job --------------------------------------------------------------------------------------------------------
 
 ABOUT = {
@@ -90,11 +80,17 @@ ABOUT = {
 
 
 def test_a_job_before_its_first_step():
-    job = {"about": ABOUT, "now": NOW, "runs": {}, "activities": [doing("waits for 1 engine", 75)]}
+    waiting = {"set-up": ["1 of 2 rollout actors need 1 GPU each, since 05:20:11"]}
+    doings = [doing("reference of organism", 75, "case", 300, 150)]
+    job = {"about": ABOUT, "now": NOW, "runs": {}, "activities": doings, "waiting": waiting}
     first, *rest = job_lines(job)
     began = time.strftime("%H:%M:%S", time.localtime(NOW - 723))
     assert first == f"job        runs/sweep, organism on organism, since {began} (12 min 3 s), driver 7 on head"
-    assert rest == ["now        waits for 1 engine: for 1 min 15 s", "runs       none has finished a step yet"]
+    assert rest == [
+        "now        reference of organism: 150 of 300 cases, 2/s, 1 min 15 s left",
+        "waits      set-up: 1 of 2 rollout actors need 1 GPU each, since 05:20:11",
+        "runs       no training step is finished yet",
+    ]
 
 
 def test_a_row_for_each_run():
@@ -107,7 +103,7 @@ def test_a_row_for_each_run():
             "checkpoint": {"step": 10, "bytes": 24_500_000_000, "write_s": 61.0, "stall_s": 2.04},
         },
     }  # fmt: skip
-    job = {"about": ABOUT, "now": NOW, "runs": runs, "activities": []}
+    job = {"about": ABOUT, "now": NOW, "runs": runs, "activities": [], "waiting": {}}
     rows = [re.split(r"  +", line) for line in job_lines(job)[1:]]
     assert rows == [
         ["run", "step", "steps/s", "loss", "self", "orig", "beh", "ν", "lag", "last step", "checkpoint"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint import CheckpointException, filesystem
 
 from introspect_ray.training.fsdp import CHECKPOINT_FILES, load_checkpoint, save_checkpoint
 
@@ -48,5 +48,5 @@ def test_a_file_that_could_not_be_written_fails_the_checkpoint(tmp_path: Path, m
 
     monkeypatch.setattr(filesystem.FileSystem, "create_stream", full)
     written = save_checkpoint(str(tmp_path), *trained(), None)
-    with pytest.raises(Exception, match=r"of \d+ parts were written|No space left"):
+    with pytest.raises(CheckpointException, match=r"\d+ of \d+ parts were written|No space left"):
         written.result()

@@ -6,27 +6,12 @@ there without a dashboard, and without an autoscaler the part on nodes is empty.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-import ray
 
 from introspect_ray.runs.lines import duration
 
 _SHOWN = ("CPU", "GPU")
-_TIMEOUT_S = 5
-
-
-def cluster_lines() -> list[str]:
-    """What the cluster that this process has joined lacks; one line where it does not say."""
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    try:
-        status = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=_TIMEOUT_S)
-    except Exception as error:  # of gRPC and of Ray's parser: without a common class
-        return [f"the cluster does not say what it lacks ({type(error).__name__})"]
-    return waiting_lines(status, time.time())
 
 
 def usage_line(status: Any) -> str:
