@@ -104,7 +104,7 @@ def _log_bar() -> type:
     It shows bytes and rate every 15 s."""
     from tqdm import tqdm
 
-    class LogBar(tqdm):  # type: ignore[type-arg]
+    class LogBar(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "mininterval": 15.0, "maxinterval": 30.0, "delay": 15.0})
 

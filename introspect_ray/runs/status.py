@@ -7,6 +7,7 @@ what the cluster lacks, and leaves.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ def status_job(args: Arguments) -> None:
     if foreign := sorted(args.overrides.keys() - {"ray_address"}):
         raise UserError(f"status has no key {foreign[0]!r}: it takes ray_address=HOST:PORT, --config and --watch alone")
     address = cluster_address(load_config(args.config, args.overrides))
+    address = None if address in ("auto", "local") else address  # what Ray calls the clusters of this machine
     every = args.flags["watch"]
     seen = False
     while True:
@@ -81,17 +83,27 @@ def joined(address: str, *, several: bool) -> Iterator[bool]:
     Raises UserError where it is the only one.
     """
     try:
+        _knock(address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         if not several:
             line = " ".join(str(error).split())[:200]
-            raise UserError(f"no Ray cluster at {address}: {line}; name another with ray_address") from None
+            raise UserError(
+                f"no Ray cluster at {address}: {line}; give HOST:PORT of a head as ray_address, on one of its machines"
+            ) from None
         yield False
         return
     try:
         yield True
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens, ValueError for what is no HOST:PORT. Ray itself tries for two minutes."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=_ANSWER_S):
+        pass
 
 
 def cluster_report() -> list[str]:

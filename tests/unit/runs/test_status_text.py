@@ -159,5 +159,8 @@ def test_no_cluster_no_job_and_a_foreign_key_are_said_in_one_line(monkeypatch):
         ask()
     with pytest.raises(UserError, match="status has no key 'steps': it takes ray_address=HOST:PORT"):
         ask(steps=3)
-    with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:abc: .*; name another with ray_address"):
-        ask(ray_address="127.0.0.1:abc")
+    for address, why in (("127.0.0.1:9", "Connection refused"), ("ray://head", "invalid literal")):
+        with pytest.raises(
+            UserError, match=rf"no Ray cluster at {address}: .*{why}.*; give HOST:PORT of a head as ray_"
+        ):
+            ask(ray_address=address)

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_status_shows_its_steps_and_its_checkpoints(job):
 
     until(look, "\n".join(said))
     assert said[0].startswith(f"job        {out}, organism on organism, since ")
-    header, row = next(at for at in zip(said, said[1:]) if at[0].startswith("run "))
+    header, row = next(at for at in pairwise(said) if at[0].startswith("run "))
     assert header.split()[:9] == ["run", "step", "steps/s", "loss", "self", "orig", "beh", "ν", "lag"]
     step, _, total = row.split()[1].partition("/")
     assert int(step) > 20 and total == "100000" and row.split()[8] == "0"
