@@ -159,6 +159,14 @@ def scratch_of(store: Store, rank: int) -> Path:
     return scratch_root() / f"introspect-ray-checkpoint-{run}-rank-{rank}"
 
 
+def _clear_left(store: Store, ranks: int) -> None:
+    """Delete what ranks of an earlier attempt left beside the checkpoints, if this one has fewer (`ranks`)."""
+    folder = store.local_path(FOLDER)
+    for left in folder.glob(f"{TEMPORARY}rank-*") if folder is not None else ():
+        if int(left.name.rpartition("-")[2]) >= ranks:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 class CheckpointWriter:
     """Writes one rank's part of a run's checkpoints; the newest KEEP finished ones stay.
 
@@ -170,6 +178,8 @@ class CheckpointWriter:
         """Raises UserError where the scratch folder of this node cannot be used."""
         self._store, self._run, self._rank, self._ranks = open_store(output_dir), run, rank, ranks
         self._scratch = scratch_of(self._store, rank)
+        if rank == 0:
+            _clear_left(self._store, ranks)
         self._kept = [resumed] if resumed else []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[str, Future[None]] | None = None

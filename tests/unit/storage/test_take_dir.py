@@ -147,6 +147,15 @@ def test_what_a_killed_process_left_is_overwritten_and_nothing_stays(tmp_path, s
     assert 0 < one.stall_s <= one.write_s
 
 
+def test_what_more_ranks_of_an_earlier_attempt_left_is_deleted(tmp_path):
+    for rank in (0, 1, 2):
+        scratch_of(open_store(tmp_path), rank).mkdir(parents=True)
+    CheckpointWriter(str(tmp_path), {}, 1, 2, None)
+    assert scratch_of(open_store(tmp_path), 2).exists()
+    CheckpointWriter(str(tmp_path), {}, 0, 2, None)
+    assert [scratch_of(open_store(tmp_path), rank).exists() for rank in (0, 1, 2)] == [True, True, False]
+
+
 def test_a_part_that_cannot_be_written_leaves_no_scratch_and_no_list(tmp_path):
     writer = CheckpointWriter(str(tmp_path), {}, 0, 1, None)
 
