@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, RolloutWorker, Serving, Task
+from introspect_ray.actors.status import activity
 from introspect_ray.actors.weight_sync import verify
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
@@ -49,9 +50,14 @@ class RolloutPool:
     even steps of a single group use the whole pool.
     """
 
+    board: Any = None  # handle of a StatusBoard, which hears how far long requests are
+    policy = "policy"  # its name there
+    _advance: Callable[[int], None] | None = None  # within `reporting`: takes the number of cases that were answered
+
     def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
         """cases: refs of CaseTables, which Ray keeps once per node."""
         self._size, self._limit = cfg.rollout.group_size, cfg.train.max_failures
+        self.policy = spec.policy
         self.prompt_tokens = PromptTokens()  # of all label_now and explain_now so far
         self.judging = spec.judging  # who judges free responses; its identity is the Provenance.judge of their labels
         self.judged: JudgeReport | None = None  # on all label_now since the last take_judged
@@ -73,6 +79,19 @@ class RolloutPool:
         """
         return asyncio.run(self._revived())
 
+    @contextmanager
+    def reporting(self, what: str, cases: int) -> Iterator[None]:
+        """Tell the status board how many of `cases` are answered while the body asks for them. Within another one this
+        does nothing: its cases are those of the outer one."""
+        if self._advance is not None:
+            yield
+            return
+        with activity(self.board, f"{what} of {self.policy}", cases, "case") as self._advance:
+            try:
+                yield
+            finally:
+                self._advance = None
+
     def load_weights(self, packed_ref: Any) -> list[Any]:
         """Futures of one Delivery per actor."""
         return [actor.load_weights.remote(packed_ref) for actor in self.actors]
@@ -86,7 +105,8 @@ class RolloutPool:
 
         A set may be labelled in several calls: the share is that of all of them since the last take_judged.
         """
-        results = self._results(self.label(case_ids, serving))
+        with self.reporting(f"labels by version {serving.version}", len(case_ids)):
+            results = self._results(self.label(case_ids, serving))
         reports = [result.judged for result in results if result.judged]
         if reports and self.judging:
             found = reduce(add, reports)
@@ -101,7 +121,8 @@ class RolloutPool:
 
     def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[tuple[int, ...]]:
         requests = self._groups("explain", case_ids, serving, 0, max_tokens)
-        return _answers(self._results([self._send(request) for request in requests]))
+        with self.reporting(f"explanations by version {serving.version}", len(case_ids)):
+            return _answers(self._results([self._send(request) for request in requests]))
 
     def chat_now(self, chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
         """One greedy answer per chat, in order, of a pool whose actors serve a judging policy (EngineSpec.chats)."""
@@ -150,6 +171,8 @@ class RolloutPool:
                 result: RolloutResult = await pending.future
                 if request.serving.expected is not None:
                     verify(request.serving.expected, [result.receipt])
+                if self._advance is not None:
+                    self._advance(len(result.answers))
                 return result
             except (RayActorError, RayTaskError) as error:
                 failed = reason(error)

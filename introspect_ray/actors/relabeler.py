@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from introspect_ray.actors.metrics import Meters, idle_share, run_name
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import RolloutResult, Serving
 from introspect_ray.actors.weight_sync import verify
@@ -59,6 +60,7 @@ class Relabeler:
         self._judged: JudgeReport | None = None  # on the free responses since this relabeler started
         self._free_since = time.perf_counter()
         self._stopped = False
+        self._meters = Meters(run_name(cfg.output_dir))
         self.notes: list[str] = []  # failures that were recovered from
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
 
@@ -107,6 +109,7 @@ class Relabeler:
         slot.fetched_by.add(rank)
         if len(slot.fetched_by) == self._world:
             del self._steps[step]
+            self._count_buffer()
         return StepLabels(
             made.labels[rank :: self._world],
             made.pairs[rank :: self._world],
@@ -172,7 +175,11 @@ class Relabeler:
     def _slot(self, step: int) -> _StepBuffer:
         if step not in self._steps:
             self._steps[step] = _StepBuffer(asyncio.get_running_loop().create_future())
+            self._count_buffer()
         return self._steps[step]
+
+    def _count_buffer(self) -> None:
+        self._meters.record({"introspect_buffer_steps": len(self._steps)})
 
     def _label(
         self,
@@ -202,6 +209,12 @@ class Relabeler:
         self.seconds["rollout_idle"] += rollout_idle
         self.seconds["relabel"] += time.perf_counter() - began
         self._free_since = time.perf_counter()
+        self._meters.record(
+            {
+                "introspect_rollout_idle_share": idle_share(rollout_idle, rollout),
+                "introspect_relabeler_idle_share": idle_share(idle, self._free_since - began),
+            }
+        )
         off = off_format(pairs) if pairs else None
         return StepLabels(labels, pairs, realised_agreement(labels), off, prefix_hit_rate, rollout, rollout_idle, idle)
 

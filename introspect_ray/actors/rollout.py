@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from introspect_ray.judges import JudgeReport, Judging, Panel
 from introspect_ray.policy import load_saved, load_tokenizer, local_policy
 from introspect_ray.records import BehaviorPair, Delivery, Message, TokenizedCase
 from introspect_ray.storage import is_remote, open_store
+from introspect_ray.storage.scratch import scratch_folder
 
 _REPLY_S = 0.5  # for an error to reach its caller before the process ends
 Task = Literal["label", "explain", "chat"]
@@ -112,7 +112,7 @@ def _on_this_node(policy: str) -> Iterator[str]:
     if not is_remote(policy):
         yield local_policy(policy)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("policy") as folder:
         try:
             open_store(policy).download_dir("", folder)
         except FileNotFoundError:
@@ -253,7 +253,7 @@ class RolloutWorker:
         if isinstance(serving.weights, list):
             return unpack(ray.get(serving.weights[0]))
         exported = serving.weights
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder("policy") as folder:
             open_store(exported.uri).download_dir("", folder)
             tensors, config = load_saved(folder, self._method)
         return WeightUpdate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow.parquet as pq
 import ray
 
+from introspect_ray.actors.metrics import Meters, checkpoint_values, run_name, step_values
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
 from introspect_ray.actors.weight_sync import Expected, probe_case, verify
@@ -19,7 +21,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.labels.store import labels_to_table
 from introspect_ray.records import BehaviorPair, Label, StepLabels, StepMetrics, TokenizedCase
 from introspect_ray.schedule import plan_ids
-from introspect_ray.storage.checkpoints import CheckpointWriter
+from introspect_ray.storage.checkpoints import CheckpointWriter, Saved
 
 if TYPE_CHECKING:
     from introspect_ray.training.learner import Learner
@@ -72,11 +74,14 @@ class RaySupply:
         """case_ids: of the training cases, in plan order. relabeler: handle of a Relabeler."""
         self._cfg, self._ids, self._pool, self._relabeler, self._rank = cfg, case_ids, pool, relabeler, rank
         self._transfer = make_transfer(cfg, pool, rank)
+        self._meters = Meters(run_name(cfg.output_dir), rank)
         self._latest: Serving | None = None  # its weights stay in the object store as long as a request names them
         self._receipts: list[Any] = []  # futures, one per engine
 
     def publish(self, learner: Learner, version: int, probe: TokenizedCase) -> None:
+        began = time.perf_counter()
         published = self._transfer.send(learner, version, probe_case(probe))
+        self._meters.record({"introspect_sync_seconds": time.perf_counter() - began})
         self._latest = Serving(version, published.expected, None if published.stored is None else [published.stored])
         self._receipts = published.receipts
 
@@ -118,9 +123,17 @@ class RayConductor:
     def __init__(self, status: Any, run_name: str, writer: CheckpointWriter, rank: int, world: int) -> None:
         """status: handle of a StatusBoard."""
         self._status, self._run, self._writer, self._rank, self._world = status, run_name, writer, rank, world
+        self._meters = Meters(run_name, rank)
+        writer.on_saved = self._saved
 
     def report(self, metrics: StepMetrics) -> None:
         self._status.post.remote(self._run, metrics)
+        self._meters.record(step_values(metrics))
+
+    def _saved(self, saved: Saved) -> None:
+        self._meters.record(checkpoint_values(saved))
+        if self._rank == 0:
+            self._status.saved.remote(self._run, saved)
 
     def checkpoint(self, step: int, learner: Learner, pending: Sequence[Label]) -> None:
         """Every rank saves its shard; rank 0 adds the labels that were made for later steps."""

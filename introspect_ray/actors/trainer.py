@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from introspect_ray.records import AuxiliaryText, BehaviorPair, Label, Tokenized
 from introspect_ray.schedule import auxiliary_plan
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.checkpoints import FOLDER, CheckpointWriter, step_of
+from introspect_ray.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from introspect_ray.training.learner import Learner
@@ -169,7 +169,7 @@ def checkpoint_folder(store: Store, name: str, node: int, local_rank: int, world
     if (stored := store.local_path(name)) is not None:
         yield stored
         return
-    with tempfile.TemporaryDirectory(prefix="introspect-ray-checkpoint-") as scratch:
+    with scratch_folder("checkpoint") as scratch:
         mine = None
         if local_rank == 0:
             store.download_dir(name, scratch)
@@ -184,7 +184,7 @@ def checkpoint_folder(store: Store, name: str, node: int, local_rank: int, world
 
 def _export(cfg: RunConfig, learner: Learner, rank: int) -> None:
     """The trained policy to <output_dir>/policy in Hugging Face format. Every rank takes part in the gather."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("export") as folder:
         learner.export(folder)
         if rank == 0:
             open_store(cfg.output_dir).upload_dir(folder, "policy")

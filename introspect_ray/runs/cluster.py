@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
+from introspect_ray.log_levels import DEFAULT, chosen_level, shows_workers
 from introspect_ray.runs.placement import check_local_room, cluster_address, resources
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.storage.store import TEMPORARY
@@ -43,7 +44,7 @@ def connect(cfg: RunConfig) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = cluster_address(cfg)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    common = logging_options(chosen_level())
     if address:
         runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
         try:
@@ -62,6 +63,19 @@ def connect(cfg: RunConfig) -> None:
         include_dashboard=False,
         **common,  # without a runtime_env: workers inherit this environment, and prestarted ones can be used
     )
+
+
+def logging_options(level: str) -> dict[str, Any]:
+    """How ray.init logs at a level of --log-level: quiet by default. From info on the driver prints what all processes
+    log, and the autoscaler's messages, which `log_to_driver` hides too."""
+    if level == DEFAULT:
+        return {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    return {
+        "log_to_driver": shows_workers(level),
+        "logging_level": level.upper(),
+        "configure_logging": True,
+        "logging_config": ray.LoggingConfig(encoding="TEXT", log_level=level.upper()),  # of the workers' root loggers
+    }
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 from tqdm import tqdm
 
+from introspect_ray.runs.activities import ActivityLines
 from introspect_ray.storage.tracker import Tracker
 
 POLL_S = 0.5
@@ -38,6 +39,13 @@ def polling(look: Callable[[], None], name: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+@contextmanager
+def shown_activities(status: Any) -> Iterator[Any]:
+    """Lines on what goes on, while the body runs. Yields `status`, the handle of a StatusBoard."""
+    with polling(ActivityLines(status).look, "activities"):
+        yield status
 
 
 class StepTracking:
@@ -100,6 +108,7 @@ def progress_bar(status: Any, steps: int, name: str) -> Iterator[None]:
 
     steps: of all runs together. name: in front of the bar; a run of another name is named beside its metrics.
     """
+    lines = ActivityLines(status)
     every = 1.0 if sys.stderr.isatty() else _QUIET_S
     with tqdm(total=steps, desc=name, unit="step", mininterval=every, maxinterval=2 * every, dynamic_ncols=True) as bar:
 
@@ -109,6 +118,7 @@ def progress_bar(status: Any, steps: int, name: str) -> Iterator[None]:
                     run, row = list(latest.items())[-1]
                     bar.set_postfix_str(describe(row) if run == name else f"{run} {describe(row)}", refresh=False)
                     bar.update(sum(row["step"] + 1 for row in latest.values()) - bar.n)
+            lines.look()
 
         with polling(look, "progress"):
             yield

@@ -12,7 +12,7 @@ import ray
 
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.rollout import EngineSpec, Serving
-from introspect_ray.actors.status import StatusBoardActor
+from introspect_ray.actors.status import activity
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig, override
@@ -25,11 +25,12 @@ from introspect_ray.labels.reports import load_report, save_report
 from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
 from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair
-from introspect_ray.runs.cluster import on_this_node
+from introspect_ray.runs.activities import open_board
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said
 from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.policy_cases import PolicyCases, one_token
 from introspect_ray.runs.preflight import Prepared
+from introspect_ray.runs.progress import shown_activities
 from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
@@ -72,21 +73,26 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
 
     lora_rank: the largest of the trials; None: the config's.
     """
+    with shown_activities(open_board(cfg)) as status:
+        return _set_up(cfg, prepared, status, lora_rank)
+
+
+def _set_up(cfg: RunConfig, prepared: Prepared, status: Any, lora_rank: int | None) -> SharedSetup:
     began = time.perf_counter()
     train, test = ray.put(prepared.train), ray.put(prepared.test)
     # Where every response is one token it does not matter which, so the reference is made while the engines start.
     early = one_token(prepared.train)
-    reference = _start_reference(cfg, prepared, train, None) if early else None
+    reference = _start_reference(cfg, prepared, train, None, status) if early else None
     own, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
     pool = start_pool(cfg, cfg.policy, own, lora_rank or cfg.lora_rank, [train, test], judging)
-    status = StatusBoardActor.options(scheduling_strategy=on_this_node()).remote()
+    pool.board = status
     pool.wait()
     ready = time.perf_counter()
     before = behaviors_before(cfg, prepared, pool)
     hit_rate = pool.prompt_tokens.hit_rate
     m0 = ray.put(before.m0.by_id)
     if not early:
-        reference = _start_reference(cfg, prepared, train, m0)
+        reference = _start_reference(cfg, prepared, train, m0, status)
     explanations = explain(pool, own, Serving())
     evaluated = time.perf_counter()
     return SharedSetup(
@@ -211,7 +217,8 @@ def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: 
     else:
         ids = chain(tokens.train.case_ids, tokens.test.case_ids)
         parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
-        pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
+        with pool.reporting("labels", len(tokens.train) + len(tokens.test)):
+            pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
         if pool.judged:
             save_report(cache_uri, key, pool.judged)  # first: a set without a report is of closed labels
         save_pairs(cache_uri, key, pairs)
@@ -267,24 +274,26 @@ def label_set(cfg: RunConfig, tokens: PolicyCases, policy_id: str, judging: Judg
     return label_set_key(policy_id, chain(tokens.train, tokens.test), cfg.rollout, judge)
 
 
-def _start_reference(cfg: RunConfig, prepared: Prepared, train: Any, m0: Any) -> Any:
+def _start_reference(cfg: RunConfig, prepared: Prepared, train: Any, m0: Any, status: Any) -> Any:
     """The future of M0's reference cache; None for a live reference. m0: a ref of its pairs, or None."""
     if cfg.train.reference == "live":
         return None
     options = (cfg.train.dtype, cfg.train.token_budget)
     m0_policy = reference_policy(cfg) or cfg.policy
-    return _reference_task(cfg).remote(m0_policy, train, m0, prepared.cache_uri, *options)
+    return _reference_task(cfg).remote(m0_policy, train, m0, prepared.cache_uri, *options, status)
 
 
 def _reference_task(cfg: RunConfig) -> Any:
     """build_reference as a Ray task with the resources of one training worker."""
 
-    def build(policy: str, cases: CaseTable, m0: Any, cache_uri: str, dtype: str, budget: int) -> str:
+    def build(policy: str, cases: CaseTable, m0: Any, cache_uri: str, dtype: str, budget: int, status: Any) -> str:
         import torch
 
         from introspect_ray.training.reference import build_reference
 
         torch.set_num_threads(cfg.train.threads)
-        return build_reference(local_policy(policy), cases, m0, cache_uri, dtype, budget, cfg.train.attention)
+        options = (dtype, budget, cfg.train.attention)
+        with activity(status, f"reference of {policy}", len(cases), "case") as advance:
+            return build_reference(local_policy(policy), cases, m0, cache_uri, *options, advance)
 
     return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=trainer_gpus(cfg))(build)

@@ -157,6 +157,20 @@ def test_what_a_pool_was_answered_adds_up():
     assert made.prompt_tokens == PromptTokens(50 + 2 * 40, 5 + 2 * 30)
 
 
+def test_the_answered_cases_of_all_calls_within_one_report_count_for_it():
+    """Two groups of one answer each, then another call; the engine of the first dies at its first try."""
+    made, _ = pool(ActorDiedError(), GOOD, GOOD, GOOD)
+    made.prompt_tokens, counted = PromptTokens(), []
+    with made.reporting("labels", 3):
+        made._advance = counted.append
+        made._results([made._send(REQUEST), made._send(REQUEST)])
+        with made.reporting("labels of a part", 1):
+            made._results([made._send(REQUEST)])
+        assert counted == [1, 1, 1]
+    assert made._advance is None
+    collect(pool(GOOD)[0], [])  # a step's labels are no such report
+
+
 def labelled_by_a_judge(*unjudged: int) -> RolloutPool:
     """A pool of two engines, each of which answers one group of two cases with so many replies without a verdict."""
     made, _ = pool(*(GOOD for _ in unjudged))
