@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -49,8 +50,10 @@ class RolloutPool:
     even steps of a single group use the whole pool.
     """
 
-    def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
-        """cases: refs of CaseTables, which Ray keeps once per node."""
+    def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any], places: Sequence[Any] = ()) -> None:
+        """cases: refs of CaseTables, which Ray keeps once per node. places: a scheduling strategy per engine; (): where
+        there is room."""
+        self._cfg, self._spec = cfg, spec
         self._size, self._limit = cfg.rollout.group_size, cfg.train.max_failures
         self.prompt_tokens = PromptTokens()  # of all label_now and explain_now so far
         self.judging = spec.judging  # who judges free responses; its identity is the Provenance.judge of their labels
@@ -58,7 +61,18 @@ class RolloutPool:
         self._cases = list(cases)  # refs in a list, which Ray passes unresolved: each engine resolves them once
         rollout = cfg.rollout
         actor: Any = ray.remote(num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, max_restarts=-1)(RolloutWorker)
-        self.actors: list[Any] = [actor.remote(rollout, spec) for _ in range(rollout.num_actors)]
+        chosen = places or ["DEFAULT"] * rollout.num_actors
+        self.actors: list[Any] = [actor.options(scheduling_strategy=one).remote(rollout, spec) for one in chosen]
+
+    def another(self, places: Sequence[Any]) -> RolloutPool:
+        """New engines like these at other places, which serve M0."""
+        return RolloutPool(self._cfg, self._spec, self._cases, places)
+
+    def without_engines(self) -> RolloutPool:
+        """This pool for a training that asks no engine: weights are not sent, and no engine is looked after."""
+        made = copy(self)
+        made.actors = []
+        return made
 
     def wait(self) -> None:
         """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks the
@@ -72,6 +86,10 @@ class RolloutPool:
         engine that does not come back, RayActorError for one that cannot start.
         """
         return asyncio.run(self._revived())
+
+    async def up(self) -> None:
+        """The same as `wait`, for an actor that has its own loop."""
+        await self._all_up()
 
     def load_weights(self, packed_ref: Any) -> list[Any]:
         """Futures of one Delivery per actor."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -26,6 +27,7 @@ from introspect_ray.actors.trainer import Trained, WorkerSpec, train_worker
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import trainer_gpus
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
+from introspect_ray.runs.lent_group import GroupTrainer
 from introspect_ray.storage import open_store
 from introspect_ray.storage.checkpoints import FOLDER, newest_usable, step_of
 
@@ -138,8 +140,10 @@ def _trainer(spec: WorkerSpec) -> TorchTrainer:
     It does wait for room in the cluster: a start that times out is a failure of its controller.
     """
     cfg = spec.cfg
+    lent = spec.group if spec.group and spec.group.workers == cfg.train.num_workers else None
+    made: Any = partial(GroupTrainer, group=lent.group) if lent else TorchTrainer
     resources = {"CPU": cfg.train.num_cpus, **({"GPU": trainer_gpus(cfg)} if cfg.train.use_gpu else {})}
-    return TorchTrainer(
+    trainer: TorchTrainer = made(
         train_worker,
         train_loop_config={"spec": spec},
         torch_config=process_groups(cfg),
@@ -154,3 +158,4 @@ def _trainer(spec: WorkerSpec) -> TorchTrainer:
             ),
         ),
     )
+    return trainer
