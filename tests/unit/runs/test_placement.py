@@ -22,9 +22,9 @@ def test_a_colocated_engine_and_its_trainer_make_one_gpu():
 
 
 def test_the_set_up_of_a_mixed_run_is_made_where_its_trainers_will_be():
-    """Its second engine and the worker of the reference cache are gone when the trainers come. cluster/h100.yaml: 1 + 4
-    GPUs. One worker on CPUs: 1 + 1. An engine of 4 CPUs does not fit into the bundle of a trainer of 1 CPU: it is beside
-    1 + 2 bundles, 2 x 4 + 2 x 1 CPUs and 2 + 2 GPUs."""
+    """Its second engine and the worker of the reference cache are gone when the trainers come: 1 + 4 GPUs with
+    cluster/h100.yaml, 1 + 1 CPUs. An engine of 4 CPUs does not fit into the bundle of a trainer of 1 CPU, so it is
+    beside 1 + 2 bundles: 2 x 4 + 2 x 1 CPUs and 2 + 2 GPUs."""
     mixed = {"supervision.rule": "mixed", "supervision.second_policy": "organism:second"}
     h100 = str(Path(__file__).parents[3] / "cluster" / "h100.yaml")
     assert resources(load_config(h100, mixed))["GPU"] == 5
