@@ -5,7 +5,7 @@ set-up, as the training alone has them. `two_over_one` is the wall time of the s
 with one. Wall times are of whole processes, with imports; the summaries of both sweeps must be equal but for their
 times.
 
-What bounds two at once: `serial_s` are the seconds that no trial shares with another (imports, engine start, M0's labels
+What bounds two at once: `serial_s` are the seconds that no trial shares with another (imports, engines, M0's labels
 and explanations, the figure). `least_over_one` is what two_over_one would be if they stayed and the trials' seconds
 halved. `stretch` is how much longer a trial takes beside another one than alone: 1 where each has cores of its own, 2
 where they share what one of them fills.

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
-from introspect_ray.runs.nodes import check_nodes, local_at_once, local_need
+from introspect_ray.runs.nodes import HEAD, check_nodes, local_at_once, local_need
 from introspect_ray.runs.placement import check_local_room, cluster_address, resources
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.storage.store import TEMPORARY
@@ -97,9 +97,13 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
 
 
 def this_node_resource() -> str:
-    """The name of the resource that only this node has: Ray Tune places trials by resources alone."""
+    """The name of the resource that only this node has: Ray Tune places trials by resources alone.
+
+    The head's is its role, since several nodes of one machine share their address.
+    """
     here = ray.get_runtime_context().get_node_id()
-    return next(f"node:{node['NodeManagerAddress']}" for node in ray.nodes() if node["NodeID"] == here)
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return HEAD if HEAD in node["Resources"] else f"node:{node['NodeManagerAddress']}"
 
 
 def check_folders(cfg: RunConfig, more_nodes: bool) -> None:

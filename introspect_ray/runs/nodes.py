@@ -18,7 +18,7 @@ from introspect_ray.runs.slots import Nodes, NodeType, engines_shared, needed, o
 
 # Where Ray's cluster launcher puts the autoscaler's config on the head node, on which a submitted job's driver runs.
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")
-_HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
+HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
 _MANY = 1000  # nodes of a type at most
 
 
@@ -30,7 +30,7 @@ def cluster_nodes(cfg: RunConfig) -> Nodes:
         return Nodes(there)
     launched = LAUNCHED.expanduser()
     if launched.is_file():
-        heads = [named(one) for one in alive if _HEAD in one]
+        heads = [named(one) for one in alive if HEAD in one]
         return launcher_nodes(heads, yaml.safe_load(launched.read_text()))
     return Nodes(there, None)  # e.g. KubeRay's, whose limits only the operator knows
 

@@ -9,25 +9,33 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 
 
 @contextlib.contextmanager
-def head(folder: Path, cpus: int = 2, workers: int = 0) -> Iterator[tuple[str, dict[str, str]]]:
+def head(
+    folder: Path,
+    cpus: int = 2,
+    workers: int = 0,
+    autoscaler: Callable[[str], tuple[Path, dict[str, str]]] | None = None,
+) -> Iterator[tuple[str, dict[str, str]]]:
     """(job server address, environment for `ray job submit`) while a head runs in the foreground of a child, with
-    `workers` nodes beside it. RAY_ADDRESS is that of the head for `ray.init`."""
+    `workers` nodes beside it. RAY_ADDRESS is that of the head for `ray.init`. autoscaler: from the head's address to
+    the file of its autoscaler's config, and what its environment must have."""
     gcs, dashboard, client, agent = _free_ports(4)
     bin_dir = str(Path(sys.executable).parent)
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
+    config, more = autoscaler(f"127.0.0.1:{gcs}") if autoscaler else (None, {})
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_dir}:{os.environ['PATH']}", **more}
     env.pop("RAY_ADDRESS", None)
     command = [
         f"{bin_dir}/ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
         f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}",
         f"--dashboard-agent-listen-port={agent}",  # the default one may belong to another Ray of this machine
         f"--num-cpus={cpus}", f"--temp-dir={short_temp(folder)}", "--disable-usage-stats",
+        *([f"--autoscaling-config={config}"] if config else []),
     ]  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     with contextlib.ExitStack() as started:
