@@ -16,3 +16,8 @@ class SweepConfig(BaseModel):
     max_failures: int = Field(2, ge=0)
     """How often a trial is started again whose process died or that lost its resources, from its last checkpoint. What
     would fail again is not: an alarm, a divergence and bad input are its result."""
+    samples: int = Field(8, ge=1)
+    """How many values are drawn of a key that takes a distribution: uniform(0,1), loguniform(1e-3,10), randint(1,9), or
+    in steps quniform(0,1,0.1), as Ray Tune draws them."""
+    seed: int = Field(0, ge=0)
+    """Seed of those draws: the same sweep draws the same values, so that --resume knows them."""

@@ -38,9 +38,9 @@ SWEEP = [
 NODE = {"resources": {"CPU": 2, "object_store_memory": 150_000_000}, "node_config": {}, "min_workers": 0}
 TYPES = {
     "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-    "scarce_spot": {**NODE, "max_workers": 2, "priority": 20},
-    "spot": {**NODE, "max_workers": 1, "priority": 10},
-    "on_demand": {**NODE, "max_workers": 1, "priority": 0},
+    "scarce_spot": {**NODE, "max_workers": 2, "priority": 20, "labels": {"kind": "scarce_spot"}},
+    "spot": {**NODE, "max_workers": 1, "priority": 10, "labels": {"kind": "spot"}},
+    "on_demand": {**NODE, "max_workers": 1, "priority": 0, "labels": {"kind": "on_demand"}},
 }
 EMPTY_LISTS = (
     "setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands", "rsync_exclude",
@@ -83,8 +83,7 @@ def shared() -> Iterator[Path]:
 
 def kinds() -> dict[str, str]:
     """The type of every living node beside the head, by node id."""
-    label = "ray.io/node-group"
-    found = {node["NodeID"]: node["Labels"].get(label, "") for node in ray.nodes() if node["Alive"]}
+    found = {node["NodeID"]: node["Labels"].get("kind", "") for node in ray.nodes() if node["Alive"]}
     found.pop(FAKE_HEAD_NODE_ID, None)
     return found
 
