@@ -11,6 +11,7 @@ from introspect_ray.planning.memory import EngineMemory, RunBytes, TrainerMemory
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.split import gpus_of, runs_at_once
 from introspect_ray.planning.work import CaseSizes, Part
+from introspect_ray.schedule import step_group
 from introspect_ray.storage.checkpoints import KEEP
 
 GB = 1e9
@@ -39,7 +40,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the chosen split has room, on each of its GPUs and on all of them together."""
-        needs = (self.trainers[self.cfg.train.num_workers].total, self.run_bytes.reference_task)
+        needs = (self.trainers[self.cfg.train.max_workers].total, self.run_bytes.reference_task)
         return all(map(self.room_for, needs)) and self.engine.fits and gpus_of(self.cfg) <= self.gpus
 
 
@@ -108,13 +109,14 @@ def other_text(plan: Plan) -> str:
 def split_text(plan: Plan) -> str:
     cfg, rollout = plan.cfg, plan.cfg.rollout
     gpus, at_once = gpus_of(cfg), runs_at_once(cfg, plan.gpus, plan.trials)
+    rounds = f"in {-(-plan.trials // at_once)} round(s)" if at_once else "none"
     return (
         f"Split: {cfg.train.num_workers} GPUs train, {rollout.num_actors} engine(s) of {rollout.num_gpus:g} GPU(s) "
         f"sample; a run takes {gpus} GPUs, and {at_once} of {plan.trials} runs have room on {plan.gpus}\n"
         f"  train.num_workers={cfg.train.num_workers} rollout.num_actors={rollout.num_actors} "
         f"rollout.num_gpus={rollout.num_gpus:g} rollout.tensor_parallel_size={rollout.tensor_parallel_size} "
-        f"rollout.group_size={rollout.group_size}\n"
-        "  jobs/sweep_lambda.py makes its runs one after another; for runs side by side start a jobs/train.py each"
+        f"({step_group(cfg)} cases per engine at a time)\n"
+        f"  a sweep starts a run as soon as {gpus} GPUs are free: {at_once} at once, {rounds}"
     )
 
 

@@ -21,7 +21,7 @@ def gpus_of(cfg: RunConfig) -> int:
 
 
 def runs_at_once(cfg: RunConfig, gpus: int, trials: int) -> int:
-    """Runs that have room side by side."""
+    """Runs that have room side by side: a sweep's trials each take their GPUs as a whole, or wait for them."""
     return min(trials, gpus // gpus_of(cfg))
 
 
@@ -35,20 +35,19 @@ def tensor_parallel(shape: ModelShape, case: CaseSizes, cfg: RunConfig, a: Assum
 def splits(cfg: RunConfig, parts: Sequence[Part], gpus: int, tp: int, given: Collection[str]) -> list[RunConfig]:
     """`cfg` with each number of training GPUs, and as many engines of `tp` GPUs as even the FLOPs per GPU of a step.
 
-    Keys that were `given` are kept; the group size is otherwise one group per engine and step.
+    Keys that were `given` are kept. A step's batch is dealt evenly to the engines (schedule.step_group).
     """
     steps = [part for part in parts if part.per == "step"]
     training, sampling = (sum(part.flops for part in steps if part.by == by) for by in ("trainers", "engines"))
     most = max(1, min(cfg.batch_size, gpus - tp))
     found = []
-    for workers in [cfg.train.num_workers] if "train.num_workers" in given else range(1, most + 1):
+    for workers in [cfg.train.max_workers] if "train.num_workers" in given else range(1, most + 1):
         engines = min(cfg.batch_size, max(1, math.ceil(workers * sampling / training / tp)))
         changes = {
             "train.num_workers": workers,
             "rollout.num_actors": engines,
             "rollout.num_gpus": tp,
             "rollout.tensor_parallel_size": tp,
-            "rollout.group_size": -(-cfg.batch_size // engines),
         }
         found.append(override(cfg, {key: value for key, value in changes.items() if key not in given}))
     return found
@@ -61,7 +60,7 @@ def choose_split(
     training GPU, then the fewest GPUs. Where none fits, the one of the most training GPUs or of the fewest GPUs."""
 
     def rank(cfg: RunConfig) -> tuple[float, ...]:
-        workers = cfg.train.num_workers
+        workers = cfg.train.max_workers
         if trainer_memory(shape, case, cfg, workers).total > 1e9 * a.memory_gb:
             return math.inf, -workers
         if gpus_of(cfg) > gpus:

@@ -15,8 +15,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from introspect_ray.config import RunConfig
+from introspect_ray.config.load import cluster_address
 from introspect_ray.errors import UserError
-from introspect_ray.runs.placement import check_local_room, cluster_address, resources
+from introspect_ray.runs.placement import check_local_room, resources
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.storage.store import TEMPORARY
 
@@ -51,7 +52,7 @@ def connect(cfg: RunConfig) -> None:
         except (ConnectionError, ValueError, RuntimeError) as error:
             line = " ".join(str(error).split())[:200]
             raise UserError(f"no Ray cluster at {address}: {line}; start one or leave ray_address away") from None
-        _check_cluster(cfg, need)
+        _check_cluster(cfg, resources(cfg, least=True))
         return
     check_local_room(cfg)
     for name, value in _LOCAL.items():

@@ -7,7 +7,7 @@ import os
 import yaml
 
 from introspect_ray.config import RunConfig
-from introspect_ray.config.compatibility import learner_labels, trainer_gpus
+from introspect_ray.config.compatibility import learner_labels, trainer_gpus, workers_text
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.errors import UserError
 
@@ -15,8 +15,8 @@ OVERSUBSCRIPTION = 2  # logical CPUs per core: at lag 0 trainer and engine take 
 MIN_CORES = 2  # the smallest machine the defaults are made for
 
 
-def resources(cfg: RunConfig) -> dict[str, float]:
-    """Logical resources of a run at its widest: {"CPU", "GPU"}.
+def resources(cfg: RunConfig, *, least: bool = False) -> dict[str, float]:
+    """Logical resources of a run at its widest: {"CPU", "GPU"}. least: with the fewest elastic workers, not the most.
 
     Two phases run beside the engines: first the worker that makes the reference cache together with the second engine
     of a mixed run; then, when both have ended, the training workers. Each judging policy (judge.policy) has an engine
@@ -24,10 +24,11 @@ def resources(cfg: RunConfig) -> dict[str, float]:
     worker has ended. Neither waits for the other's result while it holds its resources.
     """
     cached, mixed = cfg.train.reference == "cache", cfg.supervision.rule == "mixed"
+    workers = cfg.train.min_workers if least else cfg.train.max_workers
 
     def widest(trainer: float, engine: float) -> float:
         engines = cfg.rollout.num_actors + len(judging_policies(cfg))
-        return engines * engine + max(cfg.train.num_workers * trainer, cached * trainer + mixed * engine)
+        return engines * engine + max(workers * trainer, cached * trainer + mixed * engine)
 
     return {
         "CPU": widest(cfg.train.num_cpus, cfg.rollout.num_cpus),
@@ -52,7 +53,7 @@ def plan_text(cfg: RunConfig, trials: int, train_cases: int, test_cases: int, lo
         f"{config}\n"
         f"---\ntrials: {trials}  cases: {train_cases} train, {test_cases} test  longest sequence: {longest} tokens\n"
         f"budget: {need['CPU']:g} logical CPUs, {need['GPU']:g} GPUs\n"
-        f"placement: {cfg.train.num_workers} training worker(s) x {cfg.train.num_cpus:g} CPU"
+        f"placement: {workers_text(cfg)} training worker(s) x {cfg.train.num_cpus:g} CPU"
         f"{' + 1 GPU' if cfg.train.use_gpu else ''}; "
         f"{cfg.rollout.num_actors} {cfg.rollout.served_by} rollout actor(s) x {cfg.rollout.num_cpus:g} CPU + "
         f"{cfg.rollout.num_gpus:g} GPU; {_judged_by(cfg)}relabeler and status board: 0 CPU\n"
@@ -76,18 +77,13 @@ def _labelled_by(cfg: RunConfig) -> str:
     return f"online, {every}, by {who}; lag {cfg.lag}"
 
 
-def cluster_address(cfg: RunConfig) -> str | None:
-    """The address of the cluster that a run joins; None: it starts a local one."""
-    return cfg.ray_address or os.environ.get("RAY_ADDRESS")
-
-
 def check_local_room(cfg: RunConfig) -> None:
     """Refuse a run that this machine has no room for. Raises UserError with the numbers."""
     need, cores = resources(cfg), os.cpu_count() or 1
     room = max(cores, MIN_CORES) * OVERSUBSCRIPTION
     if need["CPU"] > room:
         raise UserError(
-            f"no room for the requested workers: train.num_workers={cfg.train.num_workers} and rollout.num_actors="
+            f"no room for the requested workers: train.num_workers={workers_text(cfg)} and rollout.num_actors="
             f"{cfg.rollout.num_actors} need {need['CPU']:g} logical CPUs, this machine has {cores} cores, room for "
             f"{room}: lower them, or name a cluster with ray_address"
         )

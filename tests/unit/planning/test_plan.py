@@ -18,6 +18,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.planning.job import DEFAULTS, plan_job
 from introspect_ray.planning.report import as_text
 from introspect_ray.planning.split import gpus_of
+from introspect_ray.schedule import step_group
 from tune_spaces.kl_weight import SPACE
 
 ROOT = Path(__file__).parents[3]
@@ -48,7 +49,7 @@ def test_the_split_of_one_run():
     """A single run has all 64 GPUs: eight train, a case each. Their step costs 4.7 times the FLOPs of its labels, so
     two engines keep the work per GPU even."""
     chosen = plan("--policy", "Qwen/Qwen3-8B", "--gpus", "64", "kl_weight=1").cfg
-    assert (chosen.train.num_workers, chosen.rollout.num_actors, chosen.rollout.group_size) == (8, 2, 4)
+    assert (chosen.train.num_workers, chosen.rollout.num_actors, step_group(chosen)) == (8, 2, 4)
 
 
 def test_eight_gpus_take_two_runs_of_the_least_split():

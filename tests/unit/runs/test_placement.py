@@ -44,3 +44,9 @@ def test_each_judging_policy_has_an_engine_of_its_own():
     two = {**judge, "judge.second": {"kind": "llm", "policy": "organism:second"}}
     assert resources(load_config(None, two)) == {"CPU": 7, "GPU": 4}
     assert resources(load_config(None, {**two, "judge.second": {"kind": "keyword"}})) == {"CPU": 5, "GPU": 3}
+
+
+def test_an_elastic_run_needs_room_for_its_fewest_workers():
+    """One engine beside one to four workers. The reference is made by one worker, before the training."""
+    cfg = load_config(None, {**GPU, "train.num_workers": [1, 4]})
+    assert (resources(cfg)["GPU"], resources(cfg, least=True)["GPU"]) == (5, 2)
