@@ -30,12 +30,14 @@ from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated
 from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.policy_cases import PolicyCases, one_token
 from introspect_ray.runs.preflight import Prepared
+from introspect_ray.runs.waiting import watched
 from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
 
 GROUPS_AT_ONCE = 256  # groups of M0's labels that wait for an engine or to be put into the table
-PLAIN = {"method": "full", "train.reference": "cache"}  # for engines that serve a whole policy and no adapter
+# for engines that serve a whole policy and no adapter, and get no other weights
+PLAIN = {"method": "full", "train.reference": "cache", "rollout.weight_transfer": "object_store"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
     own, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
     pool = start_pool(cfg, cfg.policy, own, lora_rank or cfg.lora_rank, [train, test], judging)
     status = StatusBoardActor.options(scheduling_strategy=on_this_node()).remote()
-    pool.wait()
+    with watched(status, "set-up", pool.engines.waits):
+        pool.wait()
     ready = time.perf_counter()
     before = behaviors_before(cfg, prepared, pool)
     hit_rate = pool.prompt_tokens.hit_rate
@@ -210,7 +213,7 @@ def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: 
         pairs, pool.judged = kept
     else:
         ids = chain(tokens.train.case_ids, tokens.test.case_ids)
-        parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
+        parts = iter(lambda: list(islice(ids, cfg.rollout.bulk_group * GROUPS_AT_ONCE)), [])
         pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
         if pool.judged:
             save_report(cache_uri, key, pool.judged)  # first: a set without a report is of closed labels
