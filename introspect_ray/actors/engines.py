@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import ray
@@ -27,16 +29,24 @@ _FINAL = (AlarmError, UserError, ValueError, ObjectLostError)  # another engine 
 class Engines:
     """Equal rollout actors. Picklable; a copy does not see who is replaced in another process."""
 
-    def __init__(self, cfg: RunConfig, spec: EngineSpec) -> None:
-        """cfg.rollout and `spec` are what each of them is started with."""
+    def __init__(self, cfg: RunConfig, spec: EngineSpec, places: Sequence[Any] = ()) -> None:
+        """cfg.rollout and `spec` are what each of them is started with. places: a scheduling strategy per engine; ():
+        where there is room."""
         self._rollout, self._spec, self._endless = cfg.rollout, spec, cfg.wait_for_nodes
+        self._places = list(places) or ["DEFAULT"] * cfg.rollout.num_actors
         self._away: dict[int, float] = {}  # who is waited for, and since when
-        self.actors: list[Any] = [self._start() for _ in range(cfg.rollout.num_actors)]
+        self.actors: list[Any] = [self._start(number) for number in range(len(self._places))]
 
-    def _start(self) -> Any:
+    def none(self) -> Engines:
+        """The same without engines: nobody is looked after."""
+        made = copy(self)
+        made.actors = []
+        return made
+
+    def _start(self, number: int) -> Any:
         needs = {"num_cpus": self._rollout.num_cpus, "num_gpus": self._rollout.num_gpus}
         actor: Any = ray.remote(**needs, max_restarts=-1)(RolloutWorker)
-        return actor.remote(self._rollout, self._spec)
+        return actor.options(scheduling_strategy=self._places[number]).remote(self._rollout, self._spec)
 
     def number(self, number: int) -> int:
         """Numbers go round."""
@@ -95,7 +105,7 @@ class Engines:
                     if asked is self.actors[number]:  # nobody else who waits for it has replaced it meanwhile
                         if not renew:
                             raise
-                        renew, self.actors[number] = False, self._start()
+                        renew, self.actors[number] = False, self._start(number)
                 except (ActorUnavailableError, TimeoutError) as error:
                     if left is not None and left <= 0:
                         raise RepeatedFailure(

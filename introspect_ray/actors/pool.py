@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -43,19 +44,31 @@ class RolloutPool:
     before, so that at lag >= 1 even steps of a single group use the whole pool.
     """
 
-    def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
-        """cases: refs of CaseTables, which Ray keeps once per node."""
+    def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any], places: Sequence[Any] = ()) -> None:
+        """cases: refs of CaseTables, which Ray keeps once per node. places: a scheduling strategy per engine; (): where
+        there is room."""
+        self._cfg, self._spec = cfg, spec
         self._size, self._step_size, self._limit = cfg.rollout.bulk_group, step_group(cfg), cfg.train.max_failures
         self._rest = engines_rest(cfg)
         self.prompt_tokens = PromptTokens()  # of all label_now and explain_now so far
         self.judging = spec.judging  # who judges free responses; its identity is the Provenance.judge of their labels
         self.judged: JudgeReport | None = None  # on all label_now since the last take_judged
         self._cases = list(cases)  # refs in a list, which Ray passes unresolved: each engine resolves them once
-        self.engines = Engines(cfg, spec)
+        self.engines = Engines(cfg, spec, places)
 
     @property
     def actors(self) -> list[Any]:
         return self.engines.actors
+
+    def another(self, places: Sequence[Any]) -> RolloutPool:
+        """New engines like these at other places, which serve M0."""
+        return RolloutPool(self._cfg, self._spec, self._cases, places)
+
+    def without_engines(self) -> RolloutPool:
+        """This pool for a training that asks no engine: weights are not sent, and no engine is looked after."""
+        made = copy(self)
+        made.engines = self.engines.none()
+        return made
 
     def wait(self) -> None:
         """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks the
@@ -69,6 +82,10 @@ class RolloutPool:
         engine that does not come back in time, ActorDiedError for one whose replacement cannot start either.
         """
         return asyncio.run(self.engines.revive())
+
+    async def up(self) -> None:
+        """The same as `wait`, for an actor that has its own loop."""
+        await self.engines.start()
 
     def load_weights(self, packed_ref: Any) -> list[Any]:
         """Futures of one Delivery per actor."""

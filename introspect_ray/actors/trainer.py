@@ -18,6 +18,7 @@ import ray.train
 from introspect_ray.actors.engines import place
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.supply import PENDING, RayConductor, RaySupply
+from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.actors.weight_sync import Expected
 from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.cases.table import CaseTable
@@ -52,6 +53,7 @@ class WorkerSpec:
     status: Any  # handle of a StatusBoard
     calibration: Calibration | None  # by which current answers are read
     identity: dict[str, Any]  # what a checkpoint must share with this run
+    group: TrialGroup | None = None  # whose first bundles are the workers'; None: Ray Train makes a group of its own
     auxiliary: Any = None  # ref of an AuxiliaryTable; None: no auxiliary data
     relabeler: Any = None  # handle of a Relabeler; recovery starts one each time it starts training
     checkpoint: str | None = None  # to go on from, already checked; None: start at step 0
@@ -86,7 +88,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
     start, restored = _resume(spec, learner, supply, rank)
     built = time.perf_counter()
     first = 0.0
-    if cfg.supervision.rule != "online" or learner_labels(cfg):  # no step delivers weights
+    if spec.pool.actors and (cfg.supervision.rule != "online" or learner_labels(cfg)):  # no step delivers weights
         first = _deliver(supply, learner, start, train[0], rank)[1]  # a delivery that cannot work fails now, not last
     texts = no_texts if spec.auxiliary is None else auxiliary_share(cfg, ray.get(spec.auxiliary), rank, world)
     kept = frozenset(restored)

@@ -49,9 +49,10 @@ class WeightTransfer(Protocol):
 
 
 def make_transfer(cfg: RunConfig, pool: RolloutPool, rank: int) -> WeightTransfer:
-    """The transfer of a run, for which the engines of the pool were started."""
+    """The transfer of a run, for which the engines of the pool were started. Without engines it only says what
+    receipts of the weights would have to say."""
     kind, tolerance = weight_transfer(cfg), probe_tolerance(cfg)
-    if kind == "object_store":
+    if kind == "object_store" or not pool.actors:
         return ObjectStoreTransfer(cfg.method, pool, rank, tolerance)
     return DeviceTransfer(kind, pool, rank, tolerance, cfg.rollout.tensor_parallel_size)
 
@@ -73,7 +74,7 @@ class ObjectStoreTransfer:
             update = WeightUpdate(version, "adapter", tensors, probe, learner.adapter_config())
         else:
             update = WeightUpdate(version, "full", tensors, probe)
-        stored = ray.put(pack(update))
+        stored = ray.put(pack(update)) if self._pool.actors else None
         receipts = self._pool.load_weights(stored)
         return PublishedWeights(expect(update, learner.probe(probe), self._tolerance), receipts, stored)
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from introspect_ray.config import compatibility
 from introspect_ray.config.judges import JudgeConfig
+from introspect_ray.config.sweep import SweepConfig
 from introspect_ray.config.task import TaskConfig
 
 
@@ -251,6 +252,7 @@ class RunConfig(_Section):
     eval: EvalConfig = EvalConfig()
     alarms: AlarmConfig = AlarmConfig()
     tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig = SweepConfig()
     cache_dir: str | None = None
     """Folder or s3:// address of label sets and reference caches, named by content; null: cache/ in output_dir."""
     ray_address: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -50,10 +51,12 @@ def train_once(
     # An engine that dies from here on loads the policy that the workers exported.
     exported = Exported(store.join("policy"), probe_case(setup.prepared.train[0]))
     serving = Serving(cfg.steps, done.served, exported)
-    evaluated = write_cases(store, TRAINED, _evaluated(cfg, setup, serving))
+    with setup.turns.turn() if setup.turns else nullcontext():
+        scoring = time.perf_counter()  # a turn that others had is no part of the evaluation
+        evaluated = write_cases(store, TRAINED, _evaluated(cfg, setup, serving))
     scores = evaluate(evaluated)
     finished = time.perf_counter()
-    seconds = {"train": trained - began, "eval": finished - trained}
+    seconds = {"train": trained - began, "eval": finished - scoring}
     tracker.flush()
     rows = step_rows(store)
     test = evaluated.of(TEST)
@@ -97,11 +100,13 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
         reference_path=setup.reference_path,
         train=setup.train,
         m0=setup.m0,
-        pool=setup.pool,
+        # engines that others score on meanwhile get the policy that was exported, when it is this trial's turn
+        pool=setup.pool.without_engines() if setup.turns else setup.pool,
         status=setup.status,
         calibration=setup.reading.calibration,
         identity=run_identity(cfg, setup.prepared, setup.reading),
         auxiliary=setup.auxiliary,
+        group=setup.group,
     )
 
 

@@ -1,4 +1,4 @@
-"""Ray Train's workers as it is told to start them: how many, with which resources, on which nodes."""
+"""Ray Train's workers as it is told to start them, and elastic ones beside engines."""
 
 from __future__ import annotations
 
@@ -10,30 +10,19 @@ from typing import Any
 import ray
 from ray.train import ScalingConfig
 
-from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.config import RunConfig
-from introspect_ray.config.compatibility import trainer_gpus, weight_transfer
-from introspect_ray.runs.placement import judging_policies
+from introspect_ray.runs.placement import apart, bundles, worker_resources
 
 RESIZE_S = 300.0  # between two looks for room for more workers: a resize costs a restart from the last checkpoint
 _RENEW_S, _EXPIRE_S = 60.0, 180.0
 
 
-def worker_resources(cfg: RunConfig) -> dict[str, float]:
-    """Logical resources of one training worker."""
-    return {"CPU": cfg.train.num_cpus, **({"GPU": trainer_gpus(cfg)} if cfg.train.use_gpu else {})}
-
-
-def scaling(cfg: RunConfig, pool: RolloutPool) -> ScalingConfig:
-    """The workers of a training. With ipc each goes to the node of an engine, whose GPU it shares."""
-    nodes: Any = None
-    if weight_transfer(cfg) == "ipc":
-        nodes = [{"ray.io/node-id": node} for node, _ in pool.engines.places()]
+def scaling(cfg: RunConfig) -> ScalingConfig:
+    """The workers of a training."""
     return ScalingConfig(
         num_workers=cfg.train.num_workers,
         use_gpu=cfg.train.use_gpu,
-        resources_per_worker=worker_resources(cfg),
-        label_selector=nodes,
+        resources_per_worker={"CPU": cfg.train.num_cpus, **worker_resources(cfg)},
         elastic_resize_monitor_interval_s=RESIZE_S,
     )
 
@@ -56,14 +45,12 @@ def _reserved(cfg: RunConfig, run: str) -> Iterator[None]:
     )
 
     coordinator, requester, over = get_or_create_autoscaling_coordinator(), f"engines-{run}", threading.Event()
-    engines = cfg.rollout.num_actors + len(judging_policies(cfg))
-    each = {"CPU": cfg.rollout.num_cpus, "GPU": cfg.rollout.num_gpus}
-    bundles = [{name: amount for name, amount in each.items() if amount}] * engines if any(each.values()) else []
+    taken = [*bundles(cfg, trainers=False), *apart(cfg)]
 
     def ask() -> Any:
         # As urgent as Ray Train's own request, and earlier.
         return coordinator.request_resources.remote(
-            requester_id=requester, resources=bundles, expire_after_s=_EXPIRE_S, priority=ResourceRequestPriority.HIGH
+            requester_id=requester, resources=taken, expire_after_s=_EXPIRE_S, priority=ResourceRequestPriority.HIGH
         )
 
     def renew() -> None:

@@ -17,6 +17,7 @@ _FREE = (
     "output_dir",
     "ray_address",
     "wait_for_nodes",
+    "sweep",
     "tracking",
     "cache_dir",
     "train.max_failures",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,13 +131,13 @@ def run_training(cfg: RunConfig, checked: Checked) -> dict[str, Any]:
     with claimed(cfg, checked) as store:
         if checked.resume and not list_names(store):
             print("resume   no checkpoint yet: from step 0", flush=True)
-        setup = set_up(cfg, checked.prepared)
-        report_findings(cfg, setup)
-        with (
-            open_tracker(cfg, _name(cfg), checked.tracking) as tracker,
-            progress_bar(setup.status, cfg.steps, _name(cfg)),
-        ):
-            return train_once(cfg, setup, tracker, run_name=_name(cfg))
+        with closing(set_up(cfg, checked.prepared)) as setup:
+            report_findings(cfg, setup)
+            with (
+                open_tracker(cfg, _name(cfg), checked.tracking) as tracker,
+                progress_bar(setup.status, cfg.steps, _name(cfg)),
+            ):
+                return train_once(cfg, setup, tracker, run_name=_name(cfg))
 
 
 def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None = None) -> list[dict[str, Any]]:
@@ -151,16 +151,16 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
     from introspect_ray.runs.sweep import run_sweep
 
     cfg, spaces, trials = sweep.cfg, sweep.spaces, sweep.trials
-    shared = shared_config([trial.cfg for trial in trials])
+    configs = [trial.cfg for trial in trials]
     values = sweep.values[0] if len(spaces) == 1 else sweep.values
     keys = ",".join(space.key for space in spaces)
     swept = {"sweep": {"key": keys, "values": str(values), "seeds": str(sweep.seeds)}}
     with (
-        claimed(cfg, checked, room=shared) as store,
+        claimed(cfg, checked, trials=configs) as store,
         open_tracker(cfg, _name(cfg), checked.tracking, params=swept) as parent,
+        closing(set_up(shared_config(configs), checked.prepared)) as setup,
     ):
         tracking = (checked.tracking, parent.run_id)
-        setup = set_up(shared, checked.prepared)
         report_findings(cfg, setup)
         steps = sum(trial.cfg.steps for trial in trials) + bool(after) * cfg.steps
         with progress_bar(setup.status, steps, _name(cfg)):
@@ -210,15 +210,15 @@ def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[s
 
 @contextmanager
 def claimed(
-    cfg: RunConfig, checked: Checked, record: str = "run.json", room: RunConfig | None = None
+    cfg: RunConfig, checked: Checked, record: str = "run.json", trials: Sequence[RunConfig] = ()
 ) -> Iterator[Store]:
     """Join or start Ray, then prepare the output folder and write the resolved config to its file `record`.
 
-    Nothing is written before the cluster is known to have room for the run (`room`: for this one, which needs more).
+    Nothing is written before the cluster is known to have room for the run, or for a trial (`trials`: of a sweep).
     """
     from introspect_ray.runs.cluster import connected
 
-    with connected(room or cfg):
+    with connected(shared_config(trials) if trials else cfg, trials):
         store = prepare_output(cfg.output_dir, resume=checked.resume, overwrite=checked.overwrite)
         store.write_json(record, cfg.model_dump(mode="json"))
         print(f"output   {store.join()}", flush=True)

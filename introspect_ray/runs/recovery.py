@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -30,7 +31,9 @@ from introspect_ray.actors.trainer import Trained, WorkerSpec, train_worker
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import AlarmError, Interrupted, RepeatedFailure, UserError
 from introspect_ray.records import Wait
-from introspect_ray.runs.elastic import engines_counted, scaling, worker_resources
+from introspect_ray.runs.elastic import engines_counted, scaling
+from introspect_ray.runs.lent_group import GroupTrainer
+from introspect_ray.runs.placement import worker_resources
 from introspect_ray.runs.waiting import bundle, of_actor, watched
 from introspect_ray.storage import open_store
 from introspect_ray.storage.checkpoints import FOLDER, newest_usable, step_of
@@ -195,11 +198,13 @@ def _trainer(spec: WorkerSpec) -> TorchTrainer:
     It does wait for room in the cluster: a start that times out is a failure of its controller.
     """
     cfg = spec.cfg
-    return TorchTrainer(
+    lent = spec.group if spec.group and spec.group.workers == cfg.train.num_workers else None
+    made: Any = partial(GroupTrainer, group=lent.group) if lent else TorchTrainer
+    trainer: TorchTrainer = made(
         train_worker,
         train_loop_config={"spec": spec},
         torch_config=process_groups(cfg),
-        scaling_config=scaling(cfg, spec.pool),
+        scaling_config=scaling(cfg),
         run_config=ray.train.RunConfig(
             name=FOLDER,
             storage_path=cfg.output_dir,
@@ -208,3 +213,4 @@ def _trainer(spec: WorkerSpec) -> TorchTrainer:
             ),
         ),
     )
+    return trainer

@@ -1,4 +1,4 @@
-"""Ray Tune over trials that share a set-up: one tracked parent run, one child run per trial, the same engines for all.
+"""Ray Tune over trials that share a set-up: one tracked parent run, one child run per trial, M0's labels for all.
 
 A sweep over one key, a joint grid and the runs of an experiment are all lists of trials.
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import AlarmError, UserError, one_line
 from introspect_ray.runs.cluster import this_node_resource
 from introspect_ray.runs.driver import train_once
-from introspect_ray.runs.results import FAILED, open_tracker
-from introspect_ray.runs.search_space import Space, Trial, gap
+from introspect_ray.runs.nodes import at_once
+from introspect_ray.runs.results import FAILED, open_tracker, warned
+from introspect_ray.runs.search_space import Space, Trial, gap, shared_config
 from introspect_ray.runs.setup import SharedSetup, untrained_scores
+from introspect_ray.runs.slots import engines_shared
+from introspect_ray.runs.trial_slots import open_slots, place_for
 from introspect_ray.scores.aggregate import aggregate
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
@@ -28,48 +33,89 @@ from introspect_ray.scores.grid import grid_figure
 from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, open_store
 
+SUMMARY = "summary.json"
+
 
 def run_trials(
     trials: Sequence[RunConfig], setup: SharedSetup, tracking: tuple[str | None, str | None]
 ) -> tuple[list[dict[str, Any] | None], list[str]]:
-    """Run each trial that has no summary yet, one after another, on the engines of `setup`.
+    """Run each trial that has no summary yet, as many at once as there is room for; one after another on the engines of
+    `setup` where it is for one.
 
     tracking: (MLflow URI, parent run id). Returns, in the order of `trials`, each one's summary, {"failed": reason} of
     one that an alarm or a divergence stopped, or None for one that failed otherwise; and the last lines of those
     errors. A summary is kept in the trial's folder, and so is the reason why an alarm stopped it.
     """
+    cfg, missing = shared_config(trials), [one for one in trials if not open_store(one.output_dir).exists(SUMMARY)]
+    count = at_once(cfg, missing)
+    shared = count > 1 and engines_shared(missing)
+    slots = open_slots(cfg, setup, count, len(missing), shared)
+    if count > 1:
+        print(f"trials   up to {count} of {len(missing)} at once", flush=True)
 
     def trial(params: dict[str, Any], setup: SharedSetup) -> None:
-        run = trials[params["trial"]]
-        store = open_store(run.output_dir)
-        try:
-            if not store.exists("summary.json"):
-                name = run.output_dir.rsplit("/", 1)[-1]
-                with open_tracker(run, name, *tracking) as tracker:
-                    train_once(run, setup, tracker, run_name=name)
-        except (AlarmError, UserError) as error:  # reported as a result: a raised error would come back as text
-            row = {"failed": one_line(error)}
-            if isinstance(error, AlarmError):
-                store.write_json(FAILED, row)
-            tune.report({"objective": math.nan, "row": row, "trial": params["trial"]})
-            return
-        summary = store.read_json("summary.json")
-        tune.report({"objective": gap(summary), "row": summary, "trial": params["trial"]})
+        number = params["trial"]
+        row = trial_row(trials[number], lambda: place_for(number, setup, slots, shared), tracking)
+        tune.report({"objective": math.nan if "failed" in row else gap(row), "row": row, "trial": number})
 
     room = {"cpu": 0, this_node_resource(): 0.001}
     with tempfile.TemporaryDirectory() as scratch:
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(trial, setup=setup), room),  # passed by reference
             param_space={"trial": tune.grid_search(list(range(len(trials))))},
-            # One process for all trials: starting one and its imports take longer than a short trial's evaluation.
-            tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max", reuse_actors=True),
-            run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0),
+            # A process per trial that runs, for all that follow: starting one and its imports take longer than a short
+            # trial's evaluation.
+            tune_config=tune.TuneConfig(max_concurrent_trials=count, metric="objective", mode="max", reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=cfg.sweep.max_failures),
+                callbacks=[Leaving(slots)],
+            ),
         ).fit()
+    warned(ray.get(slots.notes.remote()))
+    ray.kill(slots)
     rows: list[dict[str, Any] | None] = [None] * len(trials)
     for result in results:
         if result.error is None:
             rows[result.metrics["trial"]] = result.metrics["row"]
     return rows, [str(result.error).strip().splitlines()[-1] for result in results if result.error is not None]
+
+
+class Leaving(tune.Callback):
+    """Gives back the place of a trial whose process died and is not started again."""
+
+    def __init__(self, slots: Any) -> None:
+        """slots: handle of a TrialSlots."""
+        self._slots = slots
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune when it gives a trial up."""
+        self._slots.leave.remote(trial.config["trial"])
+
+
+def trial_row(
+    run: RunConfig, place: Callable[[], AbstractContextManager[SharedSetup]], tracking: tuple[str | None, str | None]
+) -> dict[str, Any]:
+    """The summary of a trial, which is run unless it has one; {"failed": reason} if it is bad input, or an alarm or a
+    divergence stopped it. place: waits for the resources and engines of a trial.
+
+    Any other error is raised: Tune starts the trial again, and it goes on from its last checkpoint.
+    """
+    store = open_store(run.output_dir)
+    if not store.exists(SUMMARY):
+        name = run.output_dir.rsplit("/", 1)[-1]
+        try:
+            with place() as setup, open_tracker(run, name, *tracking) as tracker:
+                train_once(run, setup, tracker, run_name=name)
+        except (AlarmError, UserError) as error:  # reported as a result: a raised error would come back as text
+            row = {"failed": one_line(error)}
+            if isinstance(error, AlarmError):
+                store.write_json(FAILED, row)
+            return row
+    found: dict[str, Any] = store.read_json(SUMMARY)
+    return found
 
 
 def run_sweep(

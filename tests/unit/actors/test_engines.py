@@ -36,7 +36,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, *actors: SimpleNamespace, new: obje
     made, started = Engines.__new__(Engines), []
     made.actors, made._endless, made._away, made._rollout = list(actors), False, {}, RolloutConfig(num_gpus=1)
     monkeypatch.setattr(engine_handles, "_POLL_S", 0.0)
-    monkeypatch.setattr(made, "_start", lambda: started.append(new) or new)
+    monkeypatch.setattr(made, "_start", lambda number: started.append(new) or new)
     return made, started
 
 
