@@ -10,9 +10,11 @@ from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.memory import engine_memory, trainer_memory
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.work import CaseSizes, Part
-from introspect_ray.runs.placement import resources
+from introspect_ray.runs.placement import bundles, resources
+from introspect_ray.runs.slots import engines_shared, needed, place
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
+NODE_GPUS = 8  # of a node with H100s
 
 
 def gpus_of(cfg: RunConfig) -> int:
@@ -20,9 +22,17 @@ def gpus_of(cfg: RunConfig) -> int:
     return math.ceil(resources(cfg)["GPU"])
 
 
+def more_gpus(cfg: RunConfig) -> int:
+    """GPUs of each further run of a sweep: runs that ask no engine while they train share those of the first."""
+    return math.ceil(sum(one.get("GPU", 0.0) for one in bundles(cfg, engines=not engines_shared([cfg]))))
+
+
 def runs_at_once(cfg: RunConfig, gpus: int, trials: int) -> int:
-    """Runs that have room side by side: a sweep's trials each take their GPUs as a whole, or wait for them."""
-    return min(trials, gpus // gpus_of(cfg))
+    """Runs of a sweep that have room side by side on nodes of NODE_GPUS, placed as the sweep places them: each takes
+    all that it needs or waits."""
+    nodes = [{"GPU": float(min(NODE_GPUS, gpus - first)), "CPU": math.inf} for first in range(0, gpus, NODE_GPUS)]
+    groups = needed(cfg, engines_shared([cfg]), trials)
+    return max(0, place(nodes, groups) - (len(groups) - trials))
 
 
 def tensor_parallel(shape: ModelShape, case: CaseSizes, cfg: RunConfig, a: Assumptions, given: Collection[str]) -> int:
