@@ -37,8 +37,7 @@ from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
 
 GROUPS_AT_ONCE = 256  # groups of M0's labels that wait for an engine or to be put into the table
-# for engines that serve a whole policy as it is
-PLAIN = {"method": "full", "train.reference": "cache", "rollout.weight_transfer": "object_store"}
+PLAIN = {"method": "full", "train.reference": "cache", "rollout.weight_transfer": "object_store"}  # no adapter
 
 
 @dataclass(frozen=True)
