@@ -19,11 +19,12 @@ from introspect_ray.actors.weight_sync import verify
 from introspect_ray.cases.lookup import ids_of
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
+from introspect_ray.errors import Interrupted
 from introspect_ray.judges import JudgeReport
 from introspect_ray.labels.alarms import AgreementCounts, check_agreement, check_verdicts, stop_on
 from introspect_ray.labels.rules import Sources, make_labels, realised_agreement
 from introspect_ray.labels.store import LabelWriter, count_labels, truncate_labels
-from introspect_ray.records import BehaviorPair, Label, StepLabels
+from introspect_ray.records import BehaviorPair, Label, StepLabels, Wait
 from introspect_ray.schedule import plan_ids
 from introspect_ray.scores.metrics import off_format
 
@@ -47,11 +48,10 @@ class Relabeler:
     The requests of the loop bound the buffer: they are at most lag + sync_every steps ahead.
     """
 
-    def __init__(
-        self, cfg: RunConfig, sources: Sources, labels_uri: str, world_size: int, pool: RolloutPool | None = None
-    ) -> None:
+    def __init__(self, cfg: RunConfig, sources: Sources, labels_uri: str, pool: RolloutPool | None = None) -> None:
         """pool: sends a request again whose engine died; not needed without rollouts."""
-        self._cfg, self._sources, self._world, self._pool = cfg, sources, world_size, pool
+        self._cfg, self._sources, self._pool = cfg, sources, pool
+        self._world = 0  # training workers, once they have entered
         self._ids = ids_of(sources.labels)
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _StepBuffer] = {}
@@ -61,6 +61,24 @@ class Relabeler:
         self._stopped = False
         self.notes: list[str] = []  # failures that were recovered from
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
+
+    async def enter(self, world: int) -> None:
+        """Serve a group of `world` training workers: rank 0's first call. A relabeler serves one group.
+
+        Raises Interrupted for a second one, which Ray Train starts by itself when the cluster has room for more or
+        fewer workers than run: recovery starts anew, with a checkpoint and a relabeler for them.
+        """
+        if self._world:
+            raise Interrupted(f"there is room for {world} training workers, {self._world} were running")
+        self._world = world
+
+    async def entered(self) -> int:
+        """Training workers served; 0: none has come yet."""
+        return self._world
+
+    async def waits(self) -> list[Wait]:
+        """What keeps labels from being made."""
+        return self._pool.engines.waits() if self._pool else []
 
     async def relabel(
         self, step: int, version: int, serving: Serving | None, deliveries: list[Any], groups: list[PendingRequest]
@@ -128,7 +146,7 @@ class Relabeler:
     async def restore(self, step: int, labels: Sequence[Label]) -> list[int]:
         """Start or go on at `step` with the unconsumed labels of its checkpoint; returns the steps they belong to.
 
-        Rank 0's first call. Labels in the table of `step` and later are deleted: they are made again.
+        Rank 0's call after `enter`. Labels in the table of `step` and later are deleted: they are made again.
         """
         self._require_running()
         truncate_labels(self._uri, step)

@@ -16,6 +16,7 @@ class StatusBoard:
     def __init__(self) -> None:
         self._rows: dict[str, dict[int, dict[str, Any]]] = {}
         self._latest: dict[str, dict[str, Any]] = {}
+        self._waiting: dict[str, list[str]] = {}
 
     def post(self, run: str, metrics: StepMetrics) -> None:
         row = asdict(metrics)
@@ -30,6 +31,16 @@ class StatusBoard:
     def latest(self) -> dict[str, dict[str, Any]]:
         """The row posted last by each run (after a restart not the one of the highest step), in order of posting."""
         return self._latest
+
+    def wait(self, run: str, lines: list[str]) -> None:
+        """Who in `run` waits for which resources since when, a line each; none: nobody."""
+        self._waiting.pop(run, None)
+        if lines:
+            self._waiting[run] = lines
+
+    def waiting(self) -> dict[str, list[str]]:
+        """The lines of each run in which somebody waits."""
+        return self._waiting
 
 
 StatusBoardActor = ray.remote(num_cpus=0)(StatusBoard)

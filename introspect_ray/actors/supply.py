@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow.parquet as pq
 import ray
+import ray.train
 
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
 from introspect_ray.actors.weight_sync import Expected, probe_case, verify
 from introspect_ray.actors.weight_transfer import make_transfer
 from introspect_ray.config import RunConfig
+from introspect_ray.errors import Interrupted
 from introspect_ray.labels.store import labels_to_table
 from introspect_ray.records import BehaviorPair, Label, StepLabels, StepMetrics, TokenizedCase
 from introspect_ray.schedule import plan_ids
@@ -64,6 +66,14 @@ class Conductor(Protocol):
         """Save the state from which training goes on at `step`. Collective. pending: on rank 0, see Supply.pending."""
         ...
 
+    def node_is_going(self) -> bool:
+        """Whether the cluster will take a node away on which a rank runs. Collective: the same on every rank."""
+        ...
+
+    def leave(self, step: int) -> None:
+        """Wait until the checkpoint of `step` is stored, and raise Interrupted. Collective."""
+        ...
+
 
 class RaySupply:
     """The loop's Supply over actors. Only rank 0 requests; every rank publishes, offers and fetches."""
@@ -92,7 +102,7 @@ class RaySupply:
         groups: list[PendingRequest] = []
         online = self._cfg.supervision.rule == "online"
         if online and self._latest:
-            groups = self._pool.label(plan_ids(self._cfg, self._ids, step), self._latest, first=step)
+            groups = self._pool.label(plan_ids(self._cfg, self._ids, step), self._latest, step)
         serving, futures = (self._latest, self._receipts) if online else (None, [])
         self._relabeler.relabel.remote(step, version, serving, futures, groups)
 
@@ -115,9 +125,12 @@ class RaySupply:
 class RayConductor:
     """Metrics to the status board, checkpoints to the output folder."""
 
-    def __init__(self, status: Any, run_name: str, writer: CheckpointWriter, rank: int, world: int) -> None:
-        """status: handle of a StatusBoard."""
+    def __init__(
+        self, status: Any, run_name: str, writer: CheckpointWriter, rank: int, world: int, *, watched: bool = False
+    ) -> None:
+        """status: handle of a StatusBoard. watched: whether Ray Train says when a node is about to be taken away."""
         self._status, self._run, self._writer, self._rank, self._world = status, run_name, writer, rank, world
+        self._watched = watched
 
     def report(self, metrics: StepMetrics) -> None:
         self._status.post.remote(self._run, metrics)
@@ -134,6 +147,20 @@ class RayConductor:
             return learner.save_checkpoint(folder)
 
         self._writer.save(step, write)
+
+    def node_is_going(self) -> bool:
+        """Ray Train's preemption notice. It is a barrier of its workers, some milliseconds a step."""
+        return self._watched and ray.train.get_preemption_info() is not None
+
+    def leave(self, step: int) -> None:
+        """To go on at once on other nodes loses no step. Ray Train would let these workers go on until their node has
+        gone, and whatever they still do would be lost."""
+        import torch
+
+        self.wait()
+        if self._world > 1:
+            torch.distributed.barrier()  # Ray ends all workers when the first one raises
+        raise Interrupted(f"a node is about to go, the checkpoint of step {step} is stored")
 
     def wait(self) -> None:
         """Until this rank's part of the last checkpoint is stored."""

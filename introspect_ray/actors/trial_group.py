@@ -43,8 +43,9 @@ class TrialGroup:
         return [self._bundle(number) for number in range(first, first + self.engines)]
 
     def anywhere(self) -> Any:
-        """The scheduling strategy of something short that is done where workers or engines will be."""
-        return self._bundle(-1)
+        """The scheduling strategy of something short that is done where workers will be, and elastic ones may be
+        anywhere."""
+        return self._bundle(-1) if self.workers else "DEFAULT"
 
     def _bundle(self, number: int) -> Any:
         return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=number)

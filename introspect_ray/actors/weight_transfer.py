@@ -92,6 +92,8 @@ class DeviceTransfer:
 
     def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
         expected = learner.probe(probe)
+        if self._backend == "ipc":
+            _make_room()
         if self._sender is None:
             self._sender = self._open(learner)
         fingerprints = self._sender.send()
@@ -112,6 +114,15 @@ class DeviceTransfer:
         from introspect_ray.engines.vllm_sender import Endpoint
 
         return Endpoint(ray.util.get_node_ip_address(), _free_port(), 1 + len(self._pool.actors) * self._workers)
+
+
+def _make_room() -> None:
+    """Give back what torch keeps of this rank's GPU, on all ranks: the engines beside them wake up to be updated."""
+    import torch
+
+    torch.cuda.empty_cache()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 class EngineClient:

@@ -33,6 +33,28 @@ def weight_transfer(cfg: RunConfig) -> Transfer:
     return "object_store" if _transfer_obstacle(cfg, "nccl") else "nccl"
 
 
+def workers(value: object) -> int | tuple[int, int]:
+    """train.num_workers: a number, or [min, max]. Raises ValueError."""
+    if type(value) is int and value >= 1:
+        return value
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(one) is int for one in value):
+        least, most = value
+        if 1 <= least < most:
+            return least, most
+    raise ValueError("expected a number of workers, or [min, max] with 1 <= min < max")
+
+
+def workers_text(cfg: RunConfig) -> str:
+    """train.num_workers as it is written on a command line."""
+    return str(cfg.train.num_workers).replace("(", "[").replace(", ", ",").replace(")", "]")
+
+
+def engines_rest(cfg: RunConfig) -> bool:
+    """Whether engines give their GPU's memory back between labelling turns: those that share it with a trainer which
+    waits for their labels, and then trains while they have nothing to do."""
+    return weight_transfer(cfg) == "ipc" and cfg.lag == 0 and cfg.rollout.sync_every == 1
+
+
 def learner_labels(cfg: RunConfig) -> bool:
     """Whether the training workers label, on their own weights, instead of the engines."""
     return cfg.supervision.rule == "online" and cfg.rollout.engine == "learner"
@@ -96,10 +118,10 @@ def _gpu_only(cfg: RunConfig) -> str | None:
 
 
 def _batch_over_workers(cfg: RunConfig) -> str | None:
-    if cfg.batch_size < cfg.train.num_workers:
+    if cfg.batch_size < cfg.train.max_workers:
         return (
-            f"batch_size={cfg.batch_size} leaves some of the workers (train.num_workers={cfg.train.num_workers}) "
-            "without a case: raise batch_size or lower train.num_workers"
+            f"batch_size={cfg.batch_size} leaves some of the workers (train.num_workers={workers_text(cfg)})"
+            " without a case: raise batch_size or lower train.num_workers"
         )
     return None
 
@@ -176,19 +198,29 @@ def _transfer_obstacle(cfg: RunConfig, kind: Transfer) -> str | None:
 
 
 def _shared_gpu_obstacle(cfg: RunConfig) -> str | None:
-    """Why engines cannot share the trainers' GPUs (ipc), and the remedy."""
-    actors, gpus, workers = cfg.rollout.num_actors, cfg.rollout.num_gpus, cfg.train.num_workers
+    """Why engines cannot share the trainers' GPUs (ipc), and the remedy.
+
+    Each GPU has one engine and one trainer. Ray gives a part of a GPU from the one of which least is left that has it:
+    no two engines fit on one if each takes more than half, and what an engine leaves is just enough for a trainer.
+    """
+    rollout, workers = cfg.rollout, workers_text(cfg)
+    gpus, share = rollout.num_gpus, rollout.gpu_memory_utilization
     if gpus >= 1:
         return f"is for an engine on its trainer's GPU, rollout.num_gpus={gpus:g}: lower it below 1"
-    if actors > workers:
+    if rollout.num_actors != cfg.train.num_workers:
         return (
-            f"gives each engine the GPU of one trainer, rollout.num_actors={actors} exceeds "
-            f"train.num_workers={workers}: lower it"
+            f"puts one engine beside each trainer, here rollout.num_actors={rollout.num_actors} and "
+            f"train.num_workers={workers}: give both the same number"
         )
-    if actors > 1 and gpus <= 0.5:  # Ray fills a GPU before it takes another
+    if rollout.num_actors > 1 and gpus <= 0.5:
         return (
             f"gives each engine the GPU of one trainer, but two engines of rollout.num_gpus={gpus:g} fit on one, where "
-            f"Ray puts them (rollout.num_actors={actors}): raise rollout.num_gpus above 0.5"
+            f"Ray puts them (rollout.num_actors={rollout.num_actors}): raise rollout.num_gpus above 0.5"
+        )
+    if share and share > gpus:
+        return (
+            f"shares each GPU, and rollout.gpu_memory_utilization={share:g} takes more of it than the engine's part, "
+            f"rollout.num_gpus={gpus:g}: leave it out or lower it"
         )
     return None
 

@@ -16,9 +16,11 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import workers_text
+from introspect_ray.config.load import cluster_address
 from introspect_ray.errors import UserError
 from introspect_ray.runs.nodes import HEAD, check_nodes, local_at_once, local_need
-from introspect_ray.runs.placement import check_local_room, cluster_address, resources
+from introspect_ray.runs.placement import check_local_room, fewest, resources
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.storage.store import TEMPORARY
 
@@ -40,6 +42,11 @@ def connect(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> None:
     trials: of a sweep, as many of which as there is room for will run at once; cfg is that of their set-up. Raises
     UserError if not even one run fits, unless `wait_for_nodes` says that an autoscaler will make room.
     """
+    if len(trials) > 1 and cfg.train.elastic:
+        raise UserError(
+            f"train.num_workers={workers_text(cfg)}: each trial of a sweep holds a fixed number of workers, and as "
+            "many trials run at once as have room: give one number"
+        )
     if ray.is_initialized():
         return
     for name, value in _QUIET.items():
@@ -82,7 +89,7 @@ def connected(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> Iterator[None
 
 def _check_cluster(cfg: RunConfig, trials: int) -> None:
     check_nodes(cfg)
-    have, need = ray.cluster_resources(), resources(cfg)
+    have, need = ray.cluster_resources(), resources(fewest(cfg))
     short = any(want > have.get(name, 0.0) for name, want in need.items())
     check_folders(cfg, more_nodes=cfg.wait_for_nodes and (short or trials > 1))
 

@@ -44,7 +44,7 @@ def train_once(
     store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
     if not (store.exists(READING) and list_names(store)):  # a checkpoint keeps its own: recovery refuses another
         setup.reading.save(store)
-    steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every)
+    steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every or 0)
     with steps.following():
         labelled, done = train_with_recovery(_worker_spec(cfg, setup, run_name), lambda: _relabeler(cfg, setup))
     trained = time.perf_counter()
@@ -122,4 +122,4 @@ def _relabeler(cfg: RunConfig, setup: SharedSetup) -> Any:
     )
     labels = f"{cfg.output_dir.rstrip('/')}/labels"
     actor = RelabelerActor.options(scheduling_strategy=on_this_node())
-    return actor.remote(cfg, sources, labels, cfg.train.num_workers, setup.pool)
+    return actor.remote(cfg, sources, labels, setup.pool)

@@ -12,8 +12,9 @@ import ray
 import yaml
 
 from introspect_ray.config import RunConfig
+from introspect_ray.config.load import cluster_address
 from introspect_ray.errors import UserError
-from introspect_ray.runs.placement import MIN_CORES, OVERSUBSCRIPTION, Resources, cluster_address
+from introspect_ray.runs.placement import MIN_CORES, OVERSUBSCRIPTION, Resources
 from introspect_ray.runs.slots import Nodes, NodeType, engines_shared, needed, obstacle, trials_at_once
 
 # Where Ray's cluster launcher puts the autoscaler's config on the head node, on which a submitted job's driver runs.

@@ -7,8 +7,8 @@ from itertools import chain
 
 import yaml
 
-from introspect_ray.config import RunConfig
-from introspect_ray.config.compatibility import learner_labels, trainer_gpus
+from introspect_ray.config import RunConfig, override
+from introspect_ray.config.compatibility import learner_labels, trainer_gpus, workers_text
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.errors import UserError
 
@@ -20,17 +20,23 @@ MIN_CORES = 2  # the smallest machine the defaults are made for
 def bundles(cfg: RunConfig, *, trainers: bool = True, engines: bool = True) -> list[Resources]:
     """The placement group of one trial, all or nothing: a bundle per training worker, then one per engine.
 
+    Elastic workers are in no group: Ray Train makes one for as many as there is room for (`trainers` is False then).
     Over ipc an engine shares the GPU of a trainer, and so its bundle: engine i is in bundle i. The relabeler is not in
     it: it needs no resources, and stays on the driver's node, which is not taken away.
     """
     trainer, engine = worker_resources(cfg), engine_resources(cfg)
-    made = [trainer] * cfg.train.num_workers if trainers else []
+    made = [trainer] * cfg.train.max_workers if trainers else []
     if not engines:
         return made
     beside = min(cfg.rollout.num_actors, len(made)) if cfg.rollout.weight_transfer == "ipc" else 0
     paired = [_sum(one, engine) for one in made[:beside]]
     alone = cfg.rollout.num_actors - beside if engine else 0  # Ray refuses a bundle of nothing
     return [*paired, *made[beside:], *[engine] * alone]
+
+
+def fewest(cfg: RunConfig) -> RunConfig:
+    """`cfg` with the fewest of its elastic workers, which is what it needs to run at all."""
+    return override(cfg, {"train.num_workers": cfg.train.min_workers})
 
 
 def worker_resources(cfg: RunConfig) -> Resources:
@@ -58,7 +64,7 @@ def set_up_in_group(cfg: RunConfig) -> bool:
     Such an engine is that of the second policy of a mixed run, or of a reference_policy. The worker that makes the
     reference cache is there too; whoever comes second waits, and none waits for the other's result.
     """
-    room = worker_resources(cfg)
+    room = {} if cfg.train.elastic else worker_resources(cfg)
     return all(count <= room.get(name, 0.0) for name, count in engine_resources(cfg).items())
 
 
@@ -91,7 +97,7 @@ def plan_text(cfg: RunConfig, trials: int, train_cases: int, test_cases: int, lo
         f"{config}\n"
         f"---\ntrials: {trials}  cases: {train_cases} train, {test_cases} test  longest sequence: {longest} tokens\n"
         f"budget: {need['CPU']:g} logical CPUs, {need['GPU']:g} GPUs\n"
-        f"placement: {cfg.train.num_workers} training worker(s) x {cfg.train.num_cpus:g} CPU"
+        f"placement: {workers_text(cfg)} training worker(s) x {cfg.train.num_cpus:g} CPU"
         f"{' + 1 GPU' if cfg.train.use_gpu else ''}; "
         f"{cfg.rollout.num_actors} {cfg.rollout.served_by} rollout actor(s) x {cfg.rollout.num_cpus:g} CPU + "
         f"{cfg.rollout.num_gpus:g} GPU; {_judged_by(cfg)}relabeler and status board: 0 CPU\n"
@@ -115,18 +121,13 @@ def _labelled_by(cfg: RunConfig) -> str:
     return f"online, {every}, by {who}; lag {cfg.lag}"
 
 
-def cluster_address(cfg: RunConfig) -> str | None:
-    """The address of the cluster that a run joins; None: it starts a local one."""
-    return cfg.ray_address or os.environ.get("RAY_ADDRESS")
-
-
 def check_local_room(cfg: RunConfig) -> None:
     """Refuse a run that this machine has no room for. Raises UserError with the numbers."""
     need, cores = resources(cfg), os.cpu_count() or 1
     room = max(cores, MIN_CORES) * OVERSUBSCRIPTION
     if need["CPU"] > room:
         raise UserError(
-            f"no room for the requested workers: train.num_workers={cfg.train.num_workers} and rollout.num_actors="
+            f"no room for the requested workers: train.num_workers={workers_text(cfg)} and rollout.num_actors="
             f"{cfg.rollout.num_actors} need {need['CPU']:g} logical CPUs, this machine has {cores} cores, room for "
             f"{room}: lower them, or name a cluster with ray_address"
         )

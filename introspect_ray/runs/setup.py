@@ -31,12 +31,13 @@ from introspect_ray.runs.placement import bundles, engine_resources, set_up_in_g
 from introspect_ray.runs.policy_cases import PolicyCases, one_token
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.runs.reference_task import start_reference
+from introspect_ray.runs.waiting import watched
 from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
 
 GROUPS_AT_ONCE = 256  # groups of M0's labels that wait for an engine or to be put into the table
-PLAIN = {"method": "full", "train.reference": "cache"}  # for engines that serve a whole policy and no adapter
+PLAIN = {"method": "full", "train.reference": "cache", "rollout.weight_transfer": "object_store"}  # no adapter
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def _set_up(cfg: RunConfig, prepared: Prepared, group: TrialGroup, lora_rank: in
     own, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
     pool = start_pool(cfg, cfg.policy, own, lora_rank, [train, test], judging, group.engine_places())
     status = StatusBoardActor.options(scheduling_strategy=on_this_node()).remote()
-    pool.wait()
+    with watched(status, "set-up", pool.engines.waits):
+        pool.wait()
     ready = time.perf_counter()
     before = behaviors_before(cfg, prepared, pool, group)
     hit_rate = pool.prompt_tokens.hit_rate
@@ -128,7 +130,8 @@ def _set_up(cfg: RunConfig, prepared: Prepared, group: TrialGroup, lora_rank: in
 def make_group(cfg: RunConfig, *, engines: bool = True) -> TrialGroup:
     """The placement group of one trial, with its engines or without. Does not wait for room."""
     count = cfg.rollout.num_actors if engines and engine_resources(cfg) else 0
-    return TrialGroup.make(bundles(cfg, engines=engines), cfg.train.num_workers, count)
+    workers = cfg.train.max_workers * (not cfg.train.elastic)
+    return TrialGroup.make(bundles(cfg, trainers=bool(workers), engines=engines), workers, count)
 
 
 def explain(pool: RolloutPool, tokens: PolicyCases, serving: Serving) -> list[Said]:
@@ -238,7 +241,7 @@ def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: 
         pairs, pool.judged = kept
     else:
         ids = chain(tokens.train.case_ids, tokens.test.case_ids)
-        parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
+        parts = iter(lambda: list(islice(ids, cfg.rollout.bulk_group * GROUPS_AT_ONCE)), [])
         pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
         if pool.judged:
             save_report(cache_uri, key, pool.judged)  # first: a set without a report is of closed labels

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import learner_labels
-from introspect_ray.runs.placement import Resources, apart, bundles
+from introspect_ray.runs.placement import Resources, apart, bundles, fewest
 
 _ROUNDING = 1e-9  # fractions of a GPU add up to 1 but for rounding
 
@@ -104,7 +104,7 @@ def obstacle(cfg: RunConfig, nodes: Nodes) -> str | None:
     """
     if nodes.types is None:
         return None
-    every, groups = nodes.all(), needed(cfg, False, 1)
+    every, groups = nodes.all(), needed(fewest(cfg), False, 1)
     for bundle in (bundle for group in groups for bundle in group):
         if not any(_fits(bundle, node) for node in every):
             return f"one bundle of a trial is {shown(bundle)} on one node, and the largest node has {_largest(every)}"

@@ -20,3 +20,11 @@ def test_a_step_that_is_posted_again_replaces_its_row_and_is_the_latest():
     assert [row["step"] for row in board.rows("a", after=1)] == [2]
     assert board.rows("c") == []
     assert [(run, row["step"]) for run, row in board.latest().items()] == [("b", 0), ("a", 1)]
+
+
+def test_the_board_says_who_waits_until_nobody_does():
+    board = StatusBoard()
+    board.wait("a", ["2 of 4 rollout actors need 1 GPU each, since 05:20:11"])
+    board.wait("b", ["4 training worker(s) need 1 GPU each, since 05:20:40"])
+    board.wait("a", [])
+    assert board.waiting() == {"b": ["4 training worker(s) need 1 GPU each, since 05:20:40"]}

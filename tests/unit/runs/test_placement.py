@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from introspect_ray.config import load_config
-from introspect_ray.runs.placement import bundles, resources
+from introspect_ray.runs.placement import bundles, fewest, resources
 
 GPU = {"train.use_gpu": True, "rollout.num_gpus": 1}
 TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
@@ -53,3 +53,9 @@ def test_each_judging_policy_has_an_engine_of_its_own():
     two = {**judge, "judge.second": {"kind": "llm", "policy": "organism:second"}}
     assert resources(load_config(None, two)) == {"CPU": 7, "GPU": 4}
     assert resources(load_config(None, {**two, "judge.second": {"kind": "keyword"}})) == {"CPU": 5, "GPU": 3}
+
+
+def test_an_elastic_run_needs_room_for_its_fewest_workers():
+    """One engine beside one to four workers. The reference is made by one worker, before the training."""
+    cfg = load_config(None, {**GPU, "train.num_workers": [1, 4]})
+    assert (resources(cfg)["GPU"], resources(fewest(cfg))["GPU"]) == (5, 2)
