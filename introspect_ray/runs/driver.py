@@ -20,6 +20,7 @@ from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.evaluated import behavior_of, trained_cases, write_cases
 from introspect_ray.runs.identity import run_identity
+from introspect_ray.runs.interim import OnScores, interim_of, scorer
 from introspect_ray.runs.judging import doubts
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
@@ -34,9 +35,18 @@ from introspect_ray.storage.tracker import Tracker
 
 
 def train_once(
-    cfg: RunConfig, setup: SharedSetup, tracker: Tracker, *, run_name: str, on_row: Callable[[dict], None] | None = None
+    cfg: RunConfig,
+    setup: SharedSetup,
+    tracker: Tracker,
+    *,
+    run_name: str,
+    on_row: Callable[[dict], None] | None = None,
+    on_scores: OnScores | None = None,
 ) -> dict[str, Any]:
-    """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
+    """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary.
+
+    on_row: called with the metrics of each step. on_scores: with those of evaluations while it trains (eval.every).
+    """
     began = time.perf_counter()
     store = open_store(cfg.output_dir)
     write_cases(store, UNTRAINED, setup.untrained)
@@ -44,7 +54,8 @@ def train_once(
     store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
     if not (store.exists(READING) and list_names(store)):  # a checkpoint keeps its own: recovery refuses another
         setup.reading.save(store)
-    steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every or 0)
+    also = scorer(cfg, setup, run_name, tracker, on_scores)
+    steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every or 0, also)
     with steps.following():
         labelled, done = train_with_recovery(_worker_spec(cfg, setup, run_name), lambda: _relabeler(cfg, setup))
     trained = time.perf_counter()
@@ -107,6 +118,7 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
         identity=run_identity(cfg, setup.prepared, setup.reading),
         auxiliary=setup.auxiliary,
         group=setup.group,
+        interim=interim_of(cfg, setup, run_name),
     )
 
 

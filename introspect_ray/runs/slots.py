@@ -53,7 +53,7 @@ def _size(kind: NodeType) -> tuple[float, float]:
 
 def engines_shared(trials: Sequence[RunConfig]) -> bool:
     """Whether the trials can share one set of engines: none of them asks an engine while it trains."""
-    return all(trial.supervision.rule != "online" or learner_labels(trial) for trial in trials)
+    return all((one.supervision.rule != "online" or learner_labels(one)) and not one.eval.every for one in trials)
 
 
 def needed(cfg: RunConfig, shared: bool, count: int) -> list[list[Resources]]:
