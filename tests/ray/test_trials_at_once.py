@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -79,3 +80,50 @@ def test_a_trial_whose_process_dies_goes_on(live, tmp_path):
     assert sweep(live, root, at_once=2, **flat) == alone
     assert len(killed) == 1
     assert policies(root) == policies(tmp_path / "alone")
+
+
+def interim(root: Path, value: str) -> list[int]:
+    """The steps at which a trial was scored while it trained."""
+    lines = map(json.loads, (root / value / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "interim.gap.em" in line]
+
+
+@pytest.mark.parametrize("rule", ["fixed", "online"])
+def test_scores_while_a_policy_trains_change_no_bit_of_it(live, tmp_path, rule):
+    flat = {"supervision__rule": rule, "steps": 6}
+    plain = sweep(live, tmp_path / "plain", at_once=1, **flat)
+    scored = sweep(live, tmp_path / "scored", at_once=1, eval__every=2, eval__dev_fraction=0.2, **flat)
+    assert scored == plain
+    assert policies(tmp_path / "scored") == policies(tmp_path / "plain")
+    assert [interim(tmp_path / "scored", value) for value in ("0", "1", "5")] == [[2, 4]] * 3
+
+
+def test_asha_stops_trials_and_a_resumed_sweep_leaves_them_stopped(live, tmp_path):
+    """One at a time the first runs to its end. Its gap stays 0, for it does not learn, and so does the third one's. If
+    the second one's falls below at a rung, it is stopped there; else the third is, below the median of both."""
+    flat = {
+        "eval__every": 10,
+        "eval__dev_fraction": 0.2,
+        "sweep__scheduler": "asha",
+        "steps": 200,
+        "sweep__reduction": 2,
+    }
+    runs = [
+        override(
+            live.cfg,
+            {
+                **{key.replace("__", "."): value for key, value in flat.items()},
+                "learning_rate": rate,
+                "output_dir": str(tmp_path / f"{rate:g}"),
+            },
+        )
+        for rate in (1e-9, 3e-3, 2e-9)
+    ]
+    rows, errors = run_trials(runs, live.setup, (None, None))
+    assert errors == [] and rows[0] is not None and "gap" in rows[0]
+    stopped = [run for run, row in zip(runs, rows, strict=True) if row is not None and "stopped" in row]
+    assert stopped, rows
+    for run in stopped:
+        assert not Path(run.output_dir, "summary.json").exists()
+        assert json.loads(Path(run.output_dir, "stopped.json").read_text())["steps"] < 200
+    assert run_trials(runs, live.setup, (None, None)) == (rows, [])
