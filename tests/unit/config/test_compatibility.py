@@ -40,6 +40,10 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
             {"judge.second": {"kind": "llm", "policy": "p", "max_unjudged": 1}},
             "judge.second.max_unjudged has no effect",
         ),
+        (
+            {"train.num_workers": [1, 2], "batch_size": 2, "rollout.num_cpus": 0},
+            r"train.num_workers=\[1,2\] is chosen beside engines that take room, .*: raise one of them",
+        ),
         ({"batch_size": 1, "train.num_workers": 2}, r"batch_size=1 .*train.num_workers=2.*: raise batch_size"),
     ],
 )
