@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # Weights and KV cache of a tiny policy: all but the CUDA context and vLLM's workspaces.
 REST = """
 import sys
-sys.path[:0] = ["tests", "tests/unit/engines"]
+sys.path.insert(0, "tests")
 import torch
 from learner_helpers import organism_cases
 from introspect_ray.config import RolloutConfig

@@ -80,7 +80,6 @@ class Engine:
 
 def worker(config):
     check_shared_gpu(place(), config["engines"], ray.train.get_context().get_world_rank())
-    others = [one for one in config["engines"] if one[1] == ["9"]]
     return place()[1]
 
 ray.init(num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
