@@ -126,6 +126,15 @@ def _batch_over_workers(cfg: RunConfig) -> str | None:
     return None
 
 
+def _elastic(cfg: RunConfig) -> str | None:
+    if cfg.train.elastic and not (cfg.rollout.num_cpus or cfg.rollout.num_gpus):
+        return (
+            f"train.num_workers={workers_text(cfg)} is chosen beside engines that take room, here rollout.num_cpus=0 "
+            "and rollout.num_gpus=0: raise one of them"
+        )
+    return None
+
+
 def _auxiliary_source(cfg: RunConfig) -> str | None:
     if cfg.auxiliary.path is not None and cfg.auxiliary.hub_id is not None:
         return (
@@ -258,6 +267,7 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _live_reference,
     _gpu_only,
     _batch_over_workers,
+    _elastic,
     _auxiliary_source,
     _task_source,
     _task_keys,

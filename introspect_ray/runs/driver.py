@@ -26,6 +26,7 @@ from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
 from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, tracked, warned
 from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, untrained_scores
+from introspect_ray.runs.waiting import watched
 from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
@@ -62,7 +63,8 @@ def train_once(
     # An engine that dies from here on loads the policy that the workers exported.
     exported = Exported(store.join("policy"), probe_case(setup.prepared.train[0]))
     serving = Serving(cfg.steps, done.served, exported)
-    with setup.turns.turn() if setup.turns else nullcontext():
+    turn = setup.turns.turn() if setup.turns else nullcontext()
+    with turn, watched(setup.status, run_name, setup.pool.engines.waits):
         scoring = time.perf_counter()  # a turn that others had is no part of the evaluation
         evaluated = write_cases(store, TRAINED, _evaluated(cfg, setup, serving))
     scores = evaluate(evaluated)

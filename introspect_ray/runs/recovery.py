@@ -126,7 +126,7 @@ def node_lost(before: set[str]) -> bool:
 def interruption(error: Exception) -> str | None:
     """Why an attempt ended on purpose, in one line; None if it failed."""
     planned = next((cause for cause in _causes(error).values() if isinstance(cause, Interrupted)), None)
-    return planned and f"training stopped ({planned})"
+    return None if planned is None else f"training stopped ({planned})"
 
 
 def _causes(error: Exception) -> dict[int | None, Exception]:

@@ -100,13 +100,13 @@ def _set_up(cfg: RunConfig, prepared: Prepared, group: TrialGroup, lora_rank: in
     status = StatusBoardActor.options(scheduling_strategy=on_this_node()).remote()
     with watched(status, "set-up", pool.engines.waits):
         pool.wait()
-    ready = time.perf_counter()
-    before = behaviors_before(cfg, prepared, pool, group)
-    hit_rate = pool.prompt_tokens.hit_rate
-    m0 = ray.put(before.m0.by_id)
-    if not early:
-        reference = start_reference(cfg, prepared, train, m0, group)
-    explanations = explain(pool, own, Serving())
+        ready = time.perf_counter()
+        before = behaviors_before(cfg, prepared, pool, group)
+        hit_rate = pool.prompt_tokens.hit_rate
+        m0 = ray.put(before.m0.by_id)
+        if not early:
+            reference = start_reference(cfg, prepared, train, m0, group)
+        explanations = explain(pool, own, Serving())
     evaluated = time.perf_counter()
     return SharedSetup(
         prepared=prepared,

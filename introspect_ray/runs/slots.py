@@ -52,8 +52,16 @@ def _size(kind: NodeType) -> tuple[float, float]:
 
 
 def engines_shared(trials: Sequence[RunConfig]) -> bool:
-    """Whether the trials can share one set of engines: none of them asks an engine while it trains."""
-    return all((one.supervision.rule != "online" or learner_labels(one)) and not one.eval.every for one in trials)
+    """Whether the trials can share one set of engines: none of them asks an engine while it trains.
+
+    Elastic training workers are in no group, so a place without engines would be one without anything.
+    """
+    return all(no_engine_works(one) and not one.train.elastic for one in trials)
+
+
+def no_engine_works(cfg: RunConfig) -> bool:
+    """Whether a run asks nothing of engines while it trains."""
+    return (cfg.supervision.rule != "online" or learner_labels(cfg)) and not cfg.eval.every
 
 
 def needed(cfg: RunConfig, shared: bool, count: int) -> list[list[Resources]]:

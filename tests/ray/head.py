@@ -43,20 +43,28 @@ def head(
         _wait(address, folder / "head.log")
         env["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
         for number in range(workers):
-            command = [
-                f"{bin_dir}/ray", "start", "--block", "--node-ip-address=127.0.0.1", f"--address=127.0.0.1:{gcs}",
-                f"--dashboard-agent-listen-port={_free_ports(1)[0]}", f"--num-cpus={cpus}", "--disable-usage-stats",
-            ]  # fmt: skip
-            started.enter_context(_running(command, env, folder / f"worker{number}.log"))
+            started.enter_context(node(folder / f"worker{number}.log", env, cpus))
         yield address, env
 
 
 @contextlib.contextmanager
-def _running(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
+def node(log: Path, env: dict[str, str], cpus: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A node beside the head of `env`, in a child process; it may die before the end (kill_family)."""
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1",
+        f"--address={env['RAY_ADDRESS']}", f"--dashboard-agent-listen-port={_free_ports(1)[0]}",
+        f"--num-cpus={cpus}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with _running(command, env, log) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def _running(command: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with open(log, "wb") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
     try:
-        yield
+        yield process
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         for member in [*family, process]:

@@ -48,6 +48,10 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
             {"eval.every": 5, "rollout.sync_every": 2, "supervision.rule": "online"},
             "eval.every=5 is no multiple of rollout.sync_every=2",
         ),
+        (
+            {"train.num_workers": [1, 2], "batch_size": 2, "rollout.num_cpus": 0},
+            r"train.num_workers=\[1,2\] is chosen beside engines that take room, .*: raise one of them",
+        ),
         ({"batch_size": 1, "train.num_workers": 2}, r"batch_size=1 .*train.num_workers=2.*: raise batch_size"),
     ],
 )
