@@ -24,10 +24,14 @@ def train(args: Arguments) -> None:
 
 
 def sweep(args: Arguments) -> None:
-    """Train one run per value of a config key and per seed, on one set of engines: sweep.json and sweep.png.
+    """Train one run per value of a config key and per seed, with M0 labelled once: sweep.json and sweep.png.
 
     introspect-ray sweep kl_weight=[0,1] seeds=[0,1,2]    the key that takes a list is swept; several make a joint grid
     introspect-ray sweep lambda                           the paper's values: lambda, agreement, alpha, lora_rank, lr
+    introspect-ray sweep lambda kl_weight=[0,1]           what the named sweep fixes, with values of your own
+    introspect-ray sweep kl_weight=loguniform(1e-3,10)    drawn at random (sweep.samples)
+
+    As many trials run at once as the cluster has room for (sweep.trials_at_once).
     """
     from introspect_ray.runs.jobs import sweep_job
     from introspect_ray.runs.search_space import chosen_spaces

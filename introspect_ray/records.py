@@ -222,3 +222,11 @@ class StepLabels:
     rollout_s: float  # of the engines
     rollout_idle_s: float
     relabeler_idle_s: float
+
+
+class Wait(NamedTuple):
+    """Somebody waits for resources. Example: ("2 of 4 rollout actors", "1 CPU and 1 GPU each", 1764306000.0)."""
+
+    who: str
+    needs: str
+    since: float  # seconds since the epoch

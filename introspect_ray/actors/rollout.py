@@ -71,7 +71,10 @@ class Serving:
 
 @dataclass(frozen=True)
 class Request:
-    """What to do with one fixed group of cases, or of chats. home: the number of the actor that is asked first."""
+    """What to do with one fixed group of cases, or of chats. home: the number of the actor that is asked first.
+
+    rest: the engine gives its GPU's memory back before it answers.
+    """
 
     task: Task
     case_ids: Sequence[str]
@@ -79,11 +82,13 @@ class Request:
     home: int
     max_tokens: int = 1
     chats: Sequence[tuple[Message, ...]] = ()  # task "chat", which is about no cases
+    rest: bool = False
 
     def __str__(self) -> str:
         if self.task == "chat":
             return f"chat {len(self.chats)} replies to be judged"
-        return f"{self.task} {len(self.case_ids)} cases from {self.case_ids[0]!r} on version {self.serving.version}"
+        first = f" from {self.case_ids[0]!r}" if self.case_ids else ""
+        return f"{self.task} {len(self.case_ids)} cases{first} on version {self.serving.version}"
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,9 @@ class RolloutWorker:
             answers = self._generate([case.question for case in cases], request.max_tokens)
         else:
             answers = self._chat(request.chats, request.max_tokens)
+        if request.rest:
+            with self._condemned_on_error():
+                self._engine.rest()
         self._free_since = time.perf_counter()
         tokens = self._engine.prompt_tokens - before
         return RolloutResult(answers, self._receipt, self._free_since - began, idle, tokens, judged)

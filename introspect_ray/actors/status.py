@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from introspect_ray.actors.interim import Answers
 from introspect_ray.records import StepMetrics
 from introspect_ray.storage.checkpoints import Saved
 
@@ -39,6 +40,7 @@ class StatusBoard:
         self._times: dict[str, deque[tuple[float, int]]] = {}
         self._checkpoints: dict[str, dict[str, Any]] = {}
         self._activities: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, dict[int, Answers]] = {}
         self._waiting: dict[str, list[str]] = {}
 
     def post(self, run: str, metrics: StepMetrics) -> None:
@@ -62,6 +64,15 @@ class StatusBoard:
     def saved(self, run: str, saved: Saved) -> None:
         """A checkpoint was stored (rank 0's part of it)."""
         self._checkpoints[run] = {**asdict(saved), "at": time.time()}
+
+    def post_answers(self, run: str, answers: Answers) -> None:
+        """What `run` answers while it trains."""
+        self._answers.setdefault(run, {})[answers.step] = answers
+
+    def answers(self, run: str, after: int = -1) -> list[Answers]:
+        """Those of `run` of steps > after, in step order. They are forgotten then: nobody else reads them."""
+        kept = self._answers.pop(run, {})
+        return [one for step, one in sorted(kept.items()) if step > after]
 
     def wait(self, run: str, lines: list[str]) -> None:
         """Who in `run` waits for which resources since when, a line each; none: nobody."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -19,12 +20,14 @@ from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.evaluated import behavior_of, trained_cases, write_cases
 from introspect_ray.runs.identity import cases_digest, run_identity
+from introspect_ray.runs.interim import OnScores, interim_of, scorer
 from introspect_ray.runs.judging import doubts
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
 from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, warned
 from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, label_set, untrained_scores
 from introspect_ray.runs.tracked import datasets, tracked
+from introspect_ray.runs.waiting import watched
 from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
@@ -34,9 +37,18 @@ from introspect_ray.storage.tracker import Dataset, Tracker
 
 
 def train_once(
-    cfg: RunConfig, setup: SharedSetup, tracker: Tracker, *, run_name: str, on_row: Callable[[dict], None] | None = None
+    cfg: RunConfig,
+    setup: SharedSetup,
+    tracker: Tracker,
+    *,
+    run_name: str,
+    on_row: Callable[[dict], None] | None = None,
+    on_scores: OnScores | None = None,
 ) -> dict[str, Any]:
-    """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
+    """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary.
+
+    on_row: called with the metrics of each step. on_scores: with those of evaluations while it trains (eval.every).
+    """
     began = time.perf_counter()
     store = open_store(cfg.output_dir)
     write_cases(store, UNTRAINED, setup.untrained)
@@ -46,17 +58,21 @@ def train_once(
     store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
     if not (store.exists(READING) and list_names(store)):  # a checkpoint keeps its own: recovery refuses another
         setup.reading.save(store)
-    steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every)
+    also = scorer(cfg, setup, run_name, tracker, on_scores)
+    steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every or 0, also)
     with steps.following():
         labelled, done = train_with_recovery(_worker_spec(cfg, setup, run_name), lambda: _relabeler(cfg, setup))
     trained = time.perf_counter()
     # An engine that dies from here on loads the policy that the workers exported.
     exported = Exported(store.join("policy"), probe_case(setup.prepared.train[0]))
     serving = Serving(cfg.steps, done.served, exported)
-    evaluated = write_cases(store, TRAINED, _evaluated(cfg, setup, serving))
+    turn = setup.turns.turn() if setup.turns else nullcontext()
+    with turn, watched(setup.status, run_name, setup.pool.engines.waits):
+        scoring = time.perf_counter()  # a turn that others had is no part of the evaluation
+        evaluated = write_cases(store, TRAINED, _evaluated(cfg, setup, serving))
     scores = evaluate(evaluated)
     finished = time.perf_counter()
-    seconds = {"train": trained - began, "eval": finished - trained}
+    seconds = {"train": trained - began, "eval": finished - scoring}
     tracker.flush()
     rows = step_rows(store)
     test = evaluated.of(TEST)
@@ -109,11 +125,14 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
         reference_path=setup.reference_path,
         train=setup.train,
         m0=setup.m0,
-        pool=setup.pool,
+        # engines that others score on meanwhile get the policy that was exported, when it is this trial's turn
+        pool=setup.pool.without_engines() if setup.turns else setup.pool,
         status=setup.status,
         calibration=setup.reading.calibration,
         identity=run_identity(cfg, setup.prepared, setup.reading),
         auxiliary=setup.auxiliary,
+        group=setup.group,
+        interim=interim_of(cfg, setup, run_name),
     )
 
 
@@ -129,4 +148,4 @@ def _relabeler(cfg: RunConfig, setup: SharedSetup) -> Any:
     )
     labels = f"{cfg.output_dir.rstrip('/')}/labels"
     actor = RelabelerActor.options(scheduling_strategy=on_this_node())
-    return actor.remote(cfg, sources, labels, cfg.train.num_workers, setup.pool)
+    return actor.remote(cfg, sources, labels, setup.pool)

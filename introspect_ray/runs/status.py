@@ -19,9 +19,9 @@ from ray.exceptions import GetTimeoutError, RayError
 from introspect_ray.actors.status import NAMESPACE, boards
 from introspect_ray.cli import Arguments
 from introspect_ray.config import load_config
+from introspect_ray.config.load import cluster_address
 from introspect_ray.errors import UserError
 from introspect_ray.runs.demands import usage_line, waiting_lines
-from introspect_ray.runs.placement import cluster_address
 from introspect_ray.runs.status_text import job_lines
 
 _ANSWER_S = 10.0  # for a board
