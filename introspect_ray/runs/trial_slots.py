@@ -138,8 +138,9 @@ def open_slots(cfg: RunConfig, setup: SharedSetup, count: int, trials: int, shar
 
 @contextmanager
 def place_for(trial: int, setup: SharedSetup, slots: Any, shared: bool) -> Iterator[SharedSetup]:
-    """The set-up as one trial sees it: with the resources and engines of its place, for which it waits. slots: handle of
-    a TrialSlots, or None."""
+    """The set-up as one trial sees it: with the resources and engines of its place, for which it waits.
+
+    slots: handle of a TrialSlots, or None."""
     if slots is None:
         yield setup
         return
