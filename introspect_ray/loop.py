@@ -74,6 +74,8 @@ def run(
     for step in range(start, cfg.steps):
         began = time.perf_counter()
         _start_labels(cfg, learner, supply, train, step, restored=restored, rank=rank, world=world)
+        if cfg.eval.every and step and step % cfg.eval.every == 0:
+            supply.score(step, learner, train[0])
         ordered = time.perf_counter()
         fetched = supply.fetch(step)
         ready = time.perf_counter()

@@ -97,12 +97,16 @@ class RolloutPool:
         requests = self._groups("label", case_ids, serving, first, self._step_size)
         return [self._send(request) for request in (at_rest(requests, len(self.actors)) if self._rest else requests)]
 
+    def ask(self, task: Task, case_ids: Sequence[str], serving: Serving, max_tokens: int = 1) -> list[PendingRequest]:
+        """Send requests of groups that do not depend on a step; see `collect`."""
+        return [self._send(one) for one in self._groups(task, case_ids, serving, 0, self._size, max_tokens)]
+
     def label_now(self, case_ids: Sequence[str], serving: Serving) -> list[BehaviorPair]:
         """The pairs of cases. Raises AlarmError where the judge gave no verdict on too many free responses.
 
         A set may be labelled in several calls: the share is that of all of them since the last take_judged.
         """
-        results = self._results([self._send(one) for one in self._groups("label", case_ids, serving, 0, self._size)])
+        results = self._results(self.ask("label", case_ids, serving))
         reports = [result.judged for result in results if result.judged]
         if reports and self.judging:
             found = reduce(add, reports)
@@ -116,8 +120,7 @@ class RolloutPool:
         return taken
 
     def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[tuple[int, ...]]:
-        requests = self._groups("explain", case_ids, serving, 0, self._size, max_tokens)
-        return _answers(self._results([self._send(request) for request in requests]))
+        return _answers(self._results(self.ask("explain", case_ids, serving, max_tokens)))
 
     def chat_now(self, chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
         """One greedy answer per chat, in order, of a pool whose actors serve a judging policy (EngineSpec.chats)."""

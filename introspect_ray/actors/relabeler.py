@@ -13,13 +13,14 @@ from typing import Any
 
 import ray
 
+from introspect_ray.actors.interim import Answers, Asked
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import RolloutResult, Serving
 from introspect_ray.actors.weight_sync import verify
 from introspect_ray.cases.lookup import ids_of
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
-from introspect_ray.errors import Interrupted
+from introspect_ray.errors import AlarmError, Interrupted, one_line
 from introspect_ray.judges import JudgeReport
 from introspect_ray.labels.alarms import AgreementCounts, check_agreement, check_verdicts, stop_on
 from introspect_ray.labels.rules import Sources, make_labels, realised_agreement
@@ -58,6 +59,7 @@ class Relabeler:
         self._agreement = AgreementCounts()  # of the labels since this relabeler started
         self._judged: JudgeReport | None = None  # on the free responses since this relabeler started
         self._free_since = time.perf_counter()
+        self._scoring: list[asyncio.Task[None]] = []
         self._stopped = False
         self.notes: list[str] = []  # failures that were recovered from
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
@@ -105,6 +107,25 @@ class Relabeler:
             slot.ready.set_result(self._label(step, version, pairs, seconds, idle, tokens.hit_rate))
         except Exception as error:  # raised by every rank's fetch of this step
             slot.fail(error)
+
+    async def score(self, asked: Asked) -> None:
+        """Put the answers to requests beside the training onto the status board. One that is lost costs a score."""
+        self._scoring.append(asyncio.create_task(self._score(asked)))
+
+    async def _score(self, asked: Asked) -> None:
+        if self._pool is None:
+            return
+        where = f"scores at step {asked.step}"
+        try:
+            labels = await self._pool.collect(asked.labels, where, self.notes.append)
+            said = await self._pool.collect(asked.explanations, where, self.notes.append)
+        except (AlarmError, RuntimeError, ValueError) as error:
+            self.notes.append(f"{where}: there are none ({one_line(error)})")
+            return
+        pairs = [pair for result in labels for pair in result.pairs]
+        explanations = [answer for result in said for answer in result.answers]
+        answers = Answers(asked.step, pairs, explanations)
+        await asked.interim.status.post_answers.remote(asked.interim.run_name, answers)
 
     async def offer(self, step: int, version: int, rank: int, pairs: Sequence[BehaviorPair]) -> None:
         """Take a rank's shard of the pairs of `step`, made by the learner; the last shard completes the step."""
@@ -167,6 +188,7 @@ class Relabeler:
 
     async def finish(self) -> dict[str, float | None]:
         """Complete the label table. Returns its totals over the whole run, and this relabeler's seconds by activity."""
+        await asyncio.gather(*self._scoring)
         self._writer.close()
         counts = count_labels(self._uri)
         return {

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from introspect_ray.actors.interim import Answers
 from introspect_ray.records import StepMetrics
 
 
@@ -16,6 +17,7 @@ class StatusBoard:
     def __init__(self) -> None:
         self._rows: dict[str, dict[int, dict[str, Any]]] = {}
         self._latest: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, dict[int, Answers]] = {}
         self._waiting: dict[str, list[str]] = {}
 
     def post(self, run: str, metrics: StepMetrics) -> None:
@@ -31,6 +33,15 @@ class StatusBoard:
     def latest(self) -> dict[str, dict[str, Any]]:
         """The row posted last by each run (after a restart not the one of the highest step), in order of posting."""
         return self._latest
+
+    def post_answers(self, run: str, answers: Answers) -> None:
+        """What `run` answers while it trains."""
+        self._answers.setdefault(run, {})[answers.step] = answers
+
+    def answers(self, run: str, after: int = -1) -> list[Answers]:
+        """Those of `run` of steps > after, in step order. They are forgotten then: nobody else reads them."""
+        kept = self._answers.pop(run, {})
+        return [one for step, one in sorted(kept.items()) if step > after]
 
     def wait(self, run: str, lines: list[str]) -> None:
         """Who in `run` waits for which resources since when, a line each; none: nobody."""

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 
+from introspect_ray.actors.interim import Asked, Interim
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
 from introspect_ray.actors.weight_sync import Expected, probe_case, verify
@@ -46,6 +47,11 @@ class Supply(Protocol):
         `version`. The labels of `step` are made when every rank has offered its pairs. Never waits."""
         ...
 
+    def score(self, step: int, learner: Learner, probe: TokenizedCase) -> None:
+        """Start scoring the learner's weights, those of version `step`, on a few held-out cases. Never waits.
+        Collective."""
+        ...
+
     def fetch(self, step: int) -> StepLabels:
         """This rank's labels of `step`; waits for them. Raises the error that kept them from being made."""
         ...
@@ -78,9 +84,19 @@ class Conductor(Protocol):
 class RaySupply:
     """The loop's Supply over actors. Only rank 0 requests; every rank publishes, offers and fetches."""
 
-    def __init__(self, cfg: RunConfig, case_ids: Sequence[str], pool: RolloutPool, relabeler: Any, rank: int) -> None:
-        """case_ids: of the training cases, in plan order. relabeler: handle of a Relabeler."""
+    def __init__(
+        self,
+        cfg: RunConfig,
+        case_ids: Sequence[str],
+        pool: RolloutPool,
+        relabeler: Any,
+        rank: int,
+        interim: Interim | None = None,
+    ) -> None:
+        """case_ids: of the training cases, in plan order. relabeler: handle of a Relabeler. interim: what `score`
+        asks."""
         self._cfg, self._ids, self._pool, self._relabeler, self._rank = cfg, case_ids, pool, relabeler, rank
+        self._interim = interim
         self._transfer = make_transfer(cfg, pool, rank)
         self._latest: Serving | None = None  # its weights stay in the object store as long as a request names them
         self._receipts: list[Any] = []  # futures, one per engine
@@ -108,6 +124,15 @@ class RaySupply:
 
     def offer(self, step: int, version: int, pairs: Sequence[BehaviorPair]) -> None:
         self._relabeler.offer.remote(step, version, self._rank, pairs)
+
+    def score(self, step: int, learner: Learner, probe: TokenizedCase) -> None:
+        if self._latest is None or self._latest.version != step:  # no step delivers weights
+            self.publish(learner, step, probe)
+        if self._interim and self._latest and self._latest.expected:
+            ids, serving = self._interim.case_ids, self._latest
+            labels = self._pool.ask("label", ids, serving)
+            explanations = self._pool.ask("explain", ids, serving, self._interim.max_tokens)
+            self._relabeler.score.remote(Asked(step, labels, explanations, self._interim))
 
     def fetch(self, step: int) -> StepLabels:
         labels: StepLabels = ray.get(self._relabeler.fetch.remote(step, self._rank))

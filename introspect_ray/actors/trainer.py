@@ -16,6 +16,7 @@ import ray
 import ray.train
 
 from introspect_ray.actors.engines import place
+from introspect_ray.actors.interim import Interim
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.supply import PENDING, RayConductor, RaySupply
 from introspect_ray.actors.trial_group import TrialGroup
@@ -55,6 +56,7 @@ class WorkerSpec:
     identity: dict[str, Any]  # what a checkpoint must share with this run
     group: TrialGroup | None = None  # whose first bundles are the workers'; None: Ray Train makes a group of its own
     auxiliary: Any = None  # ref of an AuxiliaryTable; None: no auxiliary data
+    interim: Interim | None = None  # what is scored while it trains; None: nothing
     relabeler: Any = None  # handle of a Relabeler; recovery starts one each time it starts training
     checkpoint: str | None = None  # to go on from, already checked; None: start at step 0
 
@@ -82,7 +84,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
     train: CaseTable = ray.get(spec.train)
     m0: Mapping[str, BehaviorPair] = ray.get(spec.m0)
     learner = _learner(spec, train, rank, world)
-    supply = RaySupply(cfg, train.case_ids, spec.pool, spec.relabeler, rank)
+    supply = RaySupply(cfg, train.case_ids, spec.pool, spec.relabeler, rank, spec.interim)
     writer = CheckpointWriter(cfg.output_dir, spec.identity, rank, world, spec.checkpoint)
     conductor = RayConductor(spec.status, spec.run_name, writer, rank, world, watched=_watched())
     start, restored = _resume(spec, learner, supply, rank)

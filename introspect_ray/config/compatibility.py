@@ -234,6 +234,48 @@ def _shared_gpu_obstacle(cfg: RunConfig) -> str | None:
     return None
 
 
+def no_engine_works(cfg: RunConfig) -> bool:
+    """Whether a run asks nothing of its engines while it trains."""
+    return (cfg.supervision.rule != "online" or learner_labels(cfg)) and not cfg.eval.every
+
+
+def _release(cfg: RunConfig) -> str | None:
+    if cfg.rollout.release and not no_engine_works(cfg):
+        return (
+            "rollout.release=true ends the engines while the policy trains, and they have work then (online labels, "
+            "eval.every): leave it out, or set rollout.engine=learner without eval.every"
+        )
+    if cfg.rollout.release and cfg.rollout.weight_transfer == "ipc":
+        return "rollout.release=true leaves nothing to share a GPU with (rollout.weight_transfer=ipc): leave one out"
+    return None
+
+
+def _interim(cfg: RunConfig) -> str | None:
+    every, defaults = cfg.eval.every, type(cfg.eval)()
+    if not every:
+        if cfg.eval.interim_cases != defaults.interim_cases:
+            return f"eval.interim_cases={cfg.eval.interim_cases} has no effect without eval.every: set it"
+        if cfg.sweep.scheduler == "asha":
+            return "sweep.scheduler=asha decides by scores made while trials train: set eval.every"
+        return None
+    if not cfg.eval.dev_fraction:
+        return f"eval.every={every} scores the dev split, and there is none: set eval.dev_fraction above 0"
+    if cfg.supervision.rule == "online" and not learner_labels(cfg) and every % cfg.rollout.sync_every:
+        return (
+            f"eval.every={every} is no multiple of rollout.sync_every={cfg.rollout.sync_every}, and the engines have "
+            "the weights of every such step alone: make it one"
+        )
+    if engines_rest(cfg):
+        return f"eval.every={every} asks engines that rest while the policy trains (ipc at lag 0): leave it out"
+    return None
+
+
+def _asha(cfg: RunConfig) -> str | None:
+    if cfg.sweep.scheduler == "all" and cfg.sweep.reduction != type(cfg.sweep)().reduction:
+        return f"sweep.reduction={cfg.sweep.reduction:g} has no effect without sweep.scheduler=asha: set it"
+    return None
+
+
 _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _second_policy,
     _serving_engine,
@@ -247,4 +289,7 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _task_keys,
     _sentences,
     _transfer,
+    _release,
+    _interim,
+    _asha,
 )

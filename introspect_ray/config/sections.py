@@ -72,6 +72,9 @@ class RolloutConfig(_Section):
     """vllm: GPUs over which one engine splits the policy."""
     num_cpus: float = Field(1, ge=0)
     """Logical CPUs per rollout actor, for Ray's placement."""
+    release: bool = False
+    """train, fixed or mixed labels or engine=learner: end the engines while the policy trains, and start them again for
+    the evaluation, so that they and the trainers need not have room at once. (In a sweep trials share engines.)"""
     num_gpus: float = Field(0, ge=0)
     """GPUs per rollout actor; below 1 an engine shares one."""
     threads: int = Field(1, ge=1)
@@ -185,6 +188,12 @@ class EvalConfig(_Section):
     dev_fraction: float = Field(0.2, ge=0, lt=1)
     """Share of the held-out questions (cases with the same x∖C are one) that are the dev split, on which a sweep's
     objective is measured; all results are of the others, the test split. Of fewer than 10 questions all are test."""
+    every: int = Field(0, ge=0)
+    """Steps between two evaluations on `interim_cases` while a policy trains; 0: none. Their scores are metrics of the
+    run (interim.*), and what sweep.scheduler decides by. Training goes on meanwhile; online the engines answer them
+    between two steps' labels."""
+    interim_cases: int = Field(64, ge=1)
+    """every: how many held-out cases are asked then, the first ones of the dev split."""
 
 
 class AlarmConfig(_Section):

@@ -18,6 +18,8 @@ _FREE = (
     "ray_address",
     "wait_for_nodes",
     "sweep",
+    "eval.every",
+    "eval.interim_cases",
     "tracking",
     "cache_dir",
     "train.max_failures",

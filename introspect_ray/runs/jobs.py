@@ -151,8 +151,7 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
     from introspect_ray.runs.sweep import run_sweep
 
     cfg, spaces, trials = sweep.cfg, sweep.spaces, sweep.trials
-    configs = [trial.cfg for trial in trials]
-    values = sweep.values[0] if len(spaces) == 1 else sweep.values
+    configs, values = [trial.cfg for trial in trials], sweep.values[0] if len(spaces) == 1 else sweep.values
     keys = ",".join(space.key for space in spaces)
     swept = {"sweep": {"key": keys, "values": str(values), "seeds": str(sweep.seeds)}}
     with (
@@ -165,7 +164,7 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
         steps = sum(trial.cfg.steps for trial in trials) + bool(after) * cfg.steps
         with progress_bar(setup.status, steps, _name(cfg)):
             summaries, stopped = run_sweep(cfg, spaces, trials, setup, tracking)
-            if after and not stopped:
+            if after and not any("failed" in row for row in stopped):
                 after(override(cfg, {"seed": sweep.seeds[0]}), setup, tracking)
         track_aggregate(parent, store, spaces[0].leaf)
         log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
@@ -252,12 +251,13 @@ def report_sweep(
         print_summaries(summaries, keys[0], points)
     elif summaries:
         print(grid_table(summaries, keys, points))
-    lines = [f"{shown_name({key: row[key] for key in (*keys, 'seed')})}: {row['failed']}" for row in stopped]
-    for line in lines:
-        print(f"failed   {line}", flush=True)
-    if lines:
+    ends = [(kind, row) for row in stopped for kind in ("stopped", "failed") if kind in row]
+    shown = [(kind, f"{shown_name({key: row[key] for key in (*keys, 'seed')})}: {row[kind]}") for kind, row in ends]
+    for kind, line in shown:
+        print(f"{kind:8} {line}", flush=True)
+    if lines := [line for kind, line in shown if kind == "failed"]:
         raise AlarmError(
-            f"{len(lines)} of {len(summaries) + len(lines)} trials failed, the first is {lines[0]}; the others' "
+            f"{len(lines)} of {len(summaries) + len(stopped)} trials failed, the first is {lines[0]}; the others' "
             f"results are in {store.join('sweep.json')}, and --resume runs those that failed again"
         )
 

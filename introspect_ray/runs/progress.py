@@ -50,11 +50,13 @@ class StepTracking:
         tracker: Tracker,
         on_row: Callable[[dict[str, Any]], None] | None = None,
         flush_every: int = 0,
+        also: Callable[[], None] | None = None,
     ) -> None:
-        """on_row: also called with each row. flush_every: steps between two checkpoints (0: none). The rows before a
-        checkpoint are flushed with it: a resumed run does not make them again, and the board dies with the driver."""
+        """on_row: also called with each row. also: called each time the board is looked at. flush_every: steps
+        between two checkpoints (0: none). The rows before a checkpoint are flushed with it: a resumed run does not make
+        them again, and the board dies with the driver."""
         self._status, self._run, self._tracker, self._on_row = status, run, tracker, on_row
-        self._flush_every = flush_every
+        self._flush_every, self._also = flush_every, also
         self._last_step = -1
         self._error: Exception | None = None
 
@@ -65,6 +67,8 @@ class StepTracking:
         def look() -> None:
             with self._kept():
                 self.track(ray.get(self._status.rows.remote(self._run, self._last_step)))
+                if self._also:
+                    self._also()
 
         with polling(look, f"track-{self._run}"):
             yield

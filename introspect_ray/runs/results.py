@@ -18,6 +18,7 @@ from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.tracker import Tracker
 from introspect_ray.storage.tracking import JsonlTracker, make_tracker
 
+STOPPED = "stopped.json"  # in the folder of a trial that the scheduler stopped early: {"stopped": reason, ...}
 FAILED = "failed.json"  # in the folder of a trial that an alarm stopped: {"failed": reason}
 
 MOST_WARNINGS = 5  # of one kind that are printed; where each question has labels of its own there may be hundreds

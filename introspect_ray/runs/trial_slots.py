@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.trial_group import TrialGroup
@@ -21,6 +21,8 @@ from introspect_ray.errors import UserError, one_line
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.setup import SharedSetup, make_group
 from introspect_ray.runs.slots import Places
+
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class TrialSlots:
         self._cfg, self._shared = cfg, shared
         self._places = Places(count, trials)
         self._slots = {0: first}
+        self._processes: dict[int, Any] = {}  # by trial, the actor in which it runs, or ran
         self._opening: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Condition()
         self._turn, self._in_turn = asyncio.Lock(), -1
@@ -51,9 +54,10 @@ class TrialSlots:
             self._slots[place] = self._ask(place)
             self._opening[place] = asyncio.create_task(self._open(place))
 
-    async def acquire(self, trial: int) -> Slot:
-        """A place for the trial, when there is one."""
+    async def acquire(self, trial: int, process: Any) -> Slot:
+        """A place for the trial, when there is one. process: handle of the actor in which it runs."""
         async with self._changed:
+            self._processes[trial] = process
             self._places.ask(trial)
             self._close_surplus()
             await self._changed.wait_for(lambda: self._places.of(trial) is not None)
@@ -66,6 +70,15 @@ class TrialSlots:
             self._places.leave(trial)
             self._close_surplus()
             self._changed.notify_all()
+
+    async def leave_when_dead(self, trial: int) -> None:
+        """The trial is stopped from outside: its place is free when its process has gone, and its workers with it."""
+        process = self._processes.get(trial)
+        with suppress(RayActorError):
+            while process is not None and self._places.of(trial) is not None:
+                await process.__ray_ready__.remote()
+                await asyncio.sleep(_LOOK_S)
+        await self.leave(trial)
 
     async def take_turn(self, trial: int) -> None:
         """Wait until no other trial scores on the shared engines: each would load its policy again and again."""
@@ -113,7 +126,10 @@ TrialSlotsActor = ray.remote(num_cpus=0)(TrialSlots)
 
 
 def open_slots(cfg: RunConfig, setup: SharedSetup, count: int, trials: int, shared: bool) -> Any:
-    """The handle of the TrialSlots of a sweep. cfg: of the set-up."""
+    """The handle of the TrialSlots of a sweep; None where all trials run one after another in the set-up's place, and
+    each ends before the next one starts. cfg: of the set-up."""
+    if count == 1 and cfg.sweep.scheduler == "all":
+        return None
     made = TrialSlotsActor.options(scheduling_strategy=on_this_node())
     slots = made.remote(cfg, Slot(setup.group, setup.pool), count, trials, shared)
     ray.get(slots.open.remote())
@@ -122,8 +138,13 @@ def open_slots(cfg: RunConfig, setup: SharedSetup, count: int, trials: int, shar
 
 @contextmanager
 def place_for(trial: int, setup: SharedSetup, slots: Any, shared: bool) -> Iterator[SharedSetup]:
-    """The set-up as one trial sees it: with the resources and engines of its place, for which it waits."""
-    slot: Slot = ray.get(slots.acquire.remote(trial))
+    """The set-up as one trial sees it: with the resources and engines of its place, for which it waits. slots: handle of
+    a TrialSlots, or None."""
+    if slots is None:
+        yield setup
+        return
+    process = ray.get_runtime_context().current_actor
+    slot: Slot = ray.get(slots.acquire.remote(trial, process))
     try:
         yield replace(setup, pool=slot.pool, group=slot.group, turns=Turns(slots, trial) if shared else None)
     finally:

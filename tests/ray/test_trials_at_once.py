@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +21,7 @@ from introspect_ray.config import override
 from introspect_ray.runs.sweep import run_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+REPO = Path(__file__).parents[2]
 TRIAL = "ray::ImplicitFunc"  # the process in which Ray Tune runs a trial
 
 
@@ -79,3 +83,66 @@ def test_a_trial_whose_process_dies_goes_on(live, tmp_path):
     assert sweep(live, root, at_once=2, **flat) == alone
     assert len(killed) == 1
     assert policies(root) == policies(tmp_path / "alone")
+
+
+def test_engines_that_are_released_while_a_policy_trains_score_it_as_those_that_stayed(tmp_path):
+    out = {}
+    for release in (False, True):
+        folder = tmp_path / str(release)
+        command = ["jobs/train.py", "steps=4", "batch_size=24", "task.train_cases=96", "task.test_cases=64"]
+        command += [f"rollout.release={release}", "rollout.engine=transformers", "tracking.backend=jsonl"]
+        done = subprocess.run(
+            [sys.executable, *command, f"output_dir={folder}"], cwd=REPO, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((folder / "summary.json").read_text())
+        out[release] = {key: value for key, value in summary.items() if key != "timing"}
+        out[release]["policy"] = (folder / "policy" / "model.safetensors").read_bytes()
+    assert out[True] == out[False]
+
+
+def interim(root: Path, value: str) -> list[int]:
+    """The steps at which a trial was scored while it trained."""
+    lines = map(json.loads, (root / value / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "interim.gap.em" in line]
+
+
+@pytest.mark.parametrize("rule", ["fixed", "online"])
+def test_scores_while_a_policy_trains_change_no_bit_of_it(live, tmp_path, rule):
+    flat = {"supervision__rule": rule, "steps": 6}
+    plain = sweep(live, tmp_path / "plain", at_once=1, **flat)
+    scored = sweep(live, tmp_path / "scored", at_once=1, eval__every=2, eval__dev_fraction=0.2, **flat)
+    assert scored == plain
+    assert policies(tmp_path / "scored") == policies(tmp_path / "plain")
+    assert [interim(tmp_path / "scored", value) for value in ("0", "1", "5")] == [[2, 4]] * 3
+
+
+def test_asha_stops_trials_and_a_resumed_sweep_leaves_them_stopped(live, tmp_path):
+    """One at a time the first runs to its end. Its gap stays 0, for it does not learn, and so does the third one's. If
+    the second one's falls below at a rung, it is stopped there; else the third is, below the median of both."""
+    flat = {
+        "eval__every": 10,
+        "eval__dev_fraction": 0.2,
+        "sweep__scheduler": "asha",
+        "steps": 200,
+        "sweep__reduction": 2,
+    }
+    runs = [
+        override(
+            live.cfg,
+            {
+                **{key.replace("__", "."): value for key, value in flat.items()},
+                "learning_rate": rate,
+                "output_dir": str(tmp_path / f"{rate:g}"),
+            },
+        )
+        for rate in (1e-9, 3e-3, 2e-9)
+    ]
+    rows, errors = run_trials(runs, live.setup, (None, None))
+    assert errors == [] and rows[0] is not None and "gap" in rows[0]
+    stopped = [run for run, row in zip(runs, rows, strict=True) if row is not None and "stopped" in row]
+    assert stopped, rows
+    for run in stopped:
+        assert not Path(run.output_dir, "summary.json").exists()
+        assert json.loads(Path(run.output_dir, "stopped.json").read_text())["steps"] < 200
+    assert run_trials(runs, live.setup, (None, None)) == (rows, [])

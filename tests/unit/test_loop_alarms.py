@@ -93,3 +93,17 @@ def test_a_node_that_goes_costs_no_step(noticed_at, saved, steps):
     except Interrupted as left:
         assert str(left) == f"checkpoint {saved[-1]}" and steps < 3
     assert (written, learner.steps) == (saved, steps)
+
+
+def test_weights_are_scored_every_so_many_steps_before_they_are_updated():
+    """At lag 0 with the version that the step has just delivered."""
+    scored: list[tuple[int, int]] = []
+
+    class Scoring(Supply):
+        def score(self, step, learner, probe):
+            scored.append((step, self.version))
+
+    flat = {"steps": 6, "batch_size": 1, "supervision": {"rule": "online"}, "eval": {"every": 2}}
+    conductor = SimpleNamespace(report=lambda row: None, node_is_going=lambda: False)
+    run(RunConfig.model_validate(flat), TinyLearner(0.0), Scoring(), conductor, {}, [None])
+    assert scored == [(2, 2), (4, 4)]

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from introspect_ray.actors.interim import Answers, Asked, Interim
 from introspect_ray.actors.relabeler import Relabeler, unshard
 from introspect_ray.actors.rollout import RolloutResult
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
-from introspect_ray.errors import AlarmError, Interrupted
+from introspect_ray.errors import AlarmError, Interrupted, RepeatedFailure
 from introspect_ray.labels import rules
 from introspect_ray.labels.calibration import Calibration
 from introspect_ray.labels.reading import Reading
@@ -172,3 +173,31 @@ def test_a_relabeler_serves_one_group_of_workers(tmp_path):
         return [*seen, await maker.entered()]
 
     assert asyncio.run(run()) == [0, 2]
+
+
+def test_scores_beside_the_training_are_there_before_it_ends(tmp_path):
+    """And a request that is lost costs a score, not the run."""
+    posted, cfg = [], RunConfig.model_validate({"batch_size": 1, "steps": 1})
+
+    async def collect(groups, where, note):
+        await asyncio.sleep(0.01)
+        if groups == ["lost"]:
+            raise RepeatedFailure("an engine died 3 times")
+        return groups
+
+    async def post(run, answers):
+        posted.append((run, answers))
+
+    status = SimpleNamespace(post_answers=SimpleNamespace(remote=post))
+    interim = Interim(["c0"], 8, status, "mine")
+    result = [RolloutResult(["answer"], None, 0.0, 0.0, PromptTokens())]
+    maker = Relabeler(cfg, Sources({"c0": ("A", "B")}, "m", {}), str(tmp_path), SimpleNamespace(collect=collect))
+
+    async def run():
+        await maker.score(Asked(4, result, result, interim))
+        await maker.score(Asked(8, result, ["lost"], interim))
+        await maker.finish()
+
+    asyncio.run(run())
+    assert posted == [("mine", Answers(4, ["answer"], ["answer"]))]
+    assert maker.notes == ["scores at step 8: there are none (an engine died 3 times)"]
