@@ -82,8 +82,11 @@ class TrialSlots:
 
     async def take_turn(self, trial: int) -> None:
         """Wait until no other trial scores on the shared engines: each would load its policy again and again."""
-        await self._turn.acquire()
-        self._in_turn = trial
+        if self._in_turn != trial:  # else its process died in its turn, and it was started again
+            await self._turn.acquire()
+            self._in_turn = trial
+        if self._places.of(trial) is None:  # it died while it waited
+            self.end_turn(trial)
 
     def end_turn(self, trial: int) -> None:
         """The next trial may score."""
