@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -19,10 +20,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 class TrialGroup:
     """A placement group whose first bundles are those of the training workers. Picklable.
 
-    workers, engines: how many of each have bundles. paired: engine i shares the bundle of training worker i.
+    group: None where there are no bundles: of elastic workers alone, or of engines that need no resources. workers,
+    engines: how many of each have bundles. paired: engine i shares the bundle of training worker i.
     """
 
-    group: PlacementGroup
+    group: PlacementGroup | None
     workers: int
     engines: int
     paired: bool
@@ -30,12 +32,12 @@ class TrialGroup:
     @classmethod
     def make(cls, bundles: Sequence[dict[str, float]], workers: int, engines: int) -> TrialGroup:
         """Ask for a group; it is ready when Ray has found room. It ends with the process or actor that asked for it."""
-        group = placement_group(list(bundles), strategy="PACK")
+        group = placement_group(list(bundles), strategy="PACK") if bundles else None
         return cls(group, workers, engines, paired=len(bundles) < workers + engines)
 
     def ready(self) -> Any:
         """A future: Ray has found room for all bundles."""
-        return self.group.ready()
+        return self.group.ready() if self.group else ray.put(None)
 
     def engine_places(self) -> list[Any]:
         """Scheduling strategies of the engines, in their order; of none if engines need no resources."""
@@ -52,4 +54,5 @@ class TrialGroup:
 
     def remove(self) -> None:
         """Give the resources back; ends everything that runs in the group."""
-        remove_placement_group(self.group)
+        if self.group:
+            remove_placement_group(self.group)

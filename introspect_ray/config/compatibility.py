@@ -234,6 +234,22 @@ def _shared_gpu_obstacle(cfg: RunConfig) -> str | None:
     return None
 
 
+def no_engine_works(cfg: RunConfig) -> bool:
+    """Whether a run asks nothing of its engines while it trains."""
+    return (cfg.supervision.rule != "online" or learner_labels(cfg)) and not cfg.eval.every
+
+
+def _release(cfg: RunConfig) -> str | None:
+    if cfg.rollout.release and not no_engine_works(cfg):
+        return (
+            "rollout.release=true ends the engines while the policy trains, and they have work then (online labels, "
+            "eval.every): leave it out, or set rollout.engine=learner without eval.every"
+        )
+    if cfg.rollout.release and cfg.rollout.weight_transfer == "ipc":
+        return "rollout.release=true leaves nothing to share a GPU with (rollout.weight_transfer=ipc): leave one out"
+    return None
+
+
 def _interim(cfg: RunConfig) -> str | None:
     every, defaults = cfg.eval.every, type(cfg.eval)()
     if not every:
@@ -273,6 +289,7 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _task_keys,
     _sentences,
     _transfer,
+    _release,
     _interim,
     _asha,
 )

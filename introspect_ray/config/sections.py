@@ -72,6 +72,9 @@ class RolloutConfig(_Section):
     """vllm: GPUs over which one engine splits the policy."""
     num_cpus: float = Field(1, ge=0)
     """Logical CPUs per rollout actor, for Ray's placement."""
+    release: bool = False
+    """train, fixed or mixed labels or engine=learner: end the engines while the policy trains, and start them again for
+    the evaluation, so that they and the trainers need not have room at once. (In a sweep trials share engines.)"""
     num_gpus: float = Field(0, ge=0)
     """GPUs per rollout actor; below 1 an engine shares one."""
     threads: int = Field(1, ge=1)

@@ -24,6 +24,7 @@ from introspect_ray.runs.interim import OnScores, interim_of, scorer
 from introspect_ray.runs.judging import doubts
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
+from introspect_ray.runs.released import evaluation_room, training_room
 from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, warned
 from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, label_set, untrained_scores
 from introspect_ray.runs.tracked import datasets, tracked
@@ -60,16 +61,16 @@ def train_once(
         setup.reading.save(store)
     also = scorer(cfg, setup, run_name, tracker, on_scores)
     steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every or 0, also)
-    with steps.following():
-        labelled, done = train_with_recovery(_worker_spec(cfg, setup, run_name), lambda: _relabeler(cfg, setup))
+    with steps.following(), training_room(cfg, setup) as room:
+        labelled, done = train_with_recovery(_worker_spec(cfg, room, run_name), lambda: _relabeler(cfg, room))
     trained = time.perf_counter()
     # An engine that dies from here on loads the policy that the workers exported.
     exported = Exported(store.join("policy"), probe_case(setup.prepared.train[0]))
     serving = Serving(cfg.steps, done.served, exported)
     turn = setup.turns.turn() if setup.turns else nullcontext()
-    with turn, watched(setup.status, run_name, setup.pool.engines.waits):
+    with turn, evaluation_room(cfg, setup) as room, watched(setup.status, run_name, room.pool.engines.waits):
         scoring = time.perf_counter()  # a turn that others had is no part of the evaluation
-        evaluated = write_cases(store, TRAINED, _evaluated(cfg, setup, serving))
+        evaluated = write_cases(store, TRAINED, _evaluated(cfg, room, serving))
     scores = evaluate(evaluated)
     finished = time.perf_counter()
     seconds = {"train": trained - began, "eval": finished - scoring}
@@ -78,7 +79,7 @@ def train_once(
     test = evaluated.of(TEST)
     cases = {"train": len(setup.prepared.train), "test": len(test), "questions": len(set(test.questions))}
     totals = {**labelled, **done.seconds}
-    judged = [*setup.judged, *judged_of("trained", setup.pool)]
+    judged = [*setup.judged, *judged_of("trained", room.pool)]
     out = run_summary(cfg, cases, scores, (setup.reading, judged), totals, rows, setup.seconds, seconds)
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # these are in the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
@@ -125,8 +126,7 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
         reference_path=setup.reference_path,
         train=setup.train,
         m0=setup.m0,
-        # engines that others score on meanwhile get the policy that was exported, when it is this trial's turn
-        pool=setup.pool.without_engines() if setup.turns else setup.pool,
+        pool=setup.pool,
         status=setup.status,
         calibration=setup.reading.calibration,
         identity=run_identity(cfg, setup.prepared, setup.reading),

@@ -14,7 +14,7 @@ import yaml
 from introspect_ray.config import RunConfig
 from introspect_ray.config.load import cluster_address
 from introspect_ray.errors import UserError
-from introspect_ray.runs.placement import MIN_CORES, OVERSUBSCRIPTION, Resources
+from introspect_ray.runs.placement import MIN_CORES, OVERSUBSCRIPTION, Resources, resources
 from introspect_ray.runs.slots import Nodes, NodeType, engines_shared, needed, obstacle, trials_at_once
 
 # Where Ray's cluster launcher puts the autoscaler's config on the head node, on which a submitted job's driver runs.
@@ -94,6 +94,8 @@ def local_at_once(cfg: RunConfig, trials: Sequence[RunConfig]) -> int:
 
 def local_need(cfg: RunConfig, trials: Sequence[RunConfig], count: int) -> dict[str, float]:
     """Logical CPUs and GPUs of `count` trials at once."""
+    if count == 1:
+        return resources(cfg)
     groups = needed(cfg, engines_shared(trials), count)
     return {name: math.fsum(bundle.get(name, 0.0) for group in groups for bundle in group) for name in ("CPU", "GPU")}
 

@@ -75,9 +75,24 @@ def apart(cfg: RunConfig) -> list[Resources]:
     return [engine_resources(cfg)] * count
 
 
+def phases(cfg: RunConfig) -> list[list[Resources]]:
+    """The placement groups that a run holds one after another: one, or with rollout.release those of set-up, training
+    and evaluation."""
+    if not cfg.rollout.release:
+        return [bundles(cfg)]
+    return [bundles(set_up_config(cfg)), bundles(cfg, engines=False), bundles(cfg, trainers=False)]
+
+
+def set_up_config(cfg: RunConfig) -> RunConfig:
+    """`cfg` as far as the set-up's placement group goes: with one training worker's bundle, for the reference, where
+    the group is not that of the training."""
+    return override(cfg, {"train.num_workers": 1}) if cfg.rollout.release else cfg
+
+
 def resources(cfg: RunConfig) -> dict[str, float]:
     """Logical resources of a run: {"CPU", "GPU"}. Those of its placement group and of what is beside it."""
-    return _sum({"CPU": 0.0, "GPU": 0.0}, *bundles(cfg), *apart(cfg))
+    widest = [_sum({"CPU": 0.0, "GPU": 0.0}, *group) for group in phases(cfg)]
+    return _sum({name: max(group[name] for group in widest) for name in ("CPU", "GPU")}, *apart(cfg))
 
 
 def judging_policies(cfg: RunConfig) -> dict[str, list[JudgeConfig]]:

@@ -198,8 +198,8 @@ def _trainer(spec: WorkerSpec) -> TorchTrainer:
     It does wait for room in the cluster: a start that times out is a failure of its controller.
     """
     cfg = spec.cfg
-    lent = spec.group if spec.group and spec.group.workers == cfg.train.num_workers else None
-    made: Any = partial(GroupTrainer, group=lent.group) if lent else TorchTrainer
+    lent = spec.group.group if spec.group and spec.group.workers == cfg.train.num_workers else None
+    made: Any = partial(GroupTrainer, group=lent) if lent else TorchTrainer
     trainer: TorchTrainer = made(
         train_worker,
         train_loop_config={"spec": spec},

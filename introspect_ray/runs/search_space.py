@@ -205,7 +205,12 @@ class Trial:
 
 
 def grid(cfg: RunConfig, spaces: Sequence[Space], values: Sequence[Sequence[Any]], seeds: Sequence[int]) -> list[Trial]:
-    """The trials of a joint grid: every combination of the keys' values, drawn ones among them, with every seed."""
+    """The trials of a joint grid: every combination of the keys' values, drawn ones among them, with every seed.
+
+    Raises UserError for a key that is for a run of its own.
+    """
+    if cfg.rollout.release:
+        raise UserError("rollout.release is for `train`: the trials of a sweep share its engines, leave it out")
     made = points([space.key for space in spaces], values, cfg.sweep.samples, cfg.sweep.seed)
     return [_trial(cfg, spaces, point, seed) for point in made for seed in seeds]
 

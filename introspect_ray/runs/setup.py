@@ -26,7 +26,7 @@ from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.activities import open_board
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said
 from introspect_ray.runs.judging import start_judging
-from introspect_ray.runs.placement import bundles, engine_resources, set_up_in_group
+from introspect_ray.runs.placement import bundles, engine_resources, set_up_config, set_up_in_group
 from introspect_ray.runs.policy_cases import PolicyCases, one_token
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.runs.progress import shown_activities
@@ -76,28 +76,26 @@ class SharedSetup:
         return self.untrained.of(TEST).pairs[self.untrained.orig]
 
 
-def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) -> SharedSetup:
-    """Start the pool, label all cases with M0 and cache its reference distribution. Once per sweep.
-
-    lora_rank: the largest of the trials; None: the config's. `SharedSetup.close` gives back what it holds.
-    """
-    group = make_group(cfg)
+def set_up(cfg: RunConfig, prepared: Prepared) -> SharedSetup:
+    """Start the pool, label all cases with M0 and cache its reference distribution. Once per sweep (see
+    search_space.shared_config). `SharedSetup.close` gives back what it holds."""
+    group = make_group(set_up_config(cfg))
     try:
         with shown_activities(open_board(cfg)) as status:
-            return _set_up(cfg, prepared, status, group, lora_rank or cfg.lora_rank)
+            return _set_up(cfg, prepared, status, group)
     except BaseException:
         group.remove()  # Ray would keep it as long as this process is connected
         raise
 
 
-def _set_up(cfg: RunConfig, prepared: Prepared, status: Any, group: TrialGroup, lora_rank: int) -> SharedSetup:
+def _set_up(cfg: RunConfig, prepared: Prepared, status: Any, group: TrialGroup) -> SharedSetup:
     began = time.perf_counter()
     train, test = ray.put(prepared.train), ray.put(prepared.test)
     # Where every response is one token it does not matter which, so the reference is made while the engines start.
     early = one_token(prepared.train)
     reference = start_reference(cfg, prepared, train, None, group, status) if early else None
     own, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
-    pool = start_pool(cfg, cfg.policy, own, lora_rank, [train, test], judging, group.engine_places())
+    pool = start_pool(cfg, cfg.policy, own, cfg.lora_rank, [train, test], judging, group.engine_places())
     pool.board = status
     with watched(status, "set-up", pool.engines.waits):
         pool.wait()
@@ -128,10 +126,10 @@ def _set_up(cfg: RunConfig, prepared: Prepared, status: Any, group: TrialGroup, 
     )
 
 
-def make_group(cfg: RunConfig, *, engines: bool = True) -> TrialGroup:
-    """The placement group of one trial, with its engines or without. Does not wait for room."""
+def make_group(cfg: RunConfig, *, trainers: bool = True, engines: bool = True) -> TrialGroup:
+    """The placement group of one trial, or of a part of it. Does not wait for room."""
     count = cfg.rollout.num_actors if engines and engine_resources(cfg) else 0
-    workers = cfg.train.max_workers * (not cfg.train.elastic)
+    workers = cfg.train.max_workers if trainers and not cfg.train.elastic else 0
     return TrialGroup.make(bundles(cfg, trainers=bool(workers), engines=engines), workers, count)
 
 

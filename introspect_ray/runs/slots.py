@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from introspect_ray.config import RunConfig
-from introspect_ray.config.compatibility import learner_labels
-from introspect_ray.runs.placement import Resources, apart, bundles, fewest
+from introspect_ray.config.compatibility import no_engine_works
+from introspect_ray.runs.placement import Resources, apart, bundles, fewest, phases, resources
 
 _ROUNDING = 1e-9  # fractions of a GPU add up to 1 but for rounding
 
@@ -57,11 +58,6 @@ def engines_shared(trials: Sequence[RunConfig]) -> bool:
     Elastic training workers are in no group, so a place without engines would be one without anything.
     """
     return all(no_engine_works(one) and not one.train.elastic for one in trials)
-
-
-def no_engine_works(cfg: RunConfig) -> bool:
-    """Whether a run asks nothing of engines while it trains."""
-    return (cfg.supervision.rule != "online" or learner_labels(cfg)) and not cfg.eval.every
 
 
 def needed(cfg: RunConfig, shared: bool, count: int) -> list[list[Resources]]:
@@ -112,12 +108,11 @@ def obstacle(cfg: RunConfig, nodes: Nodes) -> str | None:
     """
     if nodes.types is None:
         return None
-    every, groups = nodes.all(), needed(fewest(cfg), False, 1)
-    for bundle in (bundle for group in groups for bundle in group):
+    every, least = nodes.all(), fewest(cfg)
+    for bundle in chain(apart(least), *phases(least)):
         if not any(_fits(bundle, node) for node in every):
             return f"one bundle of a trial is {shown(bundle)} on one node, and the largest node has {_largest(every)}"
-    for name in ("CPU", "GPU"):
-        want = sum(bundle.get(name, 0.0) for group in groups for bundle in group)
+    for name, want in resources(least).items():
         have = sum(node.get(name, 0.0) for node in every)
         if want > have + _ROUNDING:
             return f"one trial needs {want:g} {name}s, {len(every)} node(s) have {have:g}"

@@ -86,8 +86,9 @@ def run_trials(
                 callbacks=[Endings(slots, trials)],
             ),
         ).fit()
-    warned(ray.get(slots.notes.remote()))
-    ray.kill(slots)
+    if slots is not None:
+        warned(ray.get(slots.notes.remote()))
+        ray.kill(slots)
     for one in (one for one in missing if open_store(one.output_dir).exists(STOPPED)):
         with open_tracker(one, one.output_dir.rsplit("/", 1)[-1], *tracking):
             pass  # its process could not close it

@@ -82,8 +82,11 @@ class TrialSlots:
 
     async def take_turn(self, trial: int) -> None:
         """Wait until no other trial scores on the shared engines: each would load its policy again and again."""
-        await self._turn.acquire()
-        self._in_turn = trial
+        if self._in_turn != trial:  # else its process died in its turn, and it was started again
+            await self._turn.acquire()
+            self._in_turn = trial
+        if self._places.of(trial) is None:  # it died while it waited
+            self.end_turn(trial)
 
     def end_turn(self, trial: int) -> None:
         """The next trial may score."""
@@ -126,7 +129,10 @@ TrialSlotsActor = ray.remote(num_cpus=0)(TrialSlots)
 
 
 def open_slots(cfg: RunConfig, setup: SharedSetup, count: int, trials: int, shared: bool) -> Any:
-    """The handle of the TrialSlots of a sweep. cfg: of the set-up."""
+    """The handle of the TrialSlots of a sweep; None where all trials run one after another in the set-up's place, and
+    each ends before the next one starts. cfg: of the set-up."""
+    if count == 1 and cfg.sweep.scheduler == "all":
+        return None
     made = TrialSlotsActor.options(scheduling_strategy=on_this_node())
     slots = made.remote(cfg, Slot(setup.group, setup.pool), count, trials, shared)
     ray.get(slots.open.remote())
@@ -135,7 +141,12 @@ def open_slots(cfg: RunConfig, setup: SharedSetup, count: int, trials: int, shar
 
 @contextmanager
 def place_for(trial: int, setup: SharedSetup, slots: Any, shared: bool) -> Iterator[SharedSetup]:
-    """The set-up as one trial sees it: with the resources and engines of its place, for which it waits."""
+    """The set-up as one trial sees it: with the resources and engines of its place, for which it waits.
+
+    slots: handle of a TrialSlots, or None."""
+    if slots is None:
+        yield setup
+        return
     process = ray.get_runtime_context().current_actor
     slot: Slot = ray.get(slots.acquire.remote(trial, process))
     try:

@@ -45,12 +45,16 @@ class Endings(tune.Callback):
     the reason why the scheduler stopped one is kept in its folder, so that --resume does not run it again."""
 
     def __init__(self, slots: Any, trials: Sequence[RunConfig]) -> None:
-        """slots: handle of a TrialSlots."""
+        """slots: handle of a TrialSlots, or None."""
         self._slots, self._trials = slots, trials
+
+    def _leave(self, trial: int) -> None:
+        if self._slots is not None:
+            self._slots.leave_when_dead.remote(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune when it gives a trial up."""
-        self._slots.leave_when_dead.remote(trial.config["trial"])
+        self._leave(trial.config["trial"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune when a trial has ended, or is stopped early: its last report is an interim one then."""
@@ -58,4 +62,4 @@ class Endings(tune.Callback):
         if "stopped" in row:
             number = trial.config["trial"]
             open_store(self._trials[number].output_dir).write_json(STOPPED, row)
-            self._slots.leave_when_dead.remote(number)
+            self._leave(number)

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ from introspect_ray.config import override
 from introspect_ray.runs.sweep import run_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+REPO = Path(__file__).parents[2]
 TRIAL = "ray::ImplicitFunc"  # the process in which Ray Tune runs a trial
 
 
@@ -80,6 +83,22 @@ def test_a_trial_whose_process_dies_goes_on(live, tmp_path):
     assert sweep(live, root, at_once=2, **flat) == alone
     assert len(killed) == 1
     assert policies(root) == policies(tmp_path / "alone")
+
+
+def test_engines_that_are_released_while_a_policy_trains_score_it_as_those_that_stayed(tmp_path):
+    out = {}
+    for release in (False, True):
+        folder = tmp_path / str(release)
+        command = ["jobs/train.py", "steps=4", "batch_size=24", "task.train_cases=96", "task.test_cases=64"]
+        command += [f"rollout.release={release}", "rollout.engine=transformers", "tracking.backend=jsonl"]
+        done = subprocess.run(
+            [sys.executable, *command, f"output_dir={folder}"], cwd=REPO, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((folder / "summary.json").read_text())
+        out[release] = {key: value for key, value in summary.items() if key != "timing"}
+        out[release]["policy"] = (folder / "policy" / "model.safetensors").read_bytes()
+    assert out[True] == out[False]
 
 
 def interim(root: Path, value: str) -> list[int]:

@@ -40,6 +40,8 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
             {"judge.second": {"kind": "llm", "policy": "p", "max_unjudged": 1}},
             "judge.second.max_unjudged has no effect",
         ),
+        ({"rollout.release": True, "supervision.rule": "online"}, "release=true ends the engines while .* have work"),
+        ({"rollout.release": True, "eval.every": 5}, "release=true ends the engines while .* have work"),
         ({"eval.interim_cases": 9}, "eval.interim_cases=9 has no effect without eval.every"),
         ({"sweep.scheduler": "asha"}, "decides by scores made while trials train: set eval.every"),
         ({"sweep.reduction": 2}, "sweep.reduction=2 has no effect without sweep.scheduler=asha"),

@@ -59,3 +59,12 @@ def test_an_elastic_run_needs_room_for_its_fewest_workers():
     """One engine beside one to four workers. The reference is made by one worker, before the training."""
     cfg = load_config(None, {**GPU, "train.num_workers": [1, 4]})
     assert (resources(cfg)["GPU"], resources(fewest(cfg))["GPU"]) == (5, 2)
+
+
+def test_a_run_that_releases_its_engines_needs_the_widest_of_its_phases():
+    """Set-up: two engines and the worker of the reference. Training: four workers. Evaluation: two engines."""
+    flat = {**GPU, "rollout.num_actors": 2, "train.num_workers": 4}
+    assert resources(load_config(None, flat))["GPU"] == 6
+    assert resources(load_config(None, {**flat, "rollout.release": True})) == {"CPU": 4, "GPU": 4}
+    few = {**flat, "train.num_workers": 1, "rollout.release": True}
+    assert resources(load_config(None, few))["GPU"] == 3
