@@ -60,7 +60,7 @@ def rows(folder: str) -> list[dict[str, Any]]:
 
 
 def without_times(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in one.items() if key != "timing"} for one in summaries]
+    return [{key: value for key, value in one.items() if key != "timing_s"} for one in summaries]
 
 
 def span(run: Path) -> float:

@@ -94,6 +94,9 @@ class VLLMEngine(DeviceUpdates):
             "async_scheduling": False,  # with one caller and short answers there is nothing to overlap
             "tensor_parallel_size": rollout.tensor_parallel_size,
         }
+        if rollout.tensor_parallel_size > 1:
+            # In an actor of a placement group vLLM would start a Ray actor per GPU, for which its bundle has no room.
+            args |= {"distributed_executor_backend": "mp"}
         if rollout.weight_transfer == "ipc":
             args |= {"enable_sleep_mode": True}
         if current_platform.is_cpu():

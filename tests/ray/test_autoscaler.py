@@ -101,7 +101,7 @@ def kill_node(node: str) -> None:
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The summaries of a sweep without their times."""
     found = json.loads((folder / "sweep.json").read_text())["rows"]
-    return [{key: value for key, value in row.items() if key != "timing"} for row in found]
+    return [{key: value for key, value in row.items() if key != "timing_s"} for row in found]
 
 
 def submit(address: str, env: dict[str, str], log: Path, out: Path) -> subprocess.Popen:

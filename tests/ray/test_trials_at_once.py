@@ -37,7 +37,7 @@ def sweep(live: Any, root: Path, at_once: int, **flat: Any) -> list[dict]:
     ]
     rows, errors = run_trials(runs, live.setup, (None, None))
     assert errors == []
-    return [{key: value for key, value in (row or {}).items() if key != "timing"} for row in rows]
+    return [{key: value for key, value in (row or {}).items() if key != "timing_s"} for row in rows]
 
 
 def policies(root: Path) -> list[bytes]:
@@ -96,7 +96,7 @@ def test_engines_that_are_released_while_a_policy_trains_score_it_as_those_that_
         )
         assert done.returncode == 0, done.stderr
         summary = json.loads((folder / "summary.json").read_text())
-        out[release] = {key: value for key, value in summary.items() if key != "timing"}
+        out[release] = {key: value for key, value in summary.items() if key != "timing_s"}
         out[release]["policy"] = (folder / "policy" / "model.safetensors").read_bytes()
     assert out[True] == out[False]
 
