@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,7 @@ class LabelSet:
 
 def label_job(args: Arguments) -> None:
     """Label what is missing. Raises UserError before anything heavy starts and before anything is written."""
-    for key, value in args.overrides.items():
-        if key.partition(".")[0] in _TRAINING and key not in _READ:
-            raise UserError(f"{key}={value} has no effect on `label`, which trains nothing: leave it out")
+    _refuse_training(args.overrides)
     given = load_config(args.config, args.overrides, {"output_dir": "runs/label"})
     todo = check_labelling(given, explain=args.flags["explain"], resume=args.resume, overwrite=args.overwrite)
     if args.dry_run:
@@ -209,6 +207,13 @@ def plan_of(todo: LabelSet) -> str:
         f"{cfg.rollout.num_gpus:g} GPU, as many as the parts keep busy\n"
         f"output: {cfg.output_dir}, and the cache {todo.prepared.cache_uri}"
     )
+
+
+def _refuse_training(overrides: Mapping[str, Any]) -> None:
+    """Refuse keys of training on the command line, which have no effect here."""
+    for key, value in overrides.items():
+        if key.partition(".")[0] in _TRAINING and key not in _READ:
+            raise UserError(f"{key}={value} has no effect on `label`, which trains nothing: leave it out")
 
 
 def _refuse_others(given: RunConfig) -> None:

@@ -29,17 +29,16 @@ def behaviours(case: Case, prefix: str = "", hinted: bool = True) -> Iterator[di
 
 def write(out: Path, seed: int, train: int, test: int, wording: Wording, prefix: str, hinted: bool) -> None:
     """Write the three files. Raises UserError as `generate`, and where a file is there or `out` cannot be written."""
-    for name in ("j_train", "j_test", "j_train_chats"):
-        cli.check_new(out / f"{name}.jsonl")
     questions = generate(seed, train, test)
     cases = {side: [case_of(one, wording, seed) for one in questions[side]] for side in questions}
+    files: dict[str, Iterable[dict[str, Any]]] = {f"j_{side}.jsonl": map(_row, made) for side, made in cases.items()}
+    files["j_train_chats.jsonl"] = (chat for case in cases["train"] for chat in behaviours(case, prefix, hinted))
+    for name in files:
+        cli.check_new(out / name)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for side, made in cases.items():
-            _lines(out / f"j_{side}.jsonl", map(_row, made))
-        _lines(
-            out / "j_train_chats.jsonl", (chat for case in cases["train"] for chat in behaviours(case, prefix, hinted))
-        )
+        for name, rows in files.items():
+            _lines(out / name, rows)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror or error}): name another folder") from None
     print(f"{out}: {train} questions of J_train (behaviour: j_train_chats.jsonl), {test} of J_test")

