@@ -37,7 +37,7 @@ SWEEP = [
 # node of the next, so the second trial at once runs on demand; there is no room for a third.
 NODE = {"resources": {"CPU": 2, "object_store_memory": 150_000_000}, "node_config": {}, "min_workers": 0}
 TYPES = {
-    "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+    "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     "scarce_spot": {**NODE, "max_workers": 2, "priority": 20, "labels": {"kind": "scarce_spot"}},
     "spot": {**NODE, "max_workers": 1, "priority": 10, "labels": {"kind": "spot"}},
     "on_demand": {**NODE, "max_workers": 1, "priority": 0, "labels": {"kind": "on_demand"}},
@@ -59,13 +59,15 @@ def autoscaler(home: Path) -> Callable[[str], tuple[Path, dict[str, str]]]:
         }  # fmt: skip
         config = {
             "cluster_name": "scarce", "max_workers": 2, "idle_timeout_minutes": 0.15, "upscaling_speed": 1,
-            "provider": provider, "available_node_types": TYPES, "head_node_type": "head", "auth": {}, "docker": {},
-            "file_mounts": {}, "file_mounts_sync_continuously": False, **{name: [] for name in EMPTY_LISTS},
+            "provider": provider, "available_node_types": TYPES, "head_node_type": "ray.head.default", "auth": {},
+            "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False,
+            **{name: [] for name in EMPTY_LISTS},
         }  # fmt: skip
         file = home / "ray_bootstrap_config.yaml"
         file.write_text(yaml.safe_dump(config))
         return file, {
             "HOME": str(home), "PYTHONPATH": f"{REPO}:{Path(__file__).parent}", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": "20",  # a pending node is given up
             "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_worker_niceness": "0",
             "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         }  # fmt: skip
@@ -105,11 +107,13 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def submit(address: str, env: dict[str, str], log: Path, out: Path) -> subprocess.Popen:
+    """Without --working-dir: nodes of one machine unpack it into one folder, each anew under the others' feet."""
     with log.open("w") as output:
         return subprocess.Popen(
             [
-                Path(sys.executable).with_name("ray"), "job", "submit", "--address", address, "--working-dir", ".",
-                "--", "python", "jobs/sweep_lambda.py", *SWEEP, f"output_dir={out}", "wait_for_nodes=true",
+                Path(sys.executable).with_name("ray"), "job", "submit", "--address", address,
+                "--", "python", str(REPO / "jobs" / "sweep_lambda.py"), *SWEEP, f"output_dir={out}",
+                "wait_for_nodes=true",
             ],
             cwd=REPO, env=env, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
