@@ -224,6 +224,16 @@ class StepLabels:
     relabeler_idle_s: float
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a policy answers while it trains, by the weights of a step: pairs of cases in their order, and the tokens
+    of the explanations."""
+
+    step: int
+    pairs: Sequence[BehaviorPair]
+    explanations: Sequence[tuple[int, ...]]
+
+
 class Wait(NamedTuple):
     """Somebody waits for resources. Example: ("2 of 4 rollout actors", "1 CPU and 1 GPU each", 1764306000.0)."""
 

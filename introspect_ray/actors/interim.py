@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from introspect_ray.actors.pool import PendingRequest
-from introspect_ray.cases.answers import Tokens
-from introspect_ray.records import BehaviorPair
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,3 @@ class Asked:
     labels: Sequence[PendingRequest]
     explanations: Sequence[PendingRequest]
     interim: Interim
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Of the cases in their order, by the weights of a step: pairs, and the tokens of explanations."""
-
-    step: int
-    pairs: Sequence[BehaviorPair]
-    explanations: Sequence[Tokens]

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from introspect_ray.actors.interim import Answers, Asked
+from introspect_ray.actors.interim import Asked
 from introspect_ray.actors.metrics import Meters, idle_share, run_name
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import RolloutResult, Serving
@@ -26,7 +26,7 @@ from introspect_ray.judges import JudgeReport
 from introspect_ray.labels.alarms import AgreementCounts, check_agreement, check_verdicts, stop_on
 from introspect_ray.labels.rules import Sources, make_labels, realised_agreement
 from introspect_ray.labels.store import LabelWriter, count_labels, truncate_labels
-from introspect_ray.records import BehaviorPair, Label, StepLabels, Wait
+from introspect_ray.records import Answers, BehaviorPair, Label, StepLabels, Wait
 from introspect_ray.schedule import plan_ids
 from introspect_ray.scores.metrics import off_format
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import ray
 
-from introspect_ray.actors.interim import Answers
-from introspect_ray.records import StepMetrics
+from introspect_ray.records import Answers, StepMetrics
 from introspect_ray.storage.checkpoints import Saved
 
 log = logging.getLogger(__name__)

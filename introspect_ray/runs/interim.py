@@ -8,9 +8,10 @@ from typing import Any
 
 import ray
 
-from introspect_ray.actors.interim import Answers, Interim
+from introspect_ray.actors.interim import Interim
 from introspect_ray.cases.lookup import records_at
 from introspect_ray.config import RunConfig
+from introspect_ray.records import Answers
 from introspect_ray.runs.evaluated import behavior_of, said, trained_cases
 from introspect_ray.runs.results import tracked
 from introspect_ray.runs.setup import SharedSetup

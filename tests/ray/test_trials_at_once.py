@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import ray
 
+from introspect_ray.actors.status import start_board
 from introspect_ray.config import override
 from introspect_ray.runs.sweep import run_trials
 
@@ -35,7 +37,8 @@ def sweep(live: Any, root: Path, at_once: int, **flat: Any) -> list[dict]:
         )
         for value in (0.0, 1.0, 5.0)
     ]
-    rows, errors = run_trials(runs, live.setup, (None, None))
+    setup = replace(live.setup, status=start_board({}))  # runs of one name on one board would read each other's rows
+    rows, errors = run_trials(runs, setup, (None, None))
     assert errors == []
     return [{key: value for key, value in (row or {}).items() if key != "timing_s"} for row in rows]
 

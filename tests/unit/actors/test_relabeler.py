@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from introspect_ray.actors.interim import Answers, Asked, Interim
+from introspect_ray.actors.interim import Asked, Interim
 from introspect_ray.actors.relabeler import Relabeler, unshard
 from introspect_ray.actors.rollout import RolloutResult
 from introspect_ray.config import RunConfig
@@ -18,7 +18,7 @@ from introspect_ray.labels.calibration import Calibration
 from introspect_ray.labels.reading import Reading
 from introspect_ray.labels.rules import Sources
 from introspect_ray.labels.store import read_labels
-from introspect_ray.records import BehaviorPair, Explanation, StepLabels
+from introspect_ray.records import Answers, BehaviorPair, Explanation, StepLabels
 from introspect_ray.schedule import plan_ids
 
 

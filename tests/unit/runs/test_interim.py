@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from introspect_ray.actors.interim import Answers
 from introspect_ray.actors.status import StatusBoard
 from introspect_ray.config import load_config
-from introspect_ray.records import BehaviorPair
+from introspect_ray.records import Answers, BehaviorPair
 from introspect_ray.runs.interim import interim_rows
 
 
