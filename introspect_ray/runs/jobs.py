@@ -20,6 +20,7 @@ from introspect_ray.runs.search_space import Space, Trial, grid, load_grid, shar
 from introspect_ray.schedule import idle_warning
 from introspect_ray.scores.grid import grid_table
 from introspect_ray.scores.metrics import constant_explainer
+from introspect_ray.scores.table import table
 from introspect_ray.storage import Store, is_remote, open_store
 from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.storage.output_folder import check_output, prepare_output
@@ -268,8 +269,6 @@ def print_summaries(
     summaries: Sequence[dict[str, Any]], key: str, points: Sequence[dict[str, Any]] | None = None
 ) -> None:
     """points: the block "aggregate" of sweep.json, whose rows hold the swept values too."""
-    from introspect_ray.scores.table import table
-
     print(table(summaries, key, [row[key] for row in summaries] if points else None, points))
 
 
