@@ -43,7 +43,6 @@ def test_one_machine_runs_as_many_trials_as_its_cores_keep_busy(monkeypatch):
     assert local(supervision__rule="online", sweep__trials_at_once=3) == 2  # half a core each
 
 
-
 def test_the_limits_of_an_autoscaler_count_nodes_that_are_not_there_yet():
     types = [NodeType("spot", H100, 2), NodeType("on_demand", H100, 1)]
     head = {"CPU": 4.0}
