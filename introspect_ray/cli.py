@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray.errors import AlarmError, UserError, one_line
+from introspect_ray.log_levels import DEFAULT, LEVELS
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Arguments:
     overwrite: bool
     flags: dict[str, Any] = field(default_factory=dict)  # a command's own options by name
     names: tuple[str, ...] = ()  # positional words without "=" or with "/" before it, where a command takes them
+    log_level: str = DEFAULT
 
 
 Flags = Callable[[argparse.ArgumentParser], None]
@@ -50,6 +52,8 @@ def parse(
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
     group.add_argument("--overwrite", action="store_true", help="replace an existing output_dir of ours")
+    levels = f"what is logged, of all processes from info on ({DEFAULT})"
+    parser.add_argument("--log-level", choices=LEVELS, default=DEFAULT, help=levels)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. kl_weight=0.1 supervision.rule=online")
     if flags:
         flags(parser)
@@ -58,7 +62,7 @@ def parse(
     # A path may hold "=", as the trials of a sweep do; a key has no slash.
     names = tuple(word for word in words if "=" not in word or "/" in word.partition("=")[0]) if takes_names else ()
     pairs = [parse_override(word) for word in words if word not in names]
-    shared = {name: known.pop(name) for name in ("config", "dry_run", "resume", "overwrite")}
+    shared = {name: known.pop(name) for name in ("config", "dry_run", "resume", "overwrite", "log_level")}
     known.pop("help")
     return Arguments(overrides=dict(pairs), flags=known, names=names, **shared)
 

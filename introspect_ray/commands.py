@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from introspect_ray import __version__, cli
 from introspect_ray.cli import Arguments, Flags
+from introspect_ray.log_levels import set_level
 
 
 def train(args: Arguments) -> None:
@@ -23,10 +24,14 @@ def train(args: Arguments) -> None:
 
 
 def sweep(args: Arguments) -> None:
-    """Train one run per value of a config key and per seed, on one set of engines: sweep.json and sweep.png.
+    """Train one run per value of a config key and per seed, with M0 labelled once: sweep.json and sweep.png.
 
     introspect-ray sweep kl_weight=[0,1] seeds=[0,1,2]    the key that takes a list is swept; several make a joint grid
     introspect-ray sweep lambda                           the paper's values: lambda, agreement, alpha, lora_rank, lr
+    introspect-ray sweep lambda kl_weight=[0,1]           what the named sweep fixes, with values of your own
+    introspect-ray sweep kl_weight=loguniform(1e-3,10)    drawn at random (sweep.samples)
+
+    As many trials run at once as the cluster has room for (sweep.trials_at_once).
     """
     from introspect_ray.runs.jobs import sweep_job
     from introspect_ray.runs.search_space import chosen_spaces
@@ -133,6 +138,22 @@ def controls_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", default="runs/controls", help="for controls.json (runs/controls)")
 
 
+def status(args: Arguments) -> None:
+    """What the running jobs do, from any terminal of a cluster's machine: steps, rates, metrics, who waits for what.
+
+    introspect-ray status                              all clusters that run on this machine
+    introspect-ray status ray_address=HOST:PORT        the one at that address, as in the job's config (or RAY_ADDRESS)
+    """
+    from introspect_ray.runs.status import status_job
+
+    status_job(args)
+
+
+def status_flags(parser: argparse.ArgumentParser) -> None:
+    """The options of `status`."""
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="print it again and again until no job runs")
+
+
 def quickstart(args: Arguments) -> None:
     """The main job on the bundled organism: λ = 0 and λ = 1 with fixed labels, then online relabelling at ν = 1.
 
@@ -176,6 +197,7 @@ COMMANDS = {
     "replay": Command(replay),
     "controls": Command(controls, controls_flags, takes_names=True),
     "plan": Command(plan, plan_flags),
+    "status": Command(status, status_flags),
     "quickstart": Command(quickstart),
     "reproduce": Command(reproduce, reproduce_flags, takes_names=True),
 }
@@ -185,7 +207,13 @@ def run(name: str, argv: Sequence[str], prog: str | None = None, description: st
     """Run a command on `argv`. Exits with 2 for bad input and with 1 for an alarm or a failed check."""
     job, flags, takes_names = COMMANDS[name]
     text = description or inspect.getdoc(job) or ""
-    cli.run(lambda: job(cli.parse(text, argv, flags, prog=prog, takes_names=takes_names)))
+
+    def parsed() -> None:
+        args = cli.parse(text, argv, flags, prog=prog, takes_names=takes_names)
+        set_level(args.log_level)
+        job(args)
+
+    cli.run(parsed)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,5 +15,9 @@ class AlarmError(RuntimeError):
     why. The message names the bound, with the numbers, and the remedy."""
 
 
+class Interrupted(Exception):
+    """Training stopped to go on with other workers, from a checkpoint. It is no failure; the message says why."""
+
+
 class RepeatedFailure(AlarmError):
     """A part died `train.max_failures` times in a row without progress. The message says what, how often and where."""

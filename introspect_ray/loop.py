@@ -54,16 +54,18 @@ def run(
     train: Sequence[TokenizedCase],
     *,
     rank: int = 0,
+    world: int = 1,
     start: int = 0,
     restored: frozenset[int] = frozenset(),
     auxiliary: Callable[[int], Sequence[AuxiliaryText]] = no_texts,
 ) -> dict[str, float]:
     """Train from step `start` to cfg.steps.
 
-    m0: M0's pairs by case id. train: the training cases in plan order; the first is the probe of deliveries. restored:
-    steps whose labels came with the checkpoint. auxiliary: this rank's auxiliary texts of a step. Returns this rank's
-    seconds by activity: "train", "sync" (with the engines), "label" (by the learner) and "wait" (for labels). Raises
-    AlarmError on rank 0 if a step exceeds a bound of cfg.alarms.
+    m0: M0's pairs by case id. train: the training cases in plan order; the first is the probe of deliveries. world: how
+    many ranks there are; each takes every world-th case of a step, from its own number on. restored: steps whose labels
+    came with the checkpoint. auxiliary: this rank's auxiliary texts of a step. Returns this rank's seconds by activity:
+    "train", "sync" (with the engines), "label" (by the learner) and "wait" (for labels). Raises AlarmError on rank 0 if
+    a step exceeds a bound of cfg.alarms, and Interrupted after a checkpoint if a node of the run is about to go.
 
     Collectives (weight gather, labelling, update, checkpoint) are reached by every rank in the same order.
     """
@@ -71,7 +73,9 @@ def run(
     ordering = "label" if learner_labels(cfg) else "sync"
     for step in range(start, cfg.steps):
         began = time.perf_counter()
-        _start_labels(cfg, learner, supply, train, step, restored=restored, rank=rank)
+        _start_labels(cfg, learner, supply, train, step, restored=restored, rank=rank, world=world)
+        if cfg.eval.every and step and step % cfg.eval.every == 0:
+            supply.score(step, learner, train[0])
         ordered = time.perf_counter()
         fetched = supply.fetch(step)
         ready = time.perf_counter()
@@ -84,8 +88,12 @@ def run(
             row = _metrics(cfg, step, fetched, result, learner, idle=ready - ordered, total=done - began)
             conductor.report(row)
             stop_on(check_step(row, cfg.alarms))  # after the report: the numbers are on record
-        if cfg.train.checkpoint_every and (step + 1) % cfg.train.checkpoint_every == 0 and step + 1 < cfg.steps:
-            conductor.checkpoint(step + 1, learner, supply.pending() if rank == 0 else [])
+        if step + 1 < cfg.steps:
+            going = conductor.node_is_going()
+            if going or (cfg.train.checkpoint_every and (step + 1) % cfg.train.checkpoint_every == 0):
+                conductor.checkpoint(step + 1, learner, supply.pending() if rank == 0 else [])
+            if going:
+                conductor.leave(step + 1)
     return seconds
 
 
@@ -98,13 +106,14 @@ def _start_labels(
     *,
     restored: frozenset[int],
     rank: int,
+    world: int,
 ) -> None:
     """Start making the labels that are due at `step`, with the current weights: those of version `step`."""
     online = cfg.supervision.rule == "online"
     due = [later for later in (steps_of_version(step, cfg) if online else [step]) if later not in restored]
     if learner_labels(cfg):
         for later in due:
-            plan = step_plan(cfg.seed, later, len(train), cfg.batch_size)[rank :: cfg.train.num_workers]
+            plan = step_plan(cfg.seed, later, len(train), cfg.batch_size)[rank::world]
             supply.offer(later, step, learner.label_pairs(records_at(train, plan), step))
         return
     if online and step % cfg.rollout.sync_every == 0:
@@ -133,7 +142,7 @@ def _metrics(
         engine_gap=engine_gap(fetched.pairs, learner.last_logprobs) if online and lag == 0 else None,
         off_format=fetched.off_format,
         prefix_hit_rate=fetched.prefix_hit_rate,
-        lag=lag if online else step,
+        lag=lag if online else None,
         trainer_idle_s=idle,
         rollout_idle_s=fetched.rollout_idle_s,
         relabeler_idle_s=fetched.relabeler_idle_s,

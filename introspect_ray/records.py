@@ -197,7 +197,7 @@ class StepMetrics:
     engine_gap: float | None  # max |trainer - engine| label logprob, same case and version (lag 0)
     off_format: float | None  # share of the answers, two per pair (see BehaviorPair.cued_off_format)
     prefix_hit_rate: float | None  # share of the rollouts' prompt tokens that came from vLLM's prefix cache
-    lag: int  # step - weight version of the labels' parents; under fixed and mixed that version is 0, so lag = step
+    lag: int | None  # online: step - weight version of the labels' parents
     trainer_idle_s: float
     rollout_idle_s: float
     relabeler_idle_s: float
@@ -222,3 +222,21 @@ class StepLabels:
     rollout_s: float  # of the engines
     rollout_idle_s: float
     relabeler_idle_s: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a policy answers while it trains, by the weights of a step: pairs of cases in their order, and the tokens
+    of the explanations."""
+
+    step: int
+    pairs: Sequence[BehaviorPair]
+    explanations: Sequence[tuple[int, ...]]
+
+
+class Wait(NamedTuple):
+    """Somebody waits for resources. Example: ("2 of 4 rollout actors", "1 CPU and 1 GPU each", 1764306000.0)."""
+
+    who: str
+    needs: str
+    since: float  # seconds since the epoch

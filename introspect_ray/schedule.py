@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from introspect_ray.config import RunConfig
+from introspect_ray.config import RunConfig, override
+from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.rng import bits
 
 T = TypeVar("T")
@@ -66,6 +67,41 @@ def steps_of_version(version: int, cfg: RunConfig) -> list[int]:
     last = min(cfg.steps, version + cfg.lag + cfg.rollout.sync_every)
     first = 0 if version == 0 else version + cfg.lag
     return [t for t in range(first, last) if label_version(t, cfg.lag, cfg.rollout.sync_every) == version]
+
+
+def step_group(cfg: RunConfig) -> int:
+    """Cases of a step that one engine answers together: rollout.group_size, or else the batch dealt evenly.
+
+    lag + sync_every steps are labelled at a time, so that each of them has its part of the engines. Example: 8 cases on
+    4 engines in groups of 2 at lag 0, of 4 at lag 1.
+    """
+    if cfg.rollout.group_size is not None:
+        return cfg.rollout.group_size
+    engines = -(-cfg.rollout.num_actors // (cfg.lag + cfg.rollout.sync_every))
+    return min(cfg.rollout.bulk_group, -(-cfg.batch_size // engines))
+
+
+def idle_engines(cfg: RunConfig) -> int:
+    """Engines that cannot be busy while the labels of online supervision are made, for want of groups."""
+    if cfg.supervision.rule != "online" or learner_labels(cfg):
+        return 0
+    groups = -(-cfg.batch_size // step_group(cfg)) * (cfg.lag + cfg.rollout.sync_every)
+    return max(0, cfg.rollout.num_actors - groups)
+
+
+def idle_warning(cfg: RunConfig) -> str | None:
+    """One line on engines that cannot be busy, with the remedy; None if all can."""
+    idle, rollout = idle_engines(cfg), cfg.rollout
+    if not idle:
+        return None
+    fewer = f"lower rollout.num_actors to {rollout.num_actors - idle}"
+    spread = override(cfg, {"rollout.group_size": None})
+    if idle_engines(spread) < idle:
+        fewer += f", or leave rollout.group_size={rollout.group_size} out (groups of {step_group(spread)})"
+    return (
+        f"{idle} of {rollout.num_actors} engines have nothing to do while a step is labelled (batch_size="
+        f"{cfg.batch_size} in groups of {step_group(cfg)}, lag={cfg.lag}): {fewer}"
+    )
 
 
 def deal(items: Sequence[T], size: int, engines: int, first: int) -> list[tuple[int, Sequence[T]]]:

@@ -7,30 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any
 
-import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
-from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, RolloutWorker, Serving, Task
+from introspect_ray.actors.engines import Engines, reason
+from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, Serving, Task
+from introspect_ray.actors.status import activity
 from introspect_ray.actors.weight_sync import verify
 from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import engines_rest
 from introspect_ray.engines.protocol import PromptTokens
-from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
+from introspect_ray.errors import RepeatedFailure
 from introspect_ray.judges import JudgeReport, check_unjudged
 from introspect_ray.records import BehaviorPair, Delivery, Message
-from introspect_ray.schedule import deal
-
-RESTART_S = 900.0  # for a dead engine to come back: a large policy, on a node that an autoscaler has to start
-ANSWER_S = 60.0  # for an engine to finish what it was asked before and to say whether it is usable
-_POLL_S = 1.0
-_FINAL = (AlarmError, UserError, ValueError, ObjectLostError)  # another engine would fail in the same way
+from introspect_ray.schedule import deal, step_group
 
 
 @dataclass(frozen=True)
@@ -44,49 +41,93 @@ class PendingRequest:
 class RolloutPool:
     """Handles of equal rollout actors. Picklable: the trainer's rank 0, the relabeler and the driver hold copies.
 
-    Cases are cut into groups of `group_size` in the given order, and the groups are dealt to the actors in turn: what
-    is computed together does not depend on the size of the pool. Each step begins at another actor, so that at lag >= 1
-    even steps of a single group use the whole pool.
+    Cases are cut into groups in the given order, and the groups are dealt to the actors in turn: what is computed
+    together does not depend on who computes it, or how often. A step begins at the actor after the last one of the step
+    before, so that at lag >= 1 even steps of a single group use the whole pool.
     """
 
-    def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any]) -> None:
-        """cases: refs of CaseTables, which Ray keeps once per node."""
-        self._size, self._limit = cfg.rollout.group_size, cfg.train.max_failures
+    board: Any = None  # handle of a StatusBoard, which hears how far long requests are
+    policy = "policy"  # its name there
+    _advance: Callable[[int], None] | None = None  # within `reporting`: takes the number of cases that were answered
+
+    def __init__(self, cfg: RunConfig, spec: EngineSpec, cases: Sequence[Any], places: Sequence[Any] = ()) -> None:
+        """cases: refs of CaseTables, which Ray keeps once per node. places: a scheduling strategy per engine; (): where
+        there is room."""
+        self._cfg, self._spec = cfg, spec
+        self._size, self._step_size, self._limit = cfg.rollout.bulk_group, step_group(cfg), cfg.train.max_failures
+        self._rest = engines_rest(cfg)
+        self.policy = spec.policy
         self.prompt_tokens = PromptTokens()  # of all label_now and explain_now so far
         self.judging = spec.judging  # who judges free responses; its identity is the Provenance.judge of their labels
         self.judged: JudgeReport | None = None  # on all label_now since the last take_judged
         self._cases = list(cases)  # refs in a list, which Ray passes unresolved: each engine resolves them once
-        rollout = cfg.rollout
-        actor: Any = ray.remote(num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, max_restarts=-1)(RolloutWorker)
-        self.actors: list[Any] = [actor.remote(rollout, spec) for _ in range(rollout.num_actors)]
+        self.engines = Engines(cfg, spec, places)
+
+    @property
+    def actors(self) -> list[Any]:
+        return self.engines.actors
+
+    def another(self, places: Sequence[Any]) -> RolloutPool:
+        """New engines like these at other places, which serve M0."""
+        return RolloutPool(self._cfg, self._spec, self._cases, places)
+
+    def without_engines(self) -> RolloutPool:
+        """This pool for a training that asks no engine: weights are not sent, and no engine is looked after."""
+        made = copy(self)
+        made.engines = self.engines.none()
+        return made
 
     def wait(self) -> None:
         """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks the
         policy or vLLM."""
-        asyncio.run(self._all_up())
+        asyncio.run(self.engines.start())
 
     def revive(self) -> list[str]:
         """Until every engine is up and usable; returns a line on each that had to be restarted for it.
 
         A training that died can leave an engine waiting in a collective, or half updated. Raises RepeatedFailure for an
-        engine that does not come back, RayActorError for one that cannot start.
+        engine that does not come back in time, ActorDiedError for one whose replacement cannot start either.
         """
-        return asyncio.run(self._revived())
+        return asyncio.run(self.engines.revive())
+
+    async def up(self) -> None:
+        """The same as `wait`, for an actor that has its own loop."""
+        await self.engines.start()
+
+    @contextmanager
+    def reporting(self, what: str, cases: int) -> Iterator[None]:
+        """Tell the status board how many of `cases` are answered while the body asks for them. Within another one this
+        does nothing: its cases are those of the outer one."""
+        if self._advance is not None:
+            yield
+            return
+        with activity(self.board, f"{what} of {self.policy}", cases, "case") as self._advance:
+            try:
+                yield
+            finally:
+                self._advance = None
 
     def load_weights(self, packed_ref: Any) -> list[Any]:
         """Futures of one Delivery per actor."""
         return [actor.load_weights.remote(packed_ref) for actor in self.actors]
 
-    def label(self, case_ids: Sequence[str], serving: Serving, first: int = 0) -> list[PendingRequest]:
-        """Request pairs, one group after the other in the order of the cases. first: the actor of the first group."""
-        return [self._send(request) for request in self._groups("label", case_ids, serving, first)]
+    def label(self, case_ids: Sequence[str], serving: Serving, step: int = 0) -> list[PendingRequest]:
+        """Request the pairs of a step, one group after the other in the order of the cases."""
+        first = step * -(-len(case_ids) // self._step_size)  # the actor after the last one of the step before
+        requests = self._groups("label", case_ids, serving, first, self._step_size)
+        return [self._send(request) for request in (at_rest(requests, len(self.actors)) if self._rest else requests)]
+
+    def ask(self, task: Task, case_ids: Sequence[str], serving: Serving, max_tokens: int = 1) -> list[PendingRequest]:
+        """Send requests of groups that do not depend on a step; see `collect`."""
+        return [self._send(one) for one in self._groups(task, case_ids, serving, 0, self._size, max_tokens)]
 
     def label_now(self, case_ids: Sequence[str], serving: Serving) -> list[BehaviorPair]:
         """The pairs of cases. Raises AlarmError where the judge gave no verdict on too many free responses.
 
         A set may be labelled in several calls: the share is that of all of them since the last take_judged.
         """
-        results = self._results(self.label(case_ids, serving))
+        with self.reporting(f"labels by version {serving.version}", len(case_ids)):
+            results = self._results(self.ask("label", case_ids, serving))
         reports = [result.judged for result in results if result.judged]
         if reports and self.judging:
             found = reduce(add, reports)
@@ -100,8 +141,8 @@ class RolloutPool:
         return taken
 
     def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[tuple[int, ...]]:
-        requests = self._groups("explain", case_ids, serving, 0, max_tokens)
-        return _answers(self._results([self._send(request) for request in requests]))
+        with self.reporting(f"explanations by version {serving.version}", len(case_ids)):
+            return _answers(self._results(self.ask("explain", case_ids, serving, max_tokens)))
 
     def chat_now(self, chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
         """One greedy answer per chat, in order, of a pool whose actors serve a judging policy (EngineSpec.chats)."""
@@ -110,22 +151,19 @@ class RolloutPool:
         return _answers(self._results([self._send(request) for request in requests], "judging"))
 
     async def collect(
-        self, sent: Sequence[PendingRequest], where: str, note: Callable[[str], None]
+        self, sent: Sequence[PendingRequest], where: str, note: Callable[[str], None], *, renew: bool = False
     ) -> list[RolloutResult]:
         """The results in order, each made with verified weights; a request whose engine died is sent again.
 
-        where: begins the message of an error. note: called with a line on every request that is sent again. Raises
-        WeightSyncError, and RepeatedFailure when a request failed `train.max_failures` times in a row.
+        where: begins the message of an error. note: called with a line on every request that is sent again. renew:
+        replace engines that are dead for good, where this process lives as long as the pool. Raises WeightSyncError,
+        RepeatedFailure when a request failed `train.max_failures` times in a row, and RuntimeError when all engines are
+        dead for good.
         """
-        return list(await asyncio.gather(*(self._result(pending, where, note) for pending in sent)))
-
-    def names(self) -> dict[str, str]:
-        """The actors' names in messages, by Ray's actor id."""
-        return {actor._actor_id.hex(): f"rollout actor {number}" for number, actor in enumerate(self.actors)}
+        return list(await asyncio.gather(*(self._result(pending, where, note, renew) for pending in sent)))
 
     def close(self) -> None:
-        for actor in self.actors:
-            ray.kill(actor)
+        self.engines.close()
 
     def _results(self, sent: Sequence[PendingRequest], where: str = "evaluation") -> list[RolloutResult]:
         """Waits for all of them; adds up their prompt tokens."""
@@ -133,99 +171,57 @@ class RolloutPool:
         def note(line: str) -> None:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
-        results = asyncio.run(self.collect(sent, where, note))
+        results = asyncio.run(self.collect(sent, where, note, renew=True))
         self.prompt_tokens = sum((result.prompt_tokens for result in results), self.prompt_tokens)
         return results
 
-    def _send(self, request: Request, again: int = 0) -> PendingRequest:
-        return PendingRequest(request, self._actor(request, again).answer.remote(request, self._cases))
+    def _send(self, request: Request, number: int | None = None) -> PendingRequest:
+        actor = self.actors[self.engines.number(request.home if number is None else number)]
+        return PendingRequest(request, actor.answer.remote(request, self._cases))
 
-    def _actor(self, request: Request, again: int) -> Any:
-        return self.actors[(request.home + again) % len(self.actors)]
-
-    async def _result(self, pending: PendingRequest, where: str, note: Callable[[str], None]) -> RolloutResult:
-        request, failures = pending.request, 0
+    async def _result(
+        self, pending: PendingRequest, where: str, note: Callable[[str], None], renew: bool
+    ) -> RolloutResult:
+        request, asked, failures = pending.request, self.engines.number(pending.request.home), 0
         while True:
             try:
                 result: RolloutResult = await pending.future
                 if request.serving.expected is not None:
                     verify(request.serving.expected, [result.receipt])
+                if self._advance is not None:
+                    self._advance(len(result.answers))
                 return result
             except (RayActorError, RayTaskError) as error:
                 failed = reason(error)
             failures += 1
-            line = f"{where}: rollout actor {(request.home + failures - 1) % len(self.actors)} failed at: {request}"
+            line = f"{where}: rollout actor {asked} failed at: {request}"
             if failures >= self._limit:
                 raise RepeatedFailure(
                     f"{line}, {failures} time(s) in a row, the last time with: {failed}; if that is memory, lower "
                     "rollout.group_size or rollout.gpu_memory_utilization; go on with --resume"
                 ) from None
             note(f"{line} ({failed}); asked again")
-            with suppress(ActorDiedError):  # it cannot start: the request fails and goes to the next actor
-                await self._up(self._actor(request, failures), where, RESTART_S)
-            pending = self._send(request, failures)
-
-    async def _all_up(self) -> None:
-        """Waits without a limit: Ray itself reports what it waits for, and an autoscaler may take long."""
-        await asyncio.gather(*(self._up(actor, "start", None) for actor in self.actors))
-
-    async def _revived(self) -> list[str]:
-        found = await asyncio.gather(*map(self._fault, self.actors))
-        notes = []
-        for number, (actor, fault) in enumerate(zip(self.actors, found, strict=True)):
-            if fault:
-                ray.kill(actor, no_restart=False)
-                notes.append(f"rollout actor {number} {fault}: started afresh")
-        await asyncio.gather(*(self._up(actor, "before an attempt", RESTART_S) for actor in self.actors))
-        return notes
-
-    async def _fault(self, actor: Any) -> str | None:
-        """Why an engine has to be restarted; None if it is usable, or being restarted already."""
-        try:
-            usable = await asyncio.wait_for(actor.ping.remote(), ANSWER_S)
-        except TimeoutError:
-            return f"did not answer within {ANSWER_S:g} s"
-        except ActorUnavailableError:
-            return None
-        return None if usable else "cannot be used any more (an unfinished weight update, or an error)"
-
-    async def _up(self, actor: Any, where: str, patience_s: float | None) -> None:
-        """Until the engine answers that it is usable. Raises RepeatedFailure if it does not within `patience_s`."""
-        until = None if patience_s is None else time.monotonic() + patience_s
-        while True:
-            left = None if until is None else until - time.monotonic()
-            try:
-                if await asyncio.wait_for(actor.ping.remote(), left):
-                    return
-            except (ActorUnavailableError, TimeoutError) as error:
-                if left is not None and left <= 0:
-                    raise RepeatedFailure(
-                        f"{where}: a rollout actor died and was not back after {patience_s:g} s ({reason(error)}): "
-                        "look for room in the cluster and at Ray's logs, then go on with --resume"
-                    ) from None
-            await asyncio.sleep(_POLL_S)
+            asked = await self.engines.next_up(asked, where, renew)
+            pending = self._send(request, asked)
 
     def _groups(
-        self, task: Task, case_ids: Sequence[str], serving: Serving, first: int, max_tokens: int = 1
+        self, task: Task, case_ids: Sequence[str], serving: Serving, first: int, size: int, max_tokens: int = 1
     ) -> list[Request]:
-        dealt = deal(list(case_ids), self._size, len(self.actors), first)
+        dealt = deal(list(case_ids), size, len(self.actors), first)
         return [Request(task, list(group), serving, home, max_tokens) for home, group in dealt]
+
+
+def at_rest(requests: Sequence[Request], engines: int) -> list[Request]:
+    """The requests of a turn after which every engine rests: the last one of each says so, and one that has nothing to
+    do is sent an empty one. So a turn's answers are not all there before all engines rest."""
+    last = {request.home: number for number, request in enumerate(requests)}
+    marked = [replace(request, rest=last[request.home] == number) for number, request in enumerate(requests)]
+    idle = [number for number in range(engines) if number not in last]
+    return [*marked, *(replace(requests[0], case_ids=[], home=number, rest=True) for number in idle if requests)]
 
 
 def _answers(results: Sequence[RolloutResult]) -> list[Any]:
     return [answer for result in results for answer in result.answers]
-
-
-def reason(error: BaseException) -> str:
-    """One line on why a part failed. An error that another try would repeat is raised (of an actor's, its cause)."""
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, _FINAL):
-        raise cause from None
-    if isinstance(cause, ActorUnavailableError):
-        return "its process died"
-    lines = str(cause).strip().splitlines() or ["no message"]
-    said = lines[-1 if isinstance(cause, ActorDiedError) else 0]  # the last line says what ended an actor for good
-    return f"{type(cause).__name__}: {said.strip()[:200]}"
 
 
 async def receipts(deliveries: Sequence[Any]) -> list[Delivery]:

@@ -13,17 +13,20 @@ from typing import Any
 
 import ray
 
+from introspect_ray.actors.interim import Asked
+from introspect_ray.actors.metrics import Meters, idle_share, run_name
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import RolloutResult, Serving
 from introspect_ray.actors.weight_sync import verify
 from introspect_ray.cases.lookup import ids_of
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
+from introspect_ray.errors import AlarmError, Interrupted, one_line
 from introspect_ray.judges import JudgeReport
 from introspect_ray.labels.alarms import AgreementCounts, check_agreement, check_verdicts, stop_on
 from introspect_ray.labels.rules import Sources, make_labels, realised_agreement
 from introspect_ray.labels.store import LabelWriter, count_labels, truncate_labels
-from introspect_ray.records import BehaviorPair, Label, StepLabels
+from introspect_ray.records import Answers, BehaviorPair, Label, StepLabels, Wait
 from introspect_ray.schedule import plan_ids
 from introspect_ray.scores.metrics import off_format
 
@@ -47,20 +50,39 @@ class Relabeler:
     The requests of the loop bound the buffer: they are at most lag + sync_every steps ahead.
     """
 
-    def __init__(
-        self, cfg: RunConfig, sources: Sources, labels_uri: str, world_size: int, pool: RolloutPool | None = None
-    ) -> None:
+    def __init__(self, cfg: RunConfig, sources: Sources, labels_uri: str, pool: RolloutPool | None = None) -> None:
         """pool: sends a request again whose engine died; not needed without rollouts."""
-        self._cfg, self._sources, self._world, self._pool = cfg, sources, world_size, pool
+        self._cfg, self._sources, self._pool = cfg, sources, pool
+        self._world = 0  # training workers, once they have entered
         self._ids = ids_of(sources.labels)
         self._uri, self._writer = labels_uri, LabelWriter(labels_uri)
         self._steps: dict[int, _StepBuffer] = {}
         self._agreement = AgreementCounts()  # of the labels since this relabeler started
         self._judged: JudgeReport | None = None  # on the free responses since this relabeler started
         self._free_since = time.perf_counter()
+        self._scoring: list[asyncio.Task[None]] = []
         self._stopped = False
+        self._meters = Meters(run_name(cfg.output_dir))
         self.notes: list[str] = []  # failures that were recovered from
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
+
+    async def enter(self, world: int) -> None:
+        """Serve a group of `world` training workers: rank 0's first call. A relabeler serves one group.
+
+        Raises Interrupted for a second one, which Ray Train starts by itself when the cluster has room for more or
+        fewer workers than run: recovery starts anew, with a checkpoint and a relabeler for them.
+        """
+        if self._world:
+            raise Interrupted(f"there is room for {world} training workers, {self._world} were running")
+        self._world = world
+
+    async def entered(self) -> int:
+        """Training workers served; 0: none has come yet."""
+        return self._world
+
+    async def waits(self) -> list[Wait]:
+        """What keeps labels from being made."""
+        return self._pool.engines.waits() if self._pool else []
 
     async def relabel(
         self, step: int, version: int, serving: Serving | None, deliveries: list[Any], groups: list[PendingRequest]
@@ -88,6 +110,25 @@ class Relabeler:
         except Exception as error:  # raised by every rank's fetch of this step
             slot.fail(error)
 
+    async def score(self, asked: Asked) -> None:
+        """Put the answers to requests beside the training onto the status board. One that is lost costs a score."""
+        self._scoring.append(asyncio.create_task(self._score(asked)))
+
+    async def _score(self, asked: Asked) -> None:
+        if self._pool is None:
+            return
+        where = f"scores at step {asked.step}"
+        try:
+            labels = await self._pool.collect(asked.labels, where, self.notes.append)
+            said = await self._pool.collect(asked.explanations, where, self.notes.append)
+        except (AlarmError, RuntimeError, ValueError) as error:
+            self.notes.append(f"{where}: there are none ({one_line(error)})")
+            return
+        pairs = [pair for result in labels for pair in result.pairs]
+        explanations = [answer for result in said for answer in result.answers]
+        answers = Answers(asked.step, pairs, explanations)
+        await asked.interim.status.post_answers.remote(asked.interim.run_name, answers)
+
     async def offer(self, step: int, version: int, rank: int, pairs: Sequence[BehaviorPair]) -> None:
         """Take a rank's shard of the pairs of `step`, made by the learner; the last shard completes the step."""
         slot = self._slot(step)
@@ -107,6 +148,7 @@ class Relabeler:
         slot.fetched_by.add(rank)
         if len(slot.fetched_by) == self._world:
             del self._steps[step]
+            self._count_buffer()
         return StepLabels(
             made.labels[rank :: self._world],
             made.pairs[rank :: self._world],
@@ -128,7 +170,7 @@ class Relabeler:
     async def restore(self, step: int, labels: Sequence[Label]) -> list[int]:
         """Start or go on at `step` with the unconsumed labels of its checkpoint; returns the steps they belong to.
 
-        Rank 0's first call. Labels in the table of `step` and later are deleted: they are made again.
+        Rank 0's call after `enter`. Labels in the table of `step` and later are deleted: they are made again.
         """
         self._require_running()
         truncate_labels(self._uri, step)
@@ -149,6 +191,7 @@ class Relabeler:
 
     async def finish(self) -> dict[str, float | None]:
         """Complete the label table. Returns its totals over the whole run, and this relabeler's seconds by activity."""
+        await asyncio.gather(*self._scoring)
         self._writer.close()
         counts = count_labels(self._uri)
         return {
@@ -172,7 +215,11 @@ class Relabeler:
     def _slot(self, step: int) -> _StepBuffer:
         if step not in self._steps:
             self._steps[step] = _StepBuffer(asyncio.get_running_loop().create_future())
+            self._count_buffer()
         return self._steps[step]
+
+    def _count_buffer(self) -> None:
+        self._meters.record({"introspect_buffer_steps": len(self._steps)})
 
     def _label(
         self,
@@ -202,6 +249,12 @@ class Relabeler:
         self.seconds["rollout_idle"] += rollout_idle
         self.seconds["relabel"] += time.perf_counter() - began
         self._free_since = time.perf_counter()
+        self._meters.record(
+            {
+                "introspect_rollout_idle_share": idle_share(rollout_idle, rollout),
+                "introspect_relabeler_idle_share": idle_share(idle, self._free_since - began),
+            }
+        )
         off = off_format(pairs) if pairs else None
         return StepLabels(labels, pairs, realised_agreement(labels), off, prefix_hit_rate, rollout, rollout_idle, idle)
 

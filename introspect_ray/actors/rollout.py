@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from introspect_ray.judges import JudgeReport, Judging, Panel
 from introspect_ray.policy import load_saved, load_tokenizer, local_policy
 from introspect_ray.records import BehaviorPair, Delivery, Message, TokenizedCase
 from introspect_ray.storage import is_remote, open_store
+from introspect_ray.storage.scratch import scratch_folder
 
 _REPLY_S = 0.5  # for an error to reach its caller before the process ends
 Task = Literal["label", "explain", "chat"]
@@ -71,7 +71,10 @@ class Serving:
 
 @dataclass(frozen=True)
 class Request:
-    """What to do with one fixed group of cases, or of chats. home: the number of the actor that is asked first."""
+    """What to do with one fixed group of cases, or of chats. home: the number of the actor that is asked first.
+
+    rest: the engine gives its GPU's memory back before it answers.
+    """
 
     task: Task
     case_ids: Sequence[str]
@@ -79,11 +82,13 @@ class Request:
     home: int
     max_tokens: int = 1
     chats: Sequence[tuple[Message, ...]] = ()  # task "chat", which is about no cases
+    rest: bool = False
 
     def __str__(self) -> str:
         if self.task == "chat":
             return f"chat {len(self.chats)} replies to be judged"
-        return f"{self.task} {len(self.case_ids)} cases from {self.case_ids[0]!r} on version {self.serving.version}"
+        first = f" from {self.case_ids[0]!r}" if self.case_ids else ""
+        return f"{self.task} {len(self.case_ids)} cases{first} on version {self.serving.version}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def _on_this_node(policy: str) -> Iterator[str]:
     if not is_remote(policy):
         yield local_policy(policy)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("policy") as folder:
         try:
             open_store(policy).download_dir("", folder)
         except FileNotFoundError:
@@ -198,6 +203,9 @@ class RolloutWorker:
             answers = self._generate([case.question for case in cases], request.max_tokens)
         else:
             answers = self._chat(request.chats, request.max_tokens)
+        if request.rest:
+            with self._condemned_on_error():
+                self._engine.rest()
         self._free_since = time.perf_counter()
         tokens = self._engine.prompt_tokens - before
         return RolloutResult(answers, self._receipt, self._free_since - began, idle, tokens, judged)
@@ -253,7 +261,7 @@ class RolloutWorker:
         if isinstance(serving.weights, list):
             return unpack(ray.get(serving.weights[0]))
         exported = serving.weights
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder("policy") as folder:
             open_store(exported.uri).download_dir("", folder)
             tensors, config = load_saved(folder, self._method)
         return WeightUpdate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,16 +11,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow.parquet as pq
 import ray
+import ray.train
 
+from introspect_ray.actors.interim import Asked, Interim
+from introspect_ray.actors.metrics import Meters, checkpoint_values, run_name, step_values
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
 from introspect_ray.actors.weight_sync import Expected, probe_case, verify
 from introspect_ray.actors.weight_transfer import make_transfer
 from introspect_ray.config import RunConfig
+from introspect_ray.errors import Interrupted
 from introspect_ray.labels.store import labels_to_table
 from introspect_ray.records import BehaviorPair, Label, StepLabels, StepMetrics, TokenizedCase
 from introspect_ray.schedule import plan_ids
-from introspect_ray.storage.checkpoints import CheckpointWriter
+from introspect_ray.storage.checkpoints import CheckpointWriter, Saved
 
 if TYPE_CHECKING:
     from introspect_ray.training.learner import Learner
@@ -44,6 +49,11 @@ class Supply(Protocol):
         `version`. The labels of `step` are made when every rank has offered its pairs. Never waits."""
         ...
 
+    def score(self, step: int, learner: Learner, probe: TokenizedCase) -> None:
+        """Start scoring the learner's weights, those of version `step`, on a few held-out cases. Never waits.
+        Collective."""
+        ...
+
     def fetch(self, step: int) -> StepLabels:
         """This rank's labels of `step`; waits for them. Raises the error that kept them from being made."""
         ...
@@ -64,19 +74,40 @@ class Conductor(Protocol):
         """Save the state from which training goes on at `step`. Collective. pending: on rank 0, see Supply.pending."""
         ...
 
+    def node_is_going(self) -> bool:
+        """Whether the cluster will take a node away on which a rank runs. Collective: the same on every rank."""
+        ...
+
+    def leave(self, step: int) -> None:
+        """Wait until the checkpoint of `step` is stored, and raise Interrupted. Collective."""
+        ...
+
 
 class RaySupply:
     """The loop's Supply over actors. Only rank 0 requests; every rank publishes, offers and fetches."""
 
-    def __init__(self, cfg: RunConfig, case_ids: Sequence[str], pool: RolloutPool, relabeler: Any, rank: int) -> None:
-        """case_ids: of the training cases, in plan order. relabeler: handle of a Relabeler."""
+    def __init__(
+        self,
+        cfg: RunConfig,
+        case_ids: Sequence[str],
+        pool: RolloutPool,
+        relabeler: Any,
+        rank: int,
+        interim: Interim | None = None,
+    ) -> None:
+        """case_ids: of the training cases, in plan order. relabeler: handle of a Relabeler. interim: what `score`
+        asks."""
         self._cfg, self._ids, self._pool, self._relabeler, self._rank = cfg, case_ids, pool, relabeler, rank
+        self._interim = interim
         self._transfer = make_transfer(cfg, pool, rank)
+        self._meters = Meters(run_name(cfg.output_dir), rank)
         self._latest: Serving | None = None  # its weights stay in the object store as long as a request names them
         self._receipts: list[Any] = []  # futures, one per engine
 
     def publish(self, learner: Learner, version: int, probe: TokenizedCase) -> None:
+        began = time.perf_counter()
         published = self._transfer.send(learner, version, probe_case(probe))
+        self._meters.record({"introspect_sync_seconds": time.perf_counter() - began})
         self._latest = Serving(version, published.expected, None if published.stored is None else [published.stored])
         self._receipts = published.receipts
 
@@ -92,12 +123,21 @@ class RaySupply:
         groups: list[PendingRequest] = []
         online = self._cfg.supervision.rule == "online"
         if online and self._latest:
-            groups = self._pool.label(plan_ids(self._cfg, self._ids, step), self._latest, first=step)
+            groups = self._pool.label(plan_ids(self._cfg, self._ids, step), self._latest, step)
         serving, futures = (self._latest, self._receipts) if online else (None, [])
         self._relabeler.relabel.remote(step, version, serving, futures, groups)
 
     def offer(self, step: int, version: int, pairs: Sequence[BehaviorPair]) -> None:
         self._relabeler.offer.remote(step, version, self._rank, pairs)
+
+    def score(self, step: int, learner: Learner, probe: TokenizedCase) -> None:
+        if self._latest is None or self._latest.version != step:  # no step delivers weights
+            self.publish(learner, step, probe)
+        if self._interim and self._latest and self._latest.expected:
+            ids, serving = self._interim.case_ids, self._latest
+            labels = self._pool.ask("label", ids, serving)
+            explanations = self._pool.ask("explain", ids, serving, self._interim.max_tokens)
+            self._relabeler.score.remote(Asked(step, labels, explanations, self._interim))
 
     def fetch(self, step: int) -> StepLabels:
         labels: StepLabels = ray.get(self._relabeler.fetch.remote(step, self._rank))
@@ -115,12 +155,23 @@ class RaySupply:
 class RayConductor:
     """Metrics to the status board, checkpoints to the output folder."""
 
-    def __init__(self, status: Any, run_name: str, writer: CheckpointWriter, rank: int, world: int) -> None:
-        """status: handle of a StatusBoard."""
+    def __init__(
+        self, status: Any, run_name: str, writer: CheckpointWriter, rank: int, world: int, *, watched: bool = False
+    ) -> None:
+        """status: handle of a StatusBoard. watched: whether Ray Train says when a node is about to be taken away."""
         self._status, self._run, self._writer, self._rank, self._world = status, run_name, writer, rank, world
+        self._meters = Meters(run_name, rank)
+        writer.on_saved = self._saved
+        self._watched = watched
 
     def report(self, metrics: StepMetrics) -> None:
         self._status.post.remote(self._run, metrics)
+        self._meters.record(step_values(metrics))
+
+    def _saved(self, saved: Saved) -> None:
+        self._meters.record(checkpoint_values(saved))
+        if self._rank == 0:
+            self._status.saved.remote(self._run, saved)
 
     def checkpoint(self, step: int, learner: Learner, pending: Sequence[Label]) -> None:
         """Every rank saves its shard; rank 0 adds the labels that were made for later steps."""
@@ -134,6 +185,20 @@ class RayConductor:
             return learner.save_checkpoint(folder)
 
         self._writer.save(step, write)
+
+    def node_is_going(self) -> bool:
+        """Ray Train's preemption notice. It is a barrier of its workers, some milliseconds a step."""
+        return self._watched and ray.train.get_preemption_info() is not None
+
+    def leave(self, step: int) -> None:
+        """To go on at once on other nodes loses no step. Ray Train would let these workers go on until their node has
+        gone, and whatever they still do would be lost."""
+        import torch
+
+        self.wait()
+        if self._world > 1:
+            torch.distributed.barrier()  # Ray ends all workers when the first one raises
+        raise Interrupted(f"a node is about to go, the checkpoint of step {step} is stored")
 
     def wait(self) -> None:
         """Until this rank's part of the last checkpoint is stored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,13 +14,16 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 
+from introspect_ray.actors.engines import place
+from introspect_ray.actors.interim import Interim
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.supply import PENDING, RayConductor, RaySupply
+from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.actors.weight_sync import Expected
 from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
-from introspect_ray.config.compatibility import learner_labels
+from introspect_ray.config.compatibility import learner_labels, weight_transfer
 from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
 from introspect_ray.labels.calibration import Calibration
@@ -31,6 +34,7 @@ from introspect_ray.records import AuxiliaryText, BehaviorPair, Label, Tokenized
 from introspect_ray.schedule import auxiliary_plan
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.checkpoints import FOLDER, CheckpointWriter, step_of
+from introspect_ray.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from introspect_ray.training.learner import Learner
@@ -50,7 +54,9 @@ class WorkerSpec:
     status: Any  # handle of a StatusBoard
     calibration: Calibration | None  # by which current answers are read
     identity: dict[str, Any]  # what a checkpoint must share with this run
+    group: TrialGroup | None = None  # whose first bundles are the workers'; None: Ray Train makes a group of its own
     auxiliary: Any = None  # ref of an AuxiliaryTable; None: no auxiliary data
+    interim: Interim | None = None  # what is scored while it trains; None: nothing
     relabeler: Any = None  # handle of a Relabeler; recovery starts one each time it starts training
     checkpoint: str | None = None  # to go on from, already checked; None: start at step 0
 
@@ -71,20 +77,25 @@ def train_worker(config: dict[str, Any]) -> Trained:
     _check_output(cfg.output_dir)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
+        ray.get(spec.relabeler.enter.remote(world))
+    if weight_transfer(cfg) == "ipc":
+        check_shared_gpu(place(), spec.pool.engines.places(), rank)
     train: CaseTable = ray.get(spec.train)
     m0: Mapping[str, BehaviorPair] = ray.get(spec.m0)
     learner = _learner(spec, train, rank, world)
-    supply = RaySupply(cfg, train.case_ids, spec.pool, spec.relabeler, rank)
+    supply = RaySupply(cfg, train.case_ids, spec.pool, spec.relabeler, rank, spec.interim)
     writer = CheckpointWriter(cfg.output_dir, spec.identity, rank, world, spec.checkpoint)
-    conductor = RayConductor(spec.status, spec.run_name, writer, rank, world)
+    conductor = RayConductor(spec.status, spec.run_name, writer, rank, world, watched=_watched())
     start, restored = _resume(spec, learner, supply, rank)
     built = time.perf_counter()
     first = 0.0
-    if cfg.supervision.rule != "online" or learner_labels(cfg):  # no step delivers weights
+    if spec.pool.actors and (cfg.supervision.rule != "online" or learner_labels(cfg)):  # no step delivers weights
         first = _deliver(supply, learner, start, train[0], rank)[1]  # a delivery that cannot work fails now, not last
     texts = no_texts if spec.auxiliary is None else auxiliary_share(cfg, ray.get(spec.auxiliary), rank, world)
     kept = frozenset(restored)
-    seconds = run(cfg, learner, supply, conductor, m0, train, rank=rank, start=start, restored=kept, auxiliary=texts)
+    ranks: Any = {"rank": rank, "world": world}
+    seconds = run(cfg, learner, supply, conductor, m0, train, **ranks, start=start, restored=kept, auxiliary=texts)
     conductor.wait()
     finished = time.perf_counter()
     _export(cfg, learner, rank)
@@ -105,6 +116,28 @@ def auxiliary_share(
         return table.rows(plan[rank::world])
 
     return share
+
+
+def _watched() -> bool:
+    """Whether Ray Train looks for nodes that are about to go. On a local cluster it is told not to (cluster.py)."""
+    return os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+
+
+def check_shared_gpu(mine: tuple[str, list[str]], engines: Sequence[tuple[str, list[str]]], rank: int) -> None:
+    """Raise UserError for a training worker that has no engine on its GPU (rollout.weight_transfer=ipc).
+
+    mine, engines: node and GPUs, by their ids (`engines.place`).
+    """
+    if mine not in engines:
+        raise UserError(
+            f"rollout.weight_transfer=ipc: training worker {rank} is on GPU {','.join(mine[1]) or 'none'} of node "
+            f"{mine[0][:8]}, where no engine is (they are on {', '.join(_where(one) for one in engines)}): leave parts "
+            "of GPUs on these nodes to this run alone, or set rollout.weight_transfer=nccl with whole GPUs"
+        )
+
+
+def _where(place: tuple[str, list[str]]) -> str:
+    return f"{','.join(place[1])} of {place[0][:8]}"
 
 
 def _check_output(output_dir: str) -> None:
@@ -169,7 +202,7 @@ def checkpoint_folder(store: Store, name: str, node: int, local_rank: int, world
     if (stored := store.local_path(name)) is not None:
         yield stored
         return
-    with tempfile.TemporaryDirectory(prefix="introspect-ray-checkpoint-") as scratch:
+    with scratch_folder("checkpoint") as scratch:
         mine = None
         if local_rank == 0:
             store.download_dir(name, scratch)
@@ -184,7 +217,7 @@ def checkpoint_folder(store: Store, name: str, node: int, local_rank: int, world
 
 def _export(cfg: RunConfig, learner: Learner, rank: int) -> None:
     """The trained policy to <output_dir>/policy in Hugging Face format. Every rank takes part in the gather."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("export") as folder:
         learner.export(folder)
         if rank == 0:
             open_store(cfg.output_dir).upload_dir(folder, "policy")

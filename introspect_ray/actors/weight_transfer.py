@@ -49,9 +49,10 @@ class WeightTransfer(Protocol):
 
 
 def make_transfer(cfg: RunConfig, pool: RolloutPool, rank: int) -> WeightTransfer:
-    """The transfer of a run, for which the engines of the pool were started."""
+    """The transfer of a run, for which the engines of the pool were started. Without engines it only says what
+    receipts of the weights would have to say."""
     kind, tolerance = weight_transfer(cfg), probe_tolerance(cfg)
-    if kind == "object_store":
+    if kind == "object_store" or not pool.actors:
         return ObjectStoreTransfer(cfg.method, pool, rank, tolerance)
     return DeviceTransfer(kind, pool, rank, tolerance, cfg.rollout.tensor_parallel_size)
 
@@ -73,7 +74,7 @@ class ObjectStoreTransfer:
             update = WeightUpdate(version, "adapter", tensors, probe, learner.adapter_config())
         else:
             update = WeightUpdate(version, "full", tensors, probe)
-        stored = ray.put(pack(update))
+        stored = ray.put(pack(update)) if self._pool.actors else None
         receipts = self._pool.load_weights(stored)
         return PublishedWeights(expect(update, learner.probe(probe), self._tolerance), receipts, stored)
 
@@ -91,6 +92,8 @@ class DeviceTransfer:
 
     def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
         expected = learner.probe(probe)
+        if self._backend == "ipc":
+            _make_room()
         if self._sender is None:
             self._sender = self._open(learner)
         fingerprints = self._sender.send()
@@ -111,6 +114,15 @@ class DeviceTransfer:
         from introspect_ray.engines.vllm_sender import Endpoint
 
         return Endpoint(ray.util.get_node_ip_address(), _free_port(), 1 + len(self._pool.actors) * self._workers)
+
+
+def _make_room() -> None:
+    """Give back what torch keeps of this rank's GPU, on all ranks: the engines beside them wake up to be updated."""
+    import torch
+
+    torch.cuda.empty_cache()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 class EngineClient:

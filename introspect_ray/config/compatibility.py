@@ -33,6 +33,28 @@ def weight_transfer(cfg: RunConfig) -> Transfer:
     return "object_store" if _transfer_obstacle(cfg, "nccl") else "nccl"
 
 
+def workers(value: object) -> int | tuple[int, int]:
+    """train.num_workers: a number, or [min, max]. Raises ValueError."""
+    if type(value) is int and value >= 1:
+        return value
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(one) is int for one in value):
+        least, most = value
+        if 1 <= least < most:
+            return least, most
+    raise ValueError("expected a number of workers, or [min, max] with 1 <= min < max")
+
+
+def workers_text(cfg: RunConfig) -> str:
+    """train.num_workers as it is written on a command line."""
+    return str(cfg.train.num_workers).replace("(", "[").replace(", ", ",").replace(")", "]")
+
+
+def engines_rest(cfg: RunConfig) -> bool:
+    """Whether engines give their GPU's memory back between labelling turns: those that share it with a trainer which
+    waits for their labels, and then trains while they have nothing to do."""
+    return weight_transfer(cfg) == "ipc" and cfg.lag == 0 and cfg.rollout.sync_every == 1
+
+
 def learner_labels(cfg: RunConfig) -> bool:
     """Whether the training workers label, on their own weights, instead of the engines."""
     return cfg.supervision.rule == "online" and cfg.rollout.engine == "learner"
@@ -96,10 +118,19 @@ def _gpu_only(cfg: RunConfig) -> str | None:
 
 
 def _batch_over_workers(cfg: RunConfig) -> str | None:
-    if cfg.batch_size < cfg.train.num_workers:
+    if cfg.batch_size < cfg.train.max_workers:
         return (
-            f"batch_size={cfg.batch_size} leaves some of the workers (train.num_workers={cfg.train.num_workers}) "
-            "without a case: raise batch_size or lower train.num_workers"
+            f"batch_size={cfg.batch_size} leaves some of the workers (train.num_workers={workers_text(cfg)})"
+            " without a case: raise batch_size or lower train.num_workers"
+        )
+    return None
+
+
+def _elastic(cfg: RunConfig) -> str | None:
+    if cfg.train.elastic and not (cfg.rollout.num_cpus or cfg.rollout.num_gpus):
+        return (
+            f"train.num_workers={workers_text(cfg)} is chosen beside engines that take room, here rollout.num_cpus=0 "
+            "and rollout.num_gpus=0: raise one of them"
         )
     return None
 
@@ -176,20 +207,72 @@ def _transfer_obstacle(cfg: RunConfig, kind: Transfer) -> str | None:
 
 
 def _shared_gpu_obstacle(cfg: RunConfig) -> str | None:
-    """Why engines cannot share the trainers' GPUs (ipc), and the remedy."""
-    actors, gpus, workers = cfg.rollout.num_actors, cfg.rollout.num_gpus, cfg.train.num_workers
+    """Why engines cannot share the trainers' GPUs (ipc), and the remedy.
+
+    Each GPU has one engine and one trainer. Ray gives a part of a GPU from the one of which least is left that has it:
+    no two engines fit on one if each takes more than half, and what an engine leaves is just enough for a trainer.
+    """
+    rollout, workers = cfg.rollout, workers_text(cfg)
+    gpus, share = rollout.num_gpus, rollout.gpu_memory_utilization
     if gpus >= 1:
         return f"is for an engine on its trainer's GPU, rollout.num_gpus={gpus:g}: lower it below 1"
-    if actors > workers:
+    if rollout.num_actors != cfg.train.num_workers:
         return (
-            f"gives each engine the GPU of one trainer, rollout.num_actors={actors} exceeds "
-            f"train.num_workers={workers}: lower it"
+            f"puts one engine beside each trainer, here rollout.num_actors={rollout.num_actors} and "
+            f"train.num_workers={workers}: give both the same number"
         )
-    if actors > 1 and gpus <= 0.5:  # Ray fills a GPU before it takes another
+    if rollout.num_actors > 1 and gpus <= 0.5:
         return (
             f"gives each engine the GPU of one trainer, but two engines of rollout.num_gpus={gpus:g} fit on one, where "
-            f"Ray puts them (rollout.num_actors={actors}): raise rollout.num_gpus above 0.5"
+            f"Ray puts them (rollout.num_actors={rollout.num_actors}): raise rollout.num_gpus above 0.5"
         )
+    if share and share > gpus:
+        return (
+            f"shares each GPU, and rollout.gpu_memory_utilization={share:g} takes more of it than the engine's part, "
+            f"rollout.num_gpus={gpus:g}: leave it out or lower it"
+        )
+    return None
+
+
+def no_engine_works(cfg: RunConfig) -> bool:
+    """Whether a run asks nothing of its engines while it trains."""
+    return (cfg.supervision.rule != "online" or learner_labels(cfg)) and not cfg.eval.every
+
+
+def _release(cfg: RunConfig) -> str | None:
+    if cfg.rollout.release and not no_engine_works(cfg):
+        return (
+            "rollout.release=true ends the engines while the policy trains, and they have work then (online labels, "
+            "eval.every): leave it out, or set rollout.engine=learner without eval.every"
+        )
+    if cfg.rollout.release and cfg.rollout.weight_transfer == "ipc":
+        return "rollout.release=true leaves nothing to share a GPU with (rollout.weight_transfer=ipc): leave one out"
+    return None
+
+
+def _interim(cfg: RunConfig) -> str | None:
+    every, defaults = cfg.eval.every, type(cfg.eval)()
+    if not every:
+        if cfg.eval.interim_cases != defaults.interim_cases:
+            return f"eval.interim_cases={cfg.eval.interim_cases} has no effect without eval.every: set it"
+        if cfg.sweep.scheduler == "asha":
+            return "sweep.scheduler=asha decides by scores made while trials train: set eval.every"
+        return None
+    if not cfg.eval.dev_fraction:
+        return f"eval.every={every} scores the dev split, and there is none: set eval.dev_fraction above 0"
+    if cfg.supervision.rule == "online" and not learner_labels(cfg) and every % cfg.rollout.sync_every:
+        return (
+            f"eval.every={every} is no multiple of rollout.sync_every={cfg.rollout.sync_every}, and the engines have "
+            "the weights of every such step alone: make it one"
+        )
+    if engines_rest(cfg):
+        return f"eval.every={every} asks engines that rest while the policy trains (ipc at lag 0): leave it out"
+    return None
+
+
+def _asha(cfg: RunConfig) -> str | None:
+    if cfg.sweep.scheduler == "all" and cfg.sweep.reduction != type(cfg.sweep)().reduction:
+        return f"sweep.reduction={cfg.sweep.reduction:g} has no effect without sweep.scheduler=asha: set it"
     return None
 
 
@@ -200,9 +283,13 @@ _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
     _live_reference,
     _gpu_only,
     _batch_over_workers,
+    _elastic,
     _auxiliary_source,
     _task_source,
     _task_keys,
     _sentences,
     _transfer,
+    _release,
+    _interim,
+    _asha,
 )

@@ -20,6 +20,7 @@ from introspect_ray.config.task import TaskConfig
 from introspect_ray.errors import UserError
 
 PRESETS = Path(__file__).parent / "presets"
+CHECKPOINT_EVERY = 50  # steps, on a cluster whose nodes may go
 
 
 def load_config(
@@ -38,7 +39,21 @@ def load_config(
     """
     given = merge(nest(defaults or {}), merge(read_yaml(Path(file)) if file else {}, nest(overrides or {})))
     preset = PRESETS / f"{_task_name(given)}.yaml"
-    return resolve_paths(_validated(merge(read_yaml(preset), given) if preset.is_file() else given))
+    cfg = _validated(merge(read_yaml(preset), given) if preset.is_file() else given)
+    return resolve_paths(_resolve_checkpoints(cfg))
+
+
+def cluster_address(cfg: RunConfig) -> str | None:
+    """The address of the cluster that a run joins; None: it starts a local one."""
+    return cfg.ray_address or os.environ.get("RAY_ADDRESS")
+
+
+def _resolve_checkpoints(cfg: RunConfig) -> RunConfig:
+    """`cfg` with a number in train.checkpoint_every: the driver decides it, workers have another environment."""
+    if cfg.train.checkpoint_every is not None:
+        return cfg
+    on_cluster = cfg.wait_for_nodes or cluster_address(cfg)
+    return override(cfg, {"train.checkpoint_every": CHECKPOINT_EVERY if on_cluster else 0})
 
 
 def resolve_paths(cfg: RunConfig) -> RunConfig:

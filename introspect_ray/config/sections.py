@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from introspect_ray.config import compatibility
 from introspect_ray.config.judges import JudgeConfig
+from introspect_ray.config.sweep import SweepConfig
 from introspect_ray.config.task import TaskConfig
 
 
@@ -44,15 +45,17 @@ class RolloutConfig(_Section):
     """engine=learner: what the rollout actors run, for M0's labels and the evaluation."""
     num_actors: int = Field(1, ge=1)
     """Number of rollout actors; each runs one engine."""
-    group_size: int = Field(64, ge=1)
-    """Cases that one engine answers together. Groups are fixed, so labels do not depend on `num_actors`. A step with no
-    more cases than this uses one engine: for several engines at lag 0 set it below batch_size."""
+    group_size: int | None = Field(None, ge=1)
+    """Cases that one engine answers together; what is answered together decides the last bits of logprobs. null: a
+    step's batch is dealt evenly to the engines that label it, and label sets and evaluations are cut into groups of 64,
+    or 256 where engines have GPUs. A number fixes the groups, so that labels do not depend on `num_actors`."""
     sync_every: int = Field(1, ge=1)
     """online: steps between two deliveries of weights to the engines (engine=learner: between two labellings)."""
     weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
     """How weights reach the engines. object_store: Ray's, works anywhere, and the only one for lora's adapters; nccl:
     vLLM's broadcast, for engines with GPUs of their own; ipc: vLLM's CUDA IPC, for engines that share their trainer's
-    GPU (num_gpus < 1, and > 0.5 for several engines); auto: nccl where it works, else object_store."""
+    GPU, one per trainer (num_gpus < 1, and > 0.5 for several), and at lag 0 leave it their memory while it trains;
+    auto: nccl where it works, else object_store."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the engines."""
     max_model_len: int | None = Field(None, ge=16)
@@ -62,12 +65,16 @@ class RolloutConfig(_Section):
     activation memory in proportion to it."""
     kv_cache_bytes: int = Field(128 << 20, ge=1 << 20)
     """vllm on a CPU: bytes of the KV cache."""
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    """vllm on a GPU: share of the GPU's memory that the engine may use."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """vllm on a GPU: share of the GPU's memory that the engine may use; null: 0.85, or `num_gpus` where that is below
+    1."""
     tensor_parallel_size: int = Field(1, ge=1)
     """vllm: GPUs over which one engine splits the policy."""
     num_cpus: float = Field(1, ge=0)
     """Logical CPUs per rollout actor, for Ray's placement."""
+    release: bool = False
+    """train, fixed or mixed labels or engine=learner: end the engines while the policy trains, and start them again for
+    the evaluation, so that they and the trainers need not have room at once. (In a sweep trials share engines.)"""
     num_gpus: float = Field(0, ge=0)
     """GPUs per rollout actor; below 1 an engine shares one."""
     threads: int = Field(1, ge=1)
@@ -81,12 +88,24 @@ class RolloutConfig(_Section):
         """What the rollout actors run."""
         return self.serving_engine if self.engine == "learner" else self.engine
 
+    @property
+    def bulk_group(self) -> int:
+        """Cases that one engine answers together where a whole set is labelled: M0's labels, an evaluation."""
+        return self.group_size or (256 if self.num_gpus else 64)
+
+    @property
+    def memory_share(self) -> float:
+        """Share of a GPU's memory that vLLM takes: 0.85 of a whole GPU, of a shared one what the engine has of it."""
+        return self.gpu_memory_utilization or (self.num_gpus if 0 < self.num_gpus < 1 else 0.85)
+
 
 class TrainConfig(_Section):
     """The training workers."""
 
-    num_workers: int = Field(1, ge=1)
-    """Number of training workers (FSDP2 ranks)."""
+    num_workers: int | tuple[int, int] = 1
+    """Number of training workers (FSDP2 ranks). [min, max]: elastic, as many as the cluster has room for. When one goes
+    or nodes come, training goes on with fewer or more, from a checkpoint; cases and labels of a step stay the same,
+    sums over the batch round differently."""
     use_gpu: bool = False
     """Whether each training worker has a GPU."""
     num_cpus: float = Field(1, ge=0)
@@ -111,12 +130,31 @@ class TrainConfig(_Section):
     reference: Literal["cache", "live"] = "cache"
     """Where M0's distribution for the KL comes from. cache: hidden states kept on disk; live: a forward with the
     adapters off (method=lora)."""
-    checkpoint_every: int = Field(0, ge=0)
-    """Steps between checkpoints; 0: none."""
+    checkpoint_every: int | None = Field(None, ge=0)
+    """Steps between checkpoints, the most that a dying node costs; 0: none; null: 50 on a cluster (ray_address,
+    RAY_ADDRESS or wait_for_nodes), else none."""
     max_failures: int = Field(3, ge=0)
     """Failures in a row without progress before the run stops; progress is a later checkpoint or, for a group of
     cases, an answer. Until then the run goes on from its last checkpoint, or from step 0. 0 and 1 stop at the first
-    failure."""
+    failure. With wait_for_nodes a node that is lost is no failure."""
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _workers(cls, value: object) -> int | tuple[int, int]:
+        return compatibility.workers(value)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers follows the cluster."""
+        return isinstance(self.num_workers, tuple)
+
+    @property
+    def min_workers(self) -> int:
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 
 class AuxiliaryConfig(_Section):
@@ -150,6 +188,12 @@ class EvalConfig(_Section):
     dev_fraction: float = Field(0.2, ge=0, lt=1)
     """Share of the held-out questions (cases with the same x∖C are one) that are the dev split, on which a sweep's
     objective is measured; all results are of the others, the test split. Of fewer than 10 questions all are test."""
+    every: int = Field(0, ge=0)
+    """Steps between two evaluations on `interim_cases` while a policy trains; 0: none. Their scores are metrics of the
+    run (interim.*), and what sweep.scheduler decides by. Training goes on meanwhile; online the engines answer them
+    between two steps' labels."""
+    interim_cases: int = Field(64, ge=1)
+    """every: how many held-out cases are asked then, the first ones of the dev split."""
 
 
 class AlarmConfig(_Section):
@@ -217,12 +261,14 @@ class RunConfig(_Section):
     eval: EvalConfig = EvalConfig()
     alarms: AlarmConfig = AlarmConfig()
     tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig = SweepConfig()
     cache_dir: str | None = None
     """Folder or s3:// address of label sets and reference caches, named by content; null: cache/ in output_dir."""
     ray_address: str | None = None
     """Cluster to join; null: the one in RAY_ADDRESS, else a local one of just the size needed."""
     wait_for_nodes: bool = False
-    """On an autoscaling cluster: wait for new nodes instead of refusing a run that does not fit yet."""
+    """On an autoscaling cluster: wait for new nodes, for as long as it takes, instead of refusing a run that does not
+    fit yet or giving up one that lost its nodes."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

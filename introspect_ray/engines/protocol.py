@@ -71,6 +71,10 @@ class Engine(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """Give the GPU's memory to whoever shares it, until the next call. Nothing to do for an engine without one."""
+        ...
+
     def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
         """y(x), y(x∖C) of each case with closed labels: the greedy walks over its label trie, on one weight version."""
         ...

@@ -41,6 +41,9 @@ class TransformersEngine(VersionedEngine):
         model: Any = AutoModelForCausalLM.from_pretrained(policy_path, dtype=dtype)
         self._model: Any = model.to(self._device).eval()
 
+    def rest(self) -> None:
+        """Nothing to do: this engine shares its GPU with no trainer (ipc is vLLM's)."""
+
     def generate(self, prompts: Sequence[Tokens], max_tokens: int) -> list[Tokens]:
         """Greedy continuations without the end-of-turn token, at most `max_tokens` each. Raises as label_pairs."""
         import torch

@@ -77,6 +77,10 @@ class VersionedEngine(ABC):
         return [responses[row] for row in range(len(cases))]
 
     @abstractmethod
+    def rest(self) -> None:
+        """Give the GPU's memory to whoever shares it, until the next call."""
+
+    @abstractmethod
     def generate(self, prompts: Sequence[Tokens], max_tokens: int) -> list[Tokens]:
         """Greedy continuations without the end-of-turn token, at most `max_tokens` each. Raises as label_pairs."""
 

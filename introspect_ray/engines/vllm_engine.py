@@ -60,6 +60,7 @@ class VLLMEngine(DeviceUpdates):
         """Import vLLM and start its core in this process. Raises as VersionedEngine does."""
         super().__init__(policy_path, max_model_len, method, lora_rank)
         self._request = 0
+        self._asleep = False
         self._prompt_tokens = self._cached_tokens = 0
         self._params: dict[Tokens, Any] = {}
         self._adapter: Any = None  # the LoRARequest now served
@@ -93,10 +94,15 @@ class VLLMEngine(DeviceUpdates):
             "async_scheduling": False,  # with one caller and short answers there is nothing to overlap
             "tensor_parallel_size": rollout.tensor_parallel_size,
         }
+        if rollout.tensor_parallel_size > 1:
+            # In an actor of a placement group vLLM would start a Ray actor per GPU, for which its bundle has no room.
+            args |= {"distributed_executor_backend": "mp"}
+        if rollout.weight_transfer == "ipc":
+            args |= {"enable_sleep_mode": True}
         if current_platform.is_cpu():
             args |= {"enforce_eager": True, "block_size": _BLOCK, "kv_cache_memory_bytes": rollout.kv_cache_bytes}
         else:
-            args |= {"gpu_memory_utilization": rollout.gpu_memory_utilization}
+            args |= {"gpu_memory_utilization": rollout.memory_share}
         if self._method == "lora":
             checks.check_vllm_limits((), self._lora_rank)
             rank = min(r for r in checks.VLLM_LORA_RANKS if r >= self._lora_rank)
@@ -124,6 +130,17 @@ class VLLMEngine(DeviceUpdates):
         outputs = self._run(prompts, [params] * len(prompts))
         return [tuple(t for t in output.token_ids if t not in self._eos) for output in outputs]
 
+    def rest(self) -> None:
+        """Sleep: the weights go to the host's memory, and the KV cache is given up."""
+        if not self._asleep:
+            self._engine.sleep(level=1)
+            self._asleep = True
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._engine.wake_up()
+            self._asleep = False
+
     def close(self) -> None:
         super().close()
         if self._engine is not None:
@@ -144,6 +161,7 @@ class VLLMEngine(DeviceUpdates):
         self._engine.set_weight_version(str(version))
 
     def _call_workers(self, call: str, kwargs: dict[str, Any]) -> list[Any]:
+        self._wake()
         return self._engine.collective_rpc(call, kwargs=kwargs)
 
     def _load_full(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -211,6 +229,7 @@ class VLLMEngine(DeviceUpdates):
         """
         from vllm.inputs import tokens_input
 
+        self._wake()
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM did not empty its prefix cache: requests are still running")
         first = self._request

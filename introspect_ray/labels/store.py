@@ -217,7 +217,7 @@ def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: Rollo
     size, tokens per forward, threads and sharding), but not the number of actors or their memory.
     """
     names = ("dtype", "group_size", "max_batched_tokens", "threads", "tensor_parallel_size")
-    numerics = {name: getattr(rollout, name) for name in names}
+    numerics = {name: getattr(rollout, name) for name in names} | {"group_size": rollout.bulk_group}
     engine = rollout.served_by
     head = {"format": 1, "policy": policy_id, "version": engine_version(engine), "engine": engine, **numerics}
     digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=16)

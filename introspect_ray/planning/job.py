@@ -11,6 +11,8 @@ from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, file_sets
+from introspect_ray.config.compatibility import workers_text
+from introspect_ray.config.load import CHECKPOINT_EVERY
 from introspect_ray.errors import UserError
 from introspect_ray.planning.assumptions import Assumptions, split_assumptions
 from introspect_ray.planning.memory import engine_memory, run_bytes, trainer_memory
@@ -27,9 +29,10 @@ from introspect_ray.tasks import load_cases, open_task
 DEFAULTS = {
     "output_dir": "runs/plan", "task.name": "hint_mmlu", "supervision.rule": "online", "alarms.engine_gap": 0.5,
     "train.use_gpu": True, "train.dtype": "bfloat16", "train.token_budget": 16384,
-    "train.activation_checkpointing": True, "rollout.dtype": "bfloat16", "rollout.num_gpus": 1,
+    "train.activation_checkpointing": True, "train.checkpoint_every": CHECKPOINT_EVERY,
+    "rollout.dtype": "bfloat16", "rollout.num_gpus": 1,
 }  # fmt: skip
-ROLLOUT_KEYS = ("num_actors", "tensor_parallel_size", "num_gpus", "group_size")
+ROLLOUT_KEYS = ("num_actors", "tensor_parallel_size", "num_gpus")
 SPLIT_KEYS = ("train.num_workers", *(f"rollout.{key}" for key in ROLLOUT_KEYS))  # chosen unless given
 
 
@@ -67,7 +70,7 @@ def make_plan(args: Arguments, space: Space) -> Plan:
     parts = work_parts(shape, case, cfg)
     tp = tensor_parallel(shape, case, cfg, a, given)
     cfg = choose_split(splits(cfg, parts, gpus, tp, given), shape, case, a, gpus, trials)
-    counts = {cfg.train.num_workers, *(2**i for i in range(11) if 2**i <= min(gpus, cfg.batch_size))}
+    counts = {cfg.train.max_workers, *(2**i for i in range(11) if 2**i <= min(gpus, cfg.batch_size))}
     per_hour = 3600e12 * a.peak_tflops * a.utilisation
     return Plan(
         shape=shape,
@@ -85,9 +88,12 @@ def make_plan(args: Arguments, space: Space) -> Plan:
 
 
 def check_planned(cfg: RunConfig) -> None:
-    """Raises UserError for auxiliary data, and where trainers and engines do not have whole GPUs of their own."""
+    """Raises UserError for auxiliary data and elastic workers, and where trainers and engines do not have whole GPUs of
+    their own."""
     if not cfg.train.use_gpu:
         raise UserError("train.use_gpu=false: a plan is of training on GPUs: leave it out")
+    if cfg.train.elastic:
+        raise UserError(f"train.num_workers={workers_text(cfg)}: a plan is of one number of workers: give one of these")
     if cfg.rollout.num_gpus < 1:
         raise UserError(
             f"rollout.num_gpus={cfg.rollout.num_gpus:g}: engines that share GPUs are not planned: leave it out, and "

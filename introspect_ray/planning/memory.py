@@ -14,6 +14,7 @@ from introspect_ray.engines.vllm_engine import MAX_SEQUENCES
 from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.work import CaseSizes
+from introspect_ray.schedule import step_group
 from introspect_ray.training.chunked_loss import CHUNK_ELEMENTS
 from introspect_ray.training.reference import SIDES
 
@@ -104,9 +105,9 @@ def engine_memory(shape: ModelShape, case: CaseSizes, cfg: RunConfig, a: Assumpt
     inner = 4 * shape.hidden + (2 * shape.intermediate + 2 * shape.query) / gpus
     workspace = compute * inner * cfg.rollout.max_batched_tokens + MAX_SEQUENCES * shape.vocab * (compute + 8)
     token = 2 * shape.layers * shape.key * compute / min(gpus, shape.key_heads)
-    sequences = min(MAX_SEQUENCES, 2 * min(cfg.rollout.group_size, cfg.batch_size))
+    sequences = min(MAX_SEQUENCES, 2 * min(step_group(cfg), cfg.batch_size))
     cache = token * max(case.longest, sequences * (case.question + case.target))
-    return EngineMemory(weights, workspace, cache, 1e9 * a.memory_gb * cfg.rollout.gpu_memory_utilization)
+    return EngineMemory(weights, workspace, cache, 1e9 * a.memory_gb * cfg.rollout.memory_share)
 
 
 @dataclass(frozen=True)

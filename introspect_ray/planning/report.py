@@ -9,8 +9,9 @@ from introspect_ray.config import RunConfig
 from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.memory import EngineMemory, RunBytes, TrainerMemory
 from introspect_ray.planning.model_shape import ModelShape
-from introspect_ray.planning.split import gpus_of, runs_at_once
+from introspect_ray.planning.split import gpus_of, more_gpus, runs_at_once
 from introspect_ray.planning.work import CaseSizes, Part
+from introspect_ray.schedule import step_group
 from introspect_ray.storage.checkpoints import KEEP
 
 GB = 1e9
@@ -39,7 +40,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the chosen split has room, on each of its GPUs and on all of them together."""
-        needs = (self.trainers[self.cfg.train.num_workers].total, self.run_bytes.reference_task)
+        needs = (self.trainers[self.cfg.train.max_workers].total, self.run_bytes.reference_task)
         return all(map(self.room_for, needs)) and self.engine.fits and gpus_of(self.cfg) <= self.gpus
 
 
@@ -107,14 +108,15 @@ def other_text(plan: Plan) -> str:
 
 def split_text(plan: Plan) -> str:
     cfg, rollout = plan.cfg, plan.cfg.rollout
-    gpus, at_once = gpus_of(cfg), runs_at_once(cfg, plan.gpus, plan.trials)
+    gpus, more, at_once = gpus_of(cfg), more_gpus(cfg), runs_at_once(cfg, plan.gpus, plan.trials)
+    each = f"{gpus} GPUs" if more == gpus else f"{gpus} GPUs, each further one {more}"
+    rounds = f", {-(-plan.trials // at_once)} rounds" if 0 < at_once < plan.trials else ""
     return (
         f"Split: {cfg.train.num_workers} GPUs train, {rollout.num_actors} engine(s) of {rollout.num_gpus:g} GPU(s) "
-        f"sample; a run takes {gpus} GPUs, and {at_once} of {plan.trials} runs have room on {plan.gpus}\n"
+        f"sample; a run takes {each}, and {at_once} of {plan.trials} runs have room on {plan.gpus}\n"
         f"  train.num_workers={cfg.train.num_workers} rollout.num_actors={rollout.num_actors} "
-        f"rollout.num_gpus={rollout.num_gpus:g} rollout.tensor_parallel_size={rollout.tensor_parallel_size} "
-        f"rollout.group_size={rollout.group_size}\n"
-        "  jobs/sweep_lambda.py makes its runs one after another; for runs side by side start a jobs/train.py each"
+        f"rollout.num_gpus={rollout.num_gpus:g} rollout.tensor_parallel_size={rollout.tensor_parallel_size}\n"
+        f"  an engine labels {step_group(cfg)} cases at a time; a sweep makes {at_once} run(s) at once{rounds}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,27 @@ def _download(name: str) -> str:
         raise UserError(f"policy {name!r}: there is no such folder, .gguf file or hub id (organization/name)")
     from huggingface_hub import snapshot_download
 
+    bar = None if sys.stderr.isatty() else _log_bar()
     try:
-        return snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB)
+        return snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB, tqdm_class=bar)
     except Exception as error:  # HTTP, hub and OS errors share no base class
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"policy {name!r} is no local folder and cannot be downloaded from the hub ({first[:200]}): "
             "check the name and HF_TOKEN, or give a local folder"
         ) from error
+
+
+def _log_bar() -> type:
+    """A progress bar for where stderr is no terminal: there the hub's own shows nothing, however long a download takes.
+    It shows bytes and rate every 15 s."""
+    from tqdm import tqdm
+
+    class LogBar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "mininterval": 15.0, "maxinterval": 30.0, "delay": 15.0})
+
+    return LogBar
 
 
 def _has_chat_template(folder: Path, name: str) -> bool:

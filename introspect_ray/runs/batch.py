@@ -29,12 +29,10 @@ def run_batch(trainings: Sequence[RunConfig], evaluations: Sequence[RunConfig], 
     if not missing and not unscored:
         return []
     from introspect_ray.runs.cluster import connected
-    from introspect_ray.runs.placement import resources
 
     groups = by_setup(missing)
-    shared = [*map(shared_config, groups), *unscored]
     errors: list[str] = []
-    with connected(max(shared, key=lambda cfg: resources(cfg)["CPU"])):
+    with connected(*_widest([*((shared_config(group), group) for group in groups), *((cfg, ()) for cfg in unscored)])):
         for number, group in enumerate(groups, start=1):
             began = time.perf_counter()
             errors += _train_group(group)
@@ -45,6 +43,17 @@ def run_batch(trainings: Sequence[RunConfig], evaluations: Sequence[RunConfig], 
             _evaluate(cfg)
             say(f"evaluation {number} of {len(unscored)}: {time.perf_counter() - began:.0f} s")
     return errors
+
+
+def _widest(rooms: Sequence[tuple[RunConfig, Sequence[RunConfig]]]) -> tuple[RunConfig, Sequence[RunConfig]]:
+    """Which set-up with its trials needs the most room of a local Ray."""
+    from introspect_ray.runs.nodes import local_at_once, local_need
+
+    def cpus(room: tuple[RunConfig, Sequence[RunConfig]]) -> float:
+        cfg, trials = room
+        return local_need(cfg, trials, local_at_once(cfg, trials))["CPU"]
+
+    return max(rooms, key=cpus)
 
 
 def has_result(cfg: RunConfig) -> bool:
@@ -78,7 +87,7 @@ def _train_group(group: Sequence[RunConfig]) -> list[str]:
         with progress_bar(setup.status, sum(cfg.steps for cfg in group), f"{len(group)} runs"):
             rows, errors = run_trials(group, setup, (uri, None))
     finally:
-        setup.pool.close()
+        setup.close()
     return [*errors, *_unkept(group, rows)]
 
 

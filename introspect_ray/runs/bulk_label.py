@@ -83,7 +83,7 @@ def check_labelling(given: RunConfig, *, explain: bool, resume: bool, overwrite:
     judging, tables = named_judging(cfg, prepared), (prepared.train, prepared.test)
     longest = prepared.max_explanation_tokens if explain else None
     source = provenance(cfg, prepared.policy_id, tables, judging.identity if judging else "", longest)
-    store, parts = open_store(cfg.output_dir), parts_of(sum(map(len, tables)), cfg.rollout.group_size)
+    store, parts = open_store(cfg.output_dir), parts_of(sum(map(len, tables)), cfg.rollout.bulk_group)
     if resume and store.exists(PROVENANCE):
         _check_same(store, source)
     present = store.list(FOLDER) if resume else []

@@ -94,6 +94,7 @@ def provenance(
         "engine": cfg.rollout.served_by,
         "engine_version": engine_version(cfg.rollout.served_by),
         **{f"engine_{name}": getattr(cfg.rollout, name) for name in numerics},
+        "engine_group_size": cfg.rollout.bulk_group,
         "method": cfg.method,
         "max_explanation_tokens": max_explanation,
         "package_version": __version__,

@@ -81,7 +81,7 @@ class Labeller:
         rows = [(side, row) for side, row in _rows(self._tables, part)]
         ids = [self._tables[side].case_id(row) for side, row in rows]
         cases = [self._tables[side][row] for side, row in rows]
-        size, longest = self._labelling.rollout.group_size, self._labelling.max_explanation
+        size, longest = self._labelling.rollout.bulk_group, self._labelling.max_explanation
         groups = [ids[start : start + size] for start in range(0, len(ids), size)]
         labelled = [self._ask("label", group) for group in groups]
         pairs: list[BehaviorPair] = list(chain.from_iterable(result.pairs for result in labelled))

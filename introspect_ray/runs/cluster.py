@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,12 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from introspect_ray.config import RunConfig
+from introspect_ray.config.compatibility import workers_text
+from introspect_ray.config.load import cluster_address
 from introspect_ray.errors import UserError
-from introspect_ray.runs.placement import check_local_room, cluster_address, resources
+from introspect_ray.log_levels import DEFAULT, chosen_level, shows_workers
+from introspect_ray.runs.nodes import HEAD, check_nodes, local_at_once, local_need
+from introspect_ray.runs.placement import check_local_room, fewest, resources
 from introspect_ray.storage import check_writable, open_store
 from introspect_ray.storage.store import TEMPORARY
 
@@ -32,18 +37,23 @@ _QUIET = {
 _LOCAL = {"RAY_worker_niceness": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-def connect(cfg: RunConfig) -> None:
+def connect(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> None:
     """Join the cluster of cfg.ray_address / RAY_ADDRESS, or start a local one of the size needed.
 
-    Raises UserError if the run does not fit, unless `wait_for_nodes` says that an autoscaler will make room.
+    trials: of a sweep, as many of which as there is room for will run at once; cfg is that of their set-up. Raises
+    UserError if not even one run fits, unless `wait_for_nodes` says that an autoscaler will make room.
     """
+    if len(trials) > 1 and cfg.train.elastic:
+        raise UserError(
+            f"train.num_workers={workers_text(cfg)}: each trial of a sweep holds a fixed number of workers, and as "
+            "many trials run at once as have room: give one number"
+        )
     if ray.is_initialized():
         return
-    need = resources(cfg)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = cluster_address(cfg)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    common = logging_options(chosen_level())
     if address:
         runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
         try:
@@ -51,25 +61,39 @@ def connect(cfg: RunConfig) -> None:
         except (ConnectionError, ValueError, RuntimeError) as error:
             line = " ".join(str(error).split())[:200]
             raise UserError(f"no Ray cluster at {address}: {line}; start one or leave ray_address away") from None
-        _check_cluster(cfg, need)
+        _check_cluster(cfg, len(trials))
         return
     check_local_room(cfg)
     for name, value in _LOCAL.items():
         os.environ.setdefault(name, value)
+    need = local_need(cfg, trials, local_at_once(cfg, trials))
     ray.init(
         address="local",
-        num_cpus=int(-(-need["CPU"] // 1)) + 1,  # one more for Tune trials and the reference task
+        num_cpus=math.ceil(need["CPU"]) + 1,
         include_dashboard=False,
         **common,  # without a runtime_env: workers inherit this environment, and prestarted ones can be used
     )
 
 
+def logging_options(level: str) -> dict[str, Any]:
+    """How ray.init logs at a level of --log-level: quiet by default. From info on the driver prints what all processes
+    log, and the autoscaler's messages, which `log_to_driver` hides too."""
+    if level == DEFAULT:
+        return {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    return {
+        "log_to_driver": shows_workers(level),
+        "logging_level": level.upper(),
+        "configure_logging": True,
+        "logging_config": ray.LoggingConfig(encoding="TEXT", log_level=level.upper()),  # of the workers' root loggers
+    }
+
+
 @contextmanager
-def connected(cfg: RunConfig) -> Iterator[None]:
+def connected(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> Iterator[None]:
     """`connect` for the time of the body. A cluster that was joined stays up, one started here ends with the body, and
     a caller's own connection to Ray is left alone."""
     callers = ray.is_initialized()
-    connect(cfg)
+    connect(cfg, trials)
     try:
         yield
     finally:
@@ -77,16 +101,11 @@ def connected(cfg: RunConfig) -> Iterator[None]:
             ray.shutdown()
 
 
-def _check_cluster(cfg: RunConfig, need: dict[str, float]) -> None:
-    have = ray.cluster_resources()
-    short = {name: (want, have.get(name, 0.0)) for name, want in need.items() if want > have.get(name, 0.0)}
-    if short and not cfg.wait_for_nodes:
-        what = ", ".join(f"{want:g} {name}s, it has {got:g}" for name, (want, got) in short.items())
-        raise UserError(
-            f"no room for the requested workers: the cluster needs {what}: lower train.num_workers or "
-            "rollout.num_actors, or set wait_for_nodes=true where an autoscaler adds nodes"
-        )
-    check_folders(cfg, more_nodes=bool(short))
+def _check_cluster(cfg: RunConfig, trials: int) -> None:
+    check_nodes(cfg)
+    have, need = ray.cluster_resources(), resources(fewest(cfg))
+    short = any(want > have.get(name, 0.0) for name, want in need.items())
+    check_folders(cfg, more_nodes=cfg.wait_for_nodes and (short or trials > 1))
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
@@ -99,9 +118,13 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
 
 
 def this_node_resource() -> str:
-    """The name of the resource that only this node has: Ray Tune places trials by resources alone."""
+    """The name of the resource that only this node has: Ray Tune places trials by resources alone.
+
+    The head's is its role, since several nodes of one machine share their address.
+    """
     here = ray.get_runtime_context().get_node_id()
-    return next(f"node:{node['NodeManagerAddress']}" for node in ray.nodes() if node["NodeID"] == here)
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return HEAD if HEAD in node["Resources"] else f"node:{node['NodeManagerAddress']}"
 
 
 def check_folders(cfg: RunConfig, more_nodes: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -18,48 +19,67 @@ from introspect_ray.labels.reading import NAME as READING
 from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.evaluated import behavior_of, trained_cases, write_cases
-from introspect_ray.runs.identity import run_identity
+from introspect_ray.runs.identity import cases_digest, run_identity
+from introspect_ray.runs.interim import OnScores, interim_of, scorer
 from introspect_ray.runs.judging import doubts
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
-from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, tracked, warned
-from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, untrained_scores
+from introspect_ray.runs.released import evaluation_room, training_room
+from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, warned
+from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, label_set, untrained_scores
+from introspect_ray.runs.tracked import datasets, tracked
+from introspect_ray.runs.waiting import watched
 from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
 from introspect_ray.storage import open_store
 from introspect_ray.storage.checkpoints import list_names
-from introspect_ray.storage.tracker import Tracker
+from introspect_ray.storage.tracker import Dataset, Tracker
 
 
 def train_once(
-    cfg: RunConfig, setup: SharedSetup, tracker: Tracker, *, run_name: str, on_row: Callable[[dict], None] | None = None
+    cfg: RunConfig,
+    setup: SharedSetup,
+    tracker: Tracker,
+    *,
+    run_name: str,
+    on_row: Callable[[dict], None] | None = None,
+    on_scores: OnScores | None = None,
 ) -> dict[str, Any]:
-    """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary."""
+    """Train, evaluate on the held-out cases, write <output_dir>/summary.json and track it; returns the summary.
+
+    on_row: called with the metrics of each step. on_scores: with those of evaluations while it trains (eval.every).
+    """
     began = time.perf_counter()
     store = open_store(cfg.output_dir)
     write_cases(store, UNTRAINED, setup.untrained)
-    tracker.log_metrics({"before": _before(setup)}, 0)
+    tracker.log_result({"untrained": _before(setup)}, 0)
+    data = _datasets(cfg, setup)
+    tracker.log_datasets(data)
     store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
     if not (store.exists(READING) and list_names(store)):  # a checkpoint keeps its own: recovery refuses another
         setup.reading.save(store)
-    steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every)
-    with steps.following():
-        labelled, done = train_with_recovery(_worker_spec(cfg, setup, run_name), lambda: _relabeler(cfg, setup))
+    also = scorer(cfg, setup, run_name, tracker, on_scores)
+    steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every or 0, also)
+    with steps.following(), training_room(cfg, setup) as room:
+        labelled, done = train_with_recovery(_worker_spec(cfg, room, run_name), lambda: _relabeler(cfg, room))
     trained = time.perf_counter()
     # An engine that dies from here on loads the policy that the workers exported.
     exported = Exported(store.join("policy"), probe_case(setup.prepared.train[0]))
     serving = Serving(cfg.steps, done.served, exported)
-    evaluated = write_cases(store, TRAINED, _evaluated(cfg, setup, serving))
+    turn = setup.turns.turn() if setup.turns else nullcontext()
+    with turn, evaluation_room(cfg, setup) as room, watched(setup.status, run_name, room.pool.engines.waits):
+        scoring = time.perf_counter()  # a turn that others had is no part of the evaluation
+        evaluated = write_cases(store, TRAINED, _evaluated(cfg, room, serving))
     scores = evaluate(evaluated)
     finished = time.perf_counter()
-    seconds = {"train": trained - began, "eval": finished - trained}
+    seconds = {"train": trained - began, "eval": finished - scoring}
     tracker.flush()
     rows = step_rows(store)
     test = evaluated.of(TEST)
     cases = {"train": len(setup.prepared.train), "test": len(test), "questions": len(set(test.questions))}
     totals = {**labelled, **done.seconds}
-    judged = [*setup.judged, *judged_of("trained", setup.pool)]
+    judged = [*setup.judged, *judged_of("trained", room.pool)]
     out = run_summary(cfg, cases, scores, (setup.reading, judged), totals, rows, setup.seconds, seconds)
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # these are in the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
@@ -71,7 +91,7 @@ def train_once(
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
     steps.raise_failure()  # of the tracker, now that the results are written
-    track_results(tracker, store, out, rows)
+    track_results(tracker, store, cfg, out, rows, scored_on=data[1])
     return out
 
 
@@ -89,6 +109,15 @@ def _before(setup: SharedSetup) -> dict[str, Any]:
     return {**tracked(untrained_scores(setup)), "collapse": one_sided, "prefix_hit_rate": setup.prefix_hit_rate}
 
 
+def _datasets(cfg: RunConfig, setup: SharedSetup) -> list[Dataset]:
+    """The run's training cases, its held-out cases, and the label set of its reference policy."""
+    prepared, reference = setup.prepared, reference_policy(cfg) or cfg.policy
+    sides = {"train": prepared.train, "test": prepared.test}
+    digests = {side: cases_digest(cases) for side, cases in sides.items()}
+    key = label_set(cfg, prepared.tokens_of(reference), prepared.reference_id, setup.pool.judging)
+    return datasets(cfg, digests, {side: len(cases) for side, cases in sides.items()}, key, reference)
+
+
 def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpec:
     return WorkerSpec(
         cfg=cfg,
@@ -102,6 +131,8 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
         calibration=setup.reading.calibration,
         identity=run_identity(cfg, setup.prepared, setup.reading),
         auxiliary=setup.auxiliary,
+        group=setup.group,
+        interim=interim_of(cfg, setup, run_name),
     )
 
 
@@ -117,4 +148,4 @@ def _relabeler(cfg: RunConfig, setup: SharedSetup) -> Any:
     )
     labels = f"{cfg.output_dir.rstrip('/')}/labels"
     actor = RelabelerActor.options(scheduling_strategy=on_this_node())
-    return actor.remote(cfg, sources, labels, cfg.train.num_workers, setup.pool)
+    return actor.remote(cfg, sources, labels, setup.pool)

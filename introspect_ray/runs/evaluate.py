@@ -23,11 +23,13 @@ from introspect_ray.labels.reading import EVALUATED as EVALUATED_READING
 from introspect_ray.labels.reading import Reading
 from introspect_ray.policy import is_adapter, local_policy, merge_adapter, policy_id
 from introspect_ray.records import BehaviorPair
+from introspect_ray.runs.activities import open_board
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, write_cases
 from introspect_ray.runs.few_shot import few_shot_cases
 from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.policy_cases import PolicyCases
 from introspect_ray.runs.preflight import Prepared
+from introspect_ray.runs.progress import shown_activities
 from introspect_ray.runs.setup import (
     PLAIN,
     explain,
@@ -55,7 +57,7 @@ def evaluate_policies(cfg: RunConfig, prepared: Prepared, folder: str | None, st
     # The tokenizer of eval.policy is that of its folder here; an adapter has M0's.
     own = cfg.policy if folder is None or is_adapter(folder) else folder
     asked = _Asked(cfg, prepared, start_judging(cfg, prepared))
-    with _served(cfg, prepared, folder) as trained:
+    with _served(cfg, prepared, folder) as trained, shown_activities(open_board(cfg)) as asked.board:
         names = {M0: cfg.policy, **({REFERENCE: reference} if reference else {}), POLICY: trained}
         names |= {f"{AGAINST}{policy}": policy for policy in cfg.eval.against}
         for policy in dict.fromkeys([reference or cfg.policy, *names.values()]):
@@ -80,6 +82,7 @@ class _Asked:
 
     def __init__(self, cfg: RunConfig, prepared: Prepared, judging: Judging | None) -> None:
         self._cfg, self._prepared, self._judging = cfg, prepared, judging
+        self.board: Any = None  # handle of a StatusBoard, which hears how far the engines are
         self.reading: Reading | None = None
         self.behaviors: dict[str, Behavior] = {}
         self.explanations: list[Said] = []
@@ -91,7 +94,7 @@ class _Asked:
         if not explain_too and self._kept(policy, tokens):
             return
         few_shot = explain_too and self._cfg.task.shots > 0
-        with _pool(self._cfg, policy, tokens, self._judging) as pool:
+        with _pool(self._cfg, policy, tokens, self._judging, self.board) as pool:
             if self.reading is None:
                 calibrated = self._cfg.task.calibration != "none"
                 raw = pool.label_now(tokens.train.case_ids, Serving()) if calibrated else []
@@ -104,7 +107,7 @@ class _Asked:
                 self.explanations = explain(pool, tokens, Serving())
             self.judged += judged_of(policy, pool)
         if few_shot:  # engines keep the cases that they were started with
-            with _pool(self._cfg, policy, tokens, self._judging) as pool:
+            with _pool(self._cfg, policy, tokens, self._judging, self.board) as pool:
                 self.explanations = explain(pool, tokens, Serving())
 
     def _kept(self, policy: str, tokens: PolicyCases) -> bool:
@@ -132,9 +135,12 @@ class _Asked:
 
 
 @contextmanager
-def _pool(cfg: RunConfig, policy: str, tokens: PolicyCases, judging: Judging | None) -> Iterator[RolloutPool]:
-    """A pool that serves one policy. tokens: the cases as it reads them."""
+def _pool(
+    cfg: RunConfig, policy: str, tokens: PolicyCases, judging: Judging | None, board: Any
+) -> Iterator[RolloutPool]:
+    """A pool that serves one policy. tokens: the cases as it reads them. board: handle of a StatusBoard."""
     pool = start_pool(override(cfg, PLAIN), policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)], judging)
+    pool.board = board
     yield pool
     pool.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ def behavior_of(pairs: Sequence[BehaviorPair], tokenizer: Any) -> Behavior:
     return Behavior(pairs, [(decode_turn(x, tokenizer), decode_turn(ablated, tokenizer)) for x, ablated in sides])
 
 
-def said(generated: Sequence[Sequence[int]], test: CaseTable, tokenizer: Any) -> list[Said]:
+def said(generated: Sequence[Sequence[int]], test: Iterable[TokenizedCase], tokenizer: Any) -> list[Said]:
     """Explanations from generated tokens, one per held-out case. tokenizer: that of the policy that wrote them."""
     texts = [decode_turn(ids, tokenizer) for ids in generated]
     return [Said(text, parse(text, case.labels, case.templates)) for text, case in zip(texts, test, strict=True)]

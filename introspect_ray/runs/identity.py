@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from introspect_ray.config import RunConfig, flatten
 from introspect_ray.errors import UserError
 from introspect_ray.labels.reading import RAW, Reading
+from introspect_ray.records import TokenizedCase
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.storage import open_store
 
@@ -17,6 +19,9 @@ _FREE = (
     "output_dir",
     "ray_address",
     "wait_for_nodes",
+    "sweep",
+    "eval.every",
+    "eval.interim_cases",
     "tracking",
     "cache_dir",
     "train.max_failures",
@@ -52,11 +57,6 @@ def run_identity(cfg: RunConfig, prepared: Prepared, reading: Reading = RAW) -> 
     """What a checkpoint must share with a run to be used by it: the config, except for what may differ, and the content
     behind it (policies, training cases, auxiliary texts, judges, calibration). JSON values by name, so that a refusal
     can name the one that differs."""
-    digest = hashlib.blake2b(digest_size=8)
-    for case in prepared.train:
-        line: list[Any] = [case.case_id, case.labels, case.label_tokens, case.prompt, case.ablated, case.question]
-        line += [case.max_response, list(case.explanations.values())]
-        digest.update(json.dumps(line).encode() + b"\n")
     config = {key: value for key, value in flatten(cfg.model_dump(mode="json")).items() if not key.startswith(_FREE)}
     content = {
         "policy": prepared.policy_id,
@@ -64,7 +64,17 @@ def run_identity(cfg: RunConfig, prepared: Prepared, reading: Reading = RAW) -> 
         "second policy": prepared.second_id,
         "judge": reading.judge,
         "calibration": reading.calibration.identity if reading.calibration else None,
-        "training cases": digest.hexdigest(),
+        "training cases": cases_digest(prepared.train),
         "auxiliary texts": prepared.auxiliary.digest if prepared.auxiliary is not None else None,
     }
     return {**config, **{f"content of {what}": value for what, value in content.items()}}
+
+
+def cases_digest(cases: Iterable[TokenizedCase]) -> str:
+    """16 hexadecimal digits of all that a run reads of its cases: their ids, labels and tokens."""
+    digest = hashlib.blake2b(digest_size=8)
+    for case in cases:
+        line: list[Any] = [case.case_id, case.labels, case.label_tokens, case.prompt, case.ablated, case.question]
+        line += [case.max_response, list(case.explanations.values())]
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,15 @@ from introspect_ray.runs.placement import plan_text
 from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.runs.results import log_files, open_tracker, track_aggregate, warned
 from introspect_ray.runs.search_space import Space, Trial, grid, load_grid, shared_config, shown_name
+from introspect_ray.schedule import idle_warning
 from introspect_ray.scores.grid import grid_table
 from introspect_ray.scores.metrics import constant_explainer
+from introspect_ray.scores.table import table
 from introspect_ray.storage import Store, is_remote, open_store
 from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracking import tracking_uri
-from introspect_ray.storage.tracking_mlflow import check_server
+from introspect_ray.storage.tracking_store import check_server
 
 MOSTLY = 0.5
 
@@ -116,6 +118,7 @@ def check(cfg: RunConfig, trials: Sequence[RunConfig], *, resume: bool, overwrit
             f"task.shots={cfg.task.shots} prompts a policy that is not trained: use it with `introspect-ray evaluate`, "
             "or leave it out"
         )
+    warned(sorted({line for trial in trials if (line := idle_warning(trial))}))
     prepared = prepare(shared_config(trials))
     return Checked(prepared, reachable(cfg, resume=resume, overwrite=overwrite), resume, overwrite)
 
@@ -129,13 +132,13 @@ def run_training(cfg: RunConfig, checked: Checked) -> dict[str, Any]:
     with claimed(cfg, checked) as store:
         if checked.resume and not list_names(store):
             print("resume   no checkpoint yet: from step 0", flush=True)
-        setup = set_up(cfg, checked.prepared)
-        report_findings(cfg, setup)
-        with (
-            open_tracker(cfg, _name(cfg), checked.tracking) as tracker,
-            progress_bar(setup.status, cfg.steps, _name(cfg)),
-        ):
-            return train_once(cfg, setup, tracker, run_name=_name(cfg))
+        with closing(set_up(cfg, checked.prepared)) as setup:
+            report_findings(cfg, setup)
+            with (
+                open_tracker(cfg, _name(cfg), checked.tracking) as tracker,
+                progress_bar(setup.status, cfg.steps, _name(cfg)),
+            ):
+                return train_once(cfg, setup, tracker, run_name=_name(cfg))
 
 
 def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None = None) -> list[dict[str, Any]]:
@@ -149,24 +152,25 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
     from introspect_ray.runs.sweep import run_sweep
 
     cfg, spaces, trials = sweep.cfg, sweep.spaces, sweep.trials
-    shared = shared_config([trial.cfg for trial in trials])
-    values = sweep.values[0] if len(spaces) == 1 else sweep.values
+    configs, values = [trial.cfg for trial in trials], sweep.values[0] if len(spaces) == 1 else sweep.values
     keys = ",".join(space.key for space in spaces)
     swept = {"sweep": {"key": keys, "values": str(values), "seeds": str(sweep.seeds)}}
     with (
-        claimed(cfg, checked, room=shared) as store,
+        claimed(cfg, checked, trials=configs) as store,
         open_tracker(cfg, _name(cfg), checked.tracking, params=swept) as parent,
+        closing(set_up(shared_config(configs), checked.prepared)) as setup,
     ):
         tracking = (checked.tracking, parent.run_id)
-        setup = set_up(shared, checked.prepared)
         report_findings(cfg, setup)
         steps = sum(trial.cfg.steps for trial in trials) + bool(after) * cfg.steps
         with progress_bar(setup.status, steps, _name(cfg)):
             summaries, stopped = run_sweep(cfg, spaces, trials, setup, tracking)
-            if after and not stopped:
+            if after and not any("failed" in row for row in stopped):
                 after(override(cfg, {"seed": sweep.seeds[0]}), setup, tracking)
-        track_aggregate(parent, store, spaces[0].leaf)
+        track_aggregate(parent, store, cfg, [space.leaf for space in spaces])
         log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
+        if parent.page:
+            print(f"compare  {parent.page}", flush=True)
         report_sweep(summaries, stopped, spaces, store)
     return summaries
 
@@ -208,15 +212,15 @@ def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[s
 
 @contextmanager
 def claimed(
-    cfg: RunConfig, checked: Checked, record: str = "run.json", room: RunConfig | None = None
+    cfg: RunConfig, checked: Checked, record: str = "run.json", trials: Sequence[RunConfig] = ()
 ) -> Iterator[Store]:
     """Join or start Ray, then prepare the output folder and write the resolved config to its file `record`.
 
-    Nothing is written before the cluster is known to have room for the run (`room`: for this one, which needs more).
+    Nothing is written before the cluster is known to have room for the run, or for a trial (`trials`: of a sweep).
     """
     from introspect_ray.runs.cluster import connected
 
-    with connected(room or cfg):
+    with connected(shared_config(trials) if trials else cfg, trials):
         store = prepare_output(cfg.output_dir, resume=checked.resume, overwrite=checked.overwrite)
         store.write_json(record, cfg.model_dump(mode="json"))
         print(f"output   {store.join()}", flush=True)
@@ -250,12 +254,13 @@ def report_sweep(
         print_summaries(summaries, keys[0], points)
     elif summaries:
         print(grid_table(summaries, keys, points))
-    lines = [f"{shown_name({key: row[key] for key in (*keys, 'seed')})}: {row['failed']}" for row in stopped]
-    for line in lines:
-        print(f"failed   {line}", flush=True)
-    if lines:
+    ends = [(kind, row) for row in stopped for kind in ("stopped", "failed") if kind in row]
+    shown = [(kind, f"{shown_name({key: row[key] for key in (*keys, 'seed')})}: {row[kind]}") for kind, row in ends]
+    for kind, line in shown:
+        print(f"{kind:8} {line}", flush=True)
+    if lines := [line for kind, line in shown if kind == "failed"]:
         raise AlarmError(
-            f"{len(lines)} of {len(summaries) + len(lines)} trials failed, the first is {lines[0]}; the others' "
+            f"{len(lines)} of {len(summaries) + len(stopped)} trials failed, the first is {lines[0]}; the others' "
             f"results are in {store.join('sweep.json')}, and --resume runs those that failed again"
         )
 
@@ -264,8 +269,6 @@ def print_summaries(
     summaries: Sequence[dict[str, Any]], key: str, points: Sequence[dict[str, Any]] | None = None
 ) -> None:
     """points: the block "aggregate" of sweep.json, whose rows hold the swept values too."""
-    from introspect_ray.scores.table import table
-
     print(table(summaries, key, [row[key] for row in summaries] if points else None, points))
 
 

@@ -11,12 +11,13 @@ from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.config.judges import JudgeConfig
+from introspect_ray.config.load import cluster_address
 from introspect_ray.engines import check_installed
 from introspect_ray.errors import UserError
 from introspect_ray.judges import check_judge
 from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
 from introspect_ray.runs.auxiliary import read_auxiliary
-from introspect_ray.runs.placement import check_local_room, cluster_address, judging_policies
+from introspect_ray.runs.placement import check_local_room, judging_policies
 from introspect_ray.runs.policy_cases import PolicyCases, read_cases, tokenize_cases
 from introspect_ray.storage import check_writable
 from introspect_ray.tasks import CaseStream, open_task

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 from tqdm import tqdm
 
+from introspect_ray.runs.activities import ActivityLines
 from introspect_ray.storage.tracker import Tracker
 
 POLL_S = 0.5
@@ -40,6 +41,13 @@ def polling(look: Callable[[], None], name: str) -> Iterator[None]:
         thread.join()
 
 
+@contextmanager
+def shown_activities(status: Any) -> Iterator[Any]:
+    """Lines on what goes on, while the body runs. Yields `status`, the handle of a StatusBoard."""
+    with polling(ActivityLines(status).look, "activities"):
+        yield status
+
+
 class StepTracking:
     """Copies the step metrics of one run from the status board to its tracker."""
 
@@ -50,11 +58,13 @@ class StepTracking:
         tracker: Tracker,
         on_row: Callable[[dict[str, Any]], None] | None = None,
         flush_every: int = 0,
+        also: Callable[[], None] | None = None,
     ) -> None:
-        """on_row: also called with each row. flush_every: steps between two checkpoints (0: none). The rows before a
-        checkpoint are flushed with it: a resumed run does not make them again, and the board dies with the driver."""
+        """on_row: also called with each row. also: called each time the board is looked at. flush_every: steps
+        between two checkpoints (0: none). The rows before a checkpoint are flushed with it: a resumed run does not make
+        them again, and the board dies with the driver."""
         self._status, self._run, self._tracker, self._on_row = status, run, tracker, on_row
-        self._flush_every = flush_every
+        self._flush_every, self._also = flush_every, also
         self._last_step = -1
         self._error: Exception | None = None
 
@@ -65,6 +75,8 @@ class StepTracking:
         def look() -> None:
             with self._kept():
                 self.track(ray.get(self._status.rows.remote(self._run, self._last_step)))
+                if self._also:
+                    self._also()
 
         with polling(look, f"track-{self._run}"):
             yield
@@ -78,12 +90,12 @@ class StepTracking:
         for row in rows:
             self._last_step = row["step"]
             with self._kept():
-                self._tracker.log_metrics({key: value for key, value in row.items() if key != "step"}, row["step"])
+                self._tracker.log_step(row)
             if self._on_row:
                 self._on_row(row)
         if self._flush_every and any((row["step"] + 1) % self._flush_every == 0 for row in rows):
             with self._kept():
-                self._tracker.flush(final=False)
+                self._tracker.flush()
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -100,6 +112,7 @@ def progress_bar(status: Any, steps: int, name: str) -> Iterator[None]:
 
     steps: of all runs together. name: in front of the bar; a run of another name is named beside its metrics.
     """
+    lines = ActivityLines(status)
     every = 1.0 if sys.stderr.isatty() else _QUIET_S
     with tqdm(total=steps, desc=name, unit="step", mininterval=every, maxinterval=2 * every, dynamic_ncols=True) as bar:
 
@@ -109,6 +122,7 @@ def progress_bar(status: Any, steps: int, name: str) -> Iterator[None]:
                     run, row = list(latest.items())[-1]
                     bar.set_postfix_str(describe(row) if run == name else f"{run} {describe(row)}", refresh=False)
                     bar.update(sum(row["step"] + 1 for row in latest.values()) - bar.n)
+            lines.look()
 
         with polling(look, "progress"):
             yield

@@ -7,38 +7,50 @@
 
 `train.max_failures` failed attempts in a row that leave no later checkpoint stop the run. Alarms, wrong deliveries and
 bad input stop it at once. `--resume` is the first attempt of a new job.
+
+No failures are: a checkpoint that was written because a node is about to go, a change of the number of elastic workers,
+and, with `wait_for_nodes`, nodes that were lost. Then nothing that is waited for has a limit, and all waiting is told.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
 import ray.train
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.train import FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import FailureConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from introspect_ray.actors.trainer import Trained, WorkerSpec, train_worker
 from introspect_ray.config import RunConfig
-from introspect_ray.config.compatibility import trainer_gpus
-from introspect_ray.errors import AlarmError, RepeatedFailure, UserError
+from introspect_ray.errors import AlarmError, Interrupted, RepeatedFailure, UserError
+from introspect_ray.records import Wait
+from introspect_ray.runs.elastic import engines_counted, scaling
+from introspect_ray.runs.lent_group import GroupTrainer
+from introspect_ray.runs.placement import worker_resources
+from introspect_ray.runs.waiting import bundle, of_actor, watched
 from introspect_ray.storage import open_store
 from introspect_ray.storage.checkpoints import FOLDER, newest_usable, step_of
 
+_LOST_S = 20.0  # for Ray to find out that a node is gone: five missed health checks
 _STOP_S = 10.0  # for a relabeler to confirm that it has stopped, and for the status board to answer
 
 
-def decide(failures: int, before: int, now: int, limit: int) -> tuple[int, bool]:
-    """After a failed attempt: (failures in a row without progress, whether to go on).
+def decide(failures: int, before: int, now: int, limit: int, *, counts: bool = True) -> tuple[int, bool]:
+    """After an attempt that did not finish: (failures in a row without progress, whether to go on).
 
-    failures: in a row before this attempt. before, now: steps of the checkpoints at its start and at its end.
+    failures: in a row before this attempt. before, now: steps of the checkpoints at its start and at its end. counts:
+    whether it was a failure.
     """
-    failures = 1 if now > before else failures + 1
-    return failures, failures < limit
+    if now > before:
+        failures = 0
+    return (failures + 1, failures + 1 < limit) if counts else (failures, True)
 
 
 def train_with_recovery(spec: WorkerSpec, start_relabeler: Callable[[], Any]) -> tuple[dict[str, Any], Trained]:
@@ -53,40 +65,88 @@ def train_with_recovery(spec: WorkerSpec, start_relabeler: Callable[[], Any]) ->
     if checkpoint:
         print(f"resume   from step {step_of(checkpoint)}", flush=True)
     while True:
-        relabeler = start_relabeler()
+        relabeler, nodes = start_relabeler(), alive_nodes()
         try:
-            for note in spec.pool.revive():
-                _warn(note)
-            result: Any = _trainer(replace(spec, relabeler=relabeler, checkpoint=checkpoint)).fit()
-            return ray.get(relabeler.finish.remote()), result.return_value
+            return _attempt(replace(spec, relabeler=relabeler, checkpoint=checkpoint))
         except (TrainingFailedError, RayActorError) as error:
-            what = failed_part(error, spec.pool.names())
+            planned = interruption(error)
+            what = planned or failed_part(error, spec.pool.engines.names())
         finally:
             _retire(relabeler)
         before, checkpoint = step_of(checkpoint), newest_usable(store, spec.identity, _warn)
-        now = step_of(checkpoint)
-        failures, again = decide(failures, before, now, cfg.train.max_failures)
-        where = _progress(spec.status, spec.run_name)
+        now, where = step_of(checkpoint), _progress(spec.status, spec.run_name)
+        lost = not planned and cfg.wait_for_nodes and node_lost(nodes)
+        counts = not (planned or lost)
+        failures, again = decide(failures, before, now, cfg.train.max_failures, counts=counts)
         if not again:
             raise RepeatedFailure(
                 f"{what} {where}: {failures} failure(s) in a row without a later checkpoint than that of step {now}. "
                 "Remove the cause and go on with --resume, or set a smaller train.checkpoint_every "
                 f"({cfg.train.checkpoint_every}; 0: none) or a larger train.max_failures ({cfg.train.max_failures})"
             )
-        _warn(f"{what} {where}: going on from step {now} ({failures} of {cfg.train.max_failures} failures in a row)")
+        count = f"{failures} of {cfg.train.max_failures} failures in a row" if counts else "no failure"
+        _warn(f"{what}{' with its node' if lost else ''} {where}: going on from step {now} ({count})")
+
+
+def _attempt(spec: WorkerSpec) -> tuple[dict[str, Any], Trained]:
+    """Revive the engines, train from spec.checkpoint to the end, and complete the label table."""
+    cfg, asked = spec.cfg, 0.0
+
+    def waits() -> list[Wait]:
+        found = [*spec.pool.engines.waits(), *of_actor(spec.relabeler.waits.remote, [])]
+        if asked and not of_actor(spec.relabeler.entered.remote, 1):
+            least, most = cfg.train.min_workers, cfg.train.max_workers
+            count = f"{least} to {most}" if cfg.train.elastic else str(most)
+            found.append(Wait(f"{count} training worker(s)", bundle(worker_resources(cfg)), asked))
+        return found
+
+    with watched(spec.status, spec.run_name, waits), engines_counted(cfg, spec.run_name):
+        for note in spec.pool.revive():
+            _warn(note)
+        asked = time.time()
+        result: Any = _trainer(spec).fit()
+    return ray.get(spec.relabeler.finish.remote()), result.return_value
+
+
+def alive_nodes() -> set[str]:
+    """The ids of the cluster's nodes."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def node_lost(before: set[str]) -> bool:
+    """Whether one of the nodes has gone; waits until Ray would know it."""
+    until = time.monotonic() + _LOST_S
+    while time.monotonic() < until:
+        if before - alive_nodes():
+            return True
+        time.sleep(1.0)
+    return False
+
+
+def interruption(error: Exception) -> str | None:
+    """Why an attempt ended on purpose, in one line; None if it failed."""
+    planned = next((cause for cause in _causes(error).values() if isinstance(cause, Interrupted)), None)
+    return None if planned is None else f"training stopped ({planned})"
+
+
+def _causes(error: Exception) -> dict[int | None, Exception]:
+    """What ended each training worker that ended by an error, by rank; by None what ended the attempt beside them.
+
+    Ray wraps an error of an actor (the relabeler) in one of its own, as its cause.
+    """
+    if isinstance(error, WorkerGroupError):
+        failures: Mapping[Any, Any] = error.worker_failures
+    else:
+        failures = {None: getattr(error, "controller_failure", error)}
+    return {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
 
 
 def failed_part(error: Exception, engines: Mapping[str, str]) -> str:
     """One line on what ended an attempt: the part and how it died. Raises an AlarmError or UserError as itself.
 
-    Ray wraps an error of an actor (the relabeler) in one of its own, as its cause. engines: names by actor id.
+    engines: names by actor id.
     """
-    failures = (
-        error.worker_failures
-        if isinstance(error, WorkerGroupError)
-        else {None: getattr(error, "controller_failure", error)}
-    )
-    causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
+    causes = _causes(error)
     named = next((cause for cause in causes.values() if isinstance(cause, AlarmError | UserError)), None)
     if named:
         raise named from None
@@ -138,14 +198,13 @@ def _trainer(spec: WorkerSpec) -> TorchTrainer:
     It does wait for room in the cluster: a start that times out is a failure of its controller.
     """
     cfg = spec.cfg
-    resources = {"CPU": cfg.train.num_cpus, **({"GPU": trainer_gpus(cfg)} if cfg.train.use_gpu else {})}
-    return TorchTrainer(
+    lent = spec.group.group if spec.group and spec.group.workers == cfg.train.num_workers else None
+    made: Any = partial(GroupTrainer, group=lent) if lent else TorchTrainer
+    trainer: TorchTrainer = made(
         train_worker,
         train_loop_config={"spec": spec},
         torch_config=process_groups(cfg),
-        scaling_config=ScalingConfig(
-            num_workers=cfg.train.num_workers, use_gpu=cfg.train.use_gpu, resources_per_worker=resources
-        ),
+        scaling_config=scaling(cfg),
         run_config=ray.train.RunConfig(
             name=FOLDER,
             storage_path=cfg.output_dir,
@@ -154,3 +213,4 @@ def _trainer(spec: WorkerSpec) -> TorchTrainer:
             ),
         ),
     )
+    return trainer

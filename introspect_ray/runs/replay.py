@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, TrackingConfig, override
+from introspect_ray.config.compatibility import workers_text
 from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import load_run
 from introspect_ray.labels.reading import Reading, load_reading
@@ -61,9 +62,9 @@ class Difference:
 def replay_config(source: Store, output_dir: str) -> RunConfig:
     """The recorded config, writing to `output_dir`. Raises UserError for a run of several workers."""
     cfg = load_run(source)
-    if cfg.train.num_workers > 1:
+    if cfg.train.max_workers > 1:
         raise UserError(
-            f"{source.join()} was trained by train.num_workers={cfg.train.num_workers}: a replay is one process, whose "
+            f"{source.join()} was trained by train.num_workers={workers_text(cfg)}: a replay is one process, whose "
             "sums over the batch round differently, so it could not arrive at the same bits; replay a run of one worker"
         )
     caches = [cfg.cache_dir, source.join("cache"), f"{output_dir.rstrip('/')}/cache"]
@@ -71,7 +72,8 @@ def replay_config(source: Store, output_dir: str) -> RunConfig:
     # No engine is started: none needs room, GPUs, or what goes with GPUs.
     none = {"num_actors": 1, "num_cpus": 0, "num_gpus": 0, "tensor_parallel_size": 1, "weight_transfer": "object_store"}
     engines = {f"rollout.{key}": value for key, value in none.items()}
-    return override(cfg, {"output_dir": output_dir, "cache_dir": kept, "ray_address": None, **engines})
+    groups = {"rollout.group_size": cfg.rollout.bulk_group}  # of the label set's name; its default follows num_gpus
+    return override(cfg, {"output_dir": output_dir, "cache_dir": kept, "ray_address": None, **engines, **groups})
 
 
 def recorded_steps(uri: str, cfg: RunConfig, case_ids: Sequence[str]) -> Iterator[list[Label]]:

@@ -11,13 +11,23 @@ from typing import Any
 
 from introspect_ray.config import RunConfig
 from introspect_ray.labels.reading import Reading
+from introspect_ray.runs.tracked import (
+    HEADLINE,
+    point_metrics,
+    run_description,
+    run_tags,
+    sweep_description,
+    tracked,
+    trained_policy,
+)
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
 from introspect_ray.scores.summary import make_summary
 from introspect_ray.scores.training_figure import training_figure
 from introspect_ray.storage import Store, open_store
-from introspect_ray.storage.tracker import Tracker
+from introspect_ray.storage.tracker import Dataset, Tracker
 from introspect_ray.storage.tracking import JsonlTracker, make_tracker
 
+STOPPED = "stopped.json"  # in the folder of a trial that the scheduler stopped early: {"stopped": reason, ...}
 FAILED = "failed.json"  # in the folder of a trial that an alarm stopped: {"failed": reason}
 
 MOST_WARNINGS = 5  # of one kind that are printed; where each question has labels of its own there may be hundreds
@@ -41,9 +51,24 @@ def open_tracker(
     known = before["run_id"] if before and before["uri"] == uri else None
     tracker = make_tracker(cfg.tracking, cfg.output_dir, name, uri=uri, parent_run_id=parent_run, run_id=known)
     if known is None:  # once: MLflow refuses a changed parameter, and a resume may change a few
-        tracker.log_params(params or cfg.model_dump(mode="json"))
+        _introduce(tracker, cfg, params)
         store.write_json("tracking.json", {"uri": tracker.uri, "run_id": tracker.run_id})
     return tracker
+
+
+def _introduce(tracker: Tracker, cfg: RunConfig, sweep: dict[str, Any] | None) -> None:
+    """What is known of a run before it starts. The folder is a tag: as a parameter it would be one of the few that a
+    page which compares runs draws, as it differs between all of them."""
+    if sweep is not None:
+        keys = sweep["sweep"]["key"].split(",")
+        tracker.log_params(sweep)
+        tracker.log_tags({**run_tags(cfg, (*keys, "seed")), "sweep": ",".join(keys)})
+        tracker.show_runs_by(keys)
+        return
+    tracker.announce(HEADLINE)
+    tracker.log_params({key: value for key, value in cfg.model_dump(mode="json").items() if key != "output_dir"})
+    tracker.log_tags(run_tags(cfg))
+    tracker.describe(run_description(cfg))
 
 
 def run_summary(
@@ -107,9 +132,21 @@ def missing_rows(rows: Sequence[dict[str, Any]], steps: int) -> list[str]:
     ]
 
 
-def track_results(tracker: Tracker, store: Store, out: dict[str, Any], rows: list[dict]) -> None:
-    """Final scores as metrics; summary, label table and the training curves as artifacts."""
-    tracker.log_metrics({**tracked(out), "labels": out["labels"], "timing_s": out["timing_s"]}, out["steps"])
+def track_results(
+    tracker: Tracker,
+    store: Store,
+    cfg: RunConfig,
+    out: dict[str, Any],
+    rows: list[dict],
+    scored_on: Dataset | None = None,
+) -> None:
+    """Final scores as metrics of the run and of its policy; summary, label table and the training curves as artifacts.
+
+    scored_on: the held-out cases.
+    """
+    result = {**tracked(out), "labels": out["labels"], "timing_s": out["timing_s"]}
+    tracker.log_result(result, out["steps"], trained_policy(cfg, store.join("policy"), scored_on))
+    tracker.describe(run_description(cfg, out))
     if rows:
         with tempfile.TemporaryDirectory() as folder:
             training_figure(rows, f"{folder}/training.png")
@@ -128,35 +165,10 @@ def log_files(tracker: Tracker, store: Store, names: Sequence[str], folder: str 
             tracker.log_artifact(local, folder)
 
 
-def tracked(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of an evaluation under the names of a tracker: gap.em, gap.em_low, explanation.self.em, ...
-
-    Groups are left out: their names are the task's, and trackers refuse many characters.
-    """
-    blocks = ("explanation", "behavior", "disagreement", "sources")
-    found: dict[str, Any] = {"gap": gap_metrics(scores["gap"])}
-    if scores["dev"] is not None:
-        found["dev"] = {"gap": gap_metrics(scores["dev"]["gap"])}
-    return {**found, **numbers_of({block: scores[block] for block in blocks if scores[block] is not None})}
-
-
-def gap_metrics(gaps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Gaps by part, as in summary.json or sweep.json, as metrics: em, em_low and em_high, content, ..."""
-    found: dict[str, float] = {}
-    for part, gap in gaps.items():
-        found |= {part: gap["value"], f"{part}_low": gap["ci"][0], f"{part}_high": gap["ci"][1]}
-    return found
-
-
-def track_aggregate(tracker: Tracker, store: Store, key: str) -> None:
-    """The gaps over seeds of sweep.json as metrics of the sweep's own run: gap.em, gap.em_low, ...; step: the rank
-    of the swept value from 0 on, which itself is metric `key` where it is a number."""
-    for step, point in enumerate(store.read_json("sweep.json")["aggregate"]):
-        value = {key: point[key]} if isinstance(point[key], int | float) else {}
-        tracker.log_metrics({**value, "gap": gap_metrics(point["gap"])}, step)
-
-
-def numbers_of(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tree` without what metrics cannot hold: lists, which are confidence intervals."""
-    kept = {key: numbers_of(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    return {key: value for key, value in kept.items() if not isinstance(value, list | tuple)}
+def track_aggregate(tracker: Tracker, store: Store, cfg: RunConfig, keys: Sequence[str]) -> None:
+    """The gaps over seeds of sweep.json as metrics of the sweep's own run, one step per point, and as a table in its
+    description. keys: the last parts of the swept keys."""
+    points = store.read_json("sweep.json")["aggregate"]
+    for step, point in enumerate(points):
+        tracker.log_metrics(point_metrics(point, keys), step)
+    tracker.describe(sweep_description(cfg, keys, points))

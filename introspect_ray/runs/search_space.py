@@ -5,7 +5,6 @@ Trials share a set-up (engines, cases, M0's labels, its reference) if they diffe
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from introspect_ray.config import RunConfig, flatten, load_config, override, read_yaml
 from introspect_ray.errors import UserError
+from introspect_ray.runs.drawn import draw, is_drawn, points
 
 
 def gap(summary: dict[str, Any]) -> float:
@@ -64,7 +64,7 @@ SWEEPABLE = (
 # Keys that may differ too, as the set-up does not depend on them.
 _OWN = ("seed", "output_dir", "cache_dir", "tracking.backend", "tracking.uri", "tracking.experiment")
 # lists that are not the swept key's
-_OTHER_LISTS = ("seed", "seeds", "eval.against", "judge.labels", "judge.second.labels")
+_OTHER_LISTS = ("seed", "seeds", "eval.against", "judge.labels", "judge.second.labels", "train.num_workers")
 
 
 def space_of(key: str) -> Space:
@@ -81,23 +81,27 @@ def space_of(key: str) -> Space:
 
 
 def chosen_spaces(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[Space, ...]:
-    """What a command line asks for: a paper's sweep by name, or each key that takes a list; several make a joint grid.
+    """What a command line asks for: a paper's sweep by name, each key that takes a list or a distribution (drawn.py);
+    several make a joint grid. A list of the named sweep's key takes the place of the paper's values.
 
     Raises UserError if it asks for none, for one that there is not, or for keys that fix different things.
     """
-    if names:
-        if len(names) == 1 and names[0] in PAPER_SWEEPS:
-            return (PAPER_SWEEPS[names[0]],)
+    if names and (len(names) > 1 or names[0] not in PAPER_SWEEPS):
         raise UserError(f"sweep {' '.join(names)}: give one name of {', '.join(PAPER_SWEEPS)}, or key=[value, ...]")
-    lists = [key for key, value in overrides.items() if isinstance(value, list) and key not in _OTHER_LISTS]
-    if not lists:
+    named = [PAPER_SWEEPS[name].key for name in names]
+    given = [key for key, value in overrides.items() if _is_swept(value) and key not in _OTHER_LISTS]
+    if not named and not given:
         raise UserError(
             "sweep: no key takes a list; give one key a list, e.g. kl_weight=[0,1], or several for a joint grid, or "
             f"name a paper's sweep: {', '.join(PAPER_SWEEPS)}"
         )
-    spaces = tuple(map(space_of, lists))
+    spaces = tuple(space_of(key) for key in dict.fromkeys([*named, *given]))
     fixed_by_all(spaces)
     return spaces
+
+
+def _is_swept(value: Any) -> bool:
+    return isinstance(value, list) or is_drawn(value)
 
 
 def fixed_by_all(spaces: Sequence[Space]) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def split_overrides(
     rest = {**overrides, **fixed_by_all(spaces)}
     values = [rest.pop(space.key, list(space.values)) for space in spaces]
     seeds = rest.pop("seeds", [rest.pop("seed", 0)])
-    *values, seeds = (v if isinstance(v, list) else [v] for v in (*values, seeds))
+    *values, seeds = (v if _is_swept(v) else [v] for v in (*values, seeds))
     for space, given in zip(spaces, values, strict=True):
         check_values(space, given, seeds)
     return values, seeds, rest
@@ -163,7 +167,9 @@ def split_overrides(
 def check_values(space: Space, values: Sequence[Any], seeds: Sequence[int]) -> None:
     """Raises UserError for empty or repeated values or seeds."""
     for name, given in ((space.key, values), ("seeds", seeds)):
-        if not given or len({_shown(one) for one in given}) < len(given):
+        if is_drawn(given):
+            draw(name, str(given), 1, 0)  # its bounds
+        elif not given or len({_shown(one) for one in given}) < len(given):
             raise UserError(f"{name}={given}: a sweep needs at least one value and each only once, e.g. {name}=[0,1]")
 
 
@@ -199,8 +205,14 @@ class Trial:
 
 
 def grid(cfg: RunConfig, spaces: Sequence[Space], values: Sequence[Sequence[Any]], seeds: Sequence[int]) -> list[Trial]:
-    """The trials of a joint grid: every combination of the keys' values, with every seed."""
-    return [_trial(cfg, spaces, point, seed) for point in itertools.product(*values) for seed in seeds]
+    """The trials of a joint grid: every combination of the keys' values, drawn ones among them, with every seed.
+
+    Raises UserError for a key that is for a run of its own.
+    """
+    if cfg.rollout.release:
+        raise UserError("rollout.release is for `train`: the trials of a sweep share its engines, leave it out")
+    made = points([space.key for space in spaces], values, cfg.sweep.samples, cfg.sweep.seed)
+    return [_trial(cfg, spaces, point, seed) for point in made for seed in seeds]
 
 
 # --- trials that share a set-up ------------------------------------------------------------------------------------

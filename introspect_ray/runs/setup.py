@@ -12,30 +12,32 @@ import ray
 
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.rollout import EngineSpec, Serving
-from introspect_ray.actors.status import StatusBoardActor
+from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.cases.lookup import records_of
-from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig, override
-from introspect_ray.config.compatibility import reference_policy, trainer_gpus, weight_transfer
+from introspect_ray.config.compatibility import reference_policy, weight_transfer
 from introspect_ray.judges import JudgeReport, Judging, check_unjudged
 from introspect_ray.labels.calibration import contextual
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.reading import Reading
 from introspect_ray.labels.reports import load_report, save_report
 from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
-from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair
-from introspect_ray.runs.cluster import on_this_node
+from introspect_ray.runs.activities import open_board
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said
 from introspect_ray.runs.judging import start_judging
+from introspect_ray.runs.placement import bundles, engine_resources, set_up_config, set_up_in_group
 from introspect_ray.runs.policy_cases import PolicyCases, one_token
 from introspect_ray.runs.preflight import Prepared
+from introspect_ray.runs.progress import shown_activities
+from introspect_ray.runs.reference_task import start_reference
+from introspect_ray.runs.waiting import watched
 from introspect_ray.scores.evaluated_cases import M0, POLICY, REFERENCE, SECOND, TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import evaluate
 from introspect_ray.scores.metrics import Finding, collapse
 
 GROUPS_AT_ONCE = 256  # groups of M0's labels that wait for an engine or to be put into the table
-PLAIN = {"method": "full", "train.reference": "cache"}  # for engines that serve a whole policy and no adapter
+PLAIN = {"method": "full", "train.reference": "cache", "rollout.weight_transfer": "object_store"}  # no adapter
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class SharedSetup:
 
     prepared: Prepared
     pool: RolloutPool
+    group: TrialGroup  # where the engines of `pool` are, and the training workers
+    turns: Any  # a trial_slots.Turns: trials share `pool` and score on it one after another; None: it is one trial's
     status: Any  # handle of a StatusBoard
     reference_path: str | None  # None: a live reference
     m0: Any  # ref of Mapping[case id, BehaviorPair], training and test cases; of the reference policy
@@ -56,6 +60,11 @@ class SharedSetup:
     prefix_hit_rate: float | None  # of labelling with M0; None where its labels were cached
     seconds: dict[str, float]  # spent here, by "setup" and "eval"
 
+    def close(self) -> None:
+        """End the engines and give their resources back, and those of the training workers."""
+        self.pool.close()
+        self.group.remove()
+
     @property
     def m0_test(self) -> Sequence[BehaviorPair]:
         """M0's pairs of all held-out cases."""
@@ -67,31 +76,42 @@ class SharedSetup:
         return self.untrained.of(TEST).pairs[self.untrained.orig]
 
 
-def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) -> SharedSetup:
-    """Start the pool, label all cases with M0 and cache its reference distribution. Once per sweep.
+def set_up(cfg: RunConfig, prepared: Prepared) -> SharedSetup:
+    """Start the pool, label all cases with M0 and cache its reference distribution. Once per sweep (see
+    search_space.shared_config). `SharedSetup.close` gives back what it holds."""
+    group = make_group(set_up_config(cfg))
+    try:
+        with shown_activities(open_board(cfg)) as status:
+            return _set_up(cfg, prepared, status, group)
+    except BaseException:
+        group.remove()  # Ray would keep it as long as this process is connected
+        raise
 
-    lora_rank: the largest of the trials; None: the config's.
-    """
+
+def _set_up(cfg: RunConfig, prepared: Prepared, status: Any, group: TrialGroup) -> SharedSetup:
     began = time.perf_counter()
     train, test = ray.put(prepared.train), ray.put(prepared.test)
     # Where every response is one token it does not matter which, so the reference is made while the engines start.
     early = one_token(prepared.train)
-    reference = _start_reference(cfg, prepared, train, None) if early else None
+    reference = start_reference(cfg, prepared, train, None, group, status) if early else None
     own, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
-    pool = start_pool(cfg, cfg.policy, own, lora_rank or cfg.lora_rank, [train, test], judging)
-    status = StatusBoardActor.options(scheduling_strategy=on_this_node()).remote()
-    pool.wait()
-    ready = time.perf_counter()
-    before = behaviors_before(cfg, prepared, pool)
-    hit_rate = pool.prompt_tokens.hit_rate
-    m0 = ray.put(before.m0.by_id)
-    if not early:
-        reference = _start_reference(cfg, prepared, train, m0)
-    explanations = explain(pool, own, Serving())
+    pool = start_pool(cfg, cfg.policy, own, cfg.lora_rank, [train, test], judging, group.engine_places())
+    pool.board = status
+    with watched(status, "set-up", pool.engines.waits):
+        pool.wait()
+        ready = time.perf_counter()
+        before = behaviors_before(cfg, prepared, pool, group)
+        hit_rate = pool.prompt_tokens.hit_rate
+        m0 = ray.put(before.m0.by_id)
+        if not early:
+            reference = start_reference(cfg, prepared, train, m0, group, status)
+        explanations = explain(pool, own, Serving())
     evaluated = time.perf_counter()
     return SharedSetup(
         prepared=prepared,
         pool=pool,
+        group=group,
+        turns=None,
         status=status,
         reference_path=ray.get(reference) if reference else None,
         m0=m0,
@@ -104,6 +124,13 @@ def set_up(cfg: RunConfig, prepared: Prepared, *, lora_rank: int | None = None) 
         prefix_hit_rate=hit_rate,
         seconds={"setup": ready - began, "eval": evaluated - ready},
     )
+
+
+def make_group(cfg: RunConfig, *, trainers: bool = True, engines: bool = True) -> TrialGroup:
+    """The placement group of one trial, or of a part of it. Does not wait for room."""
+    count = cfg.rollout.num_actors if engines and engine_resources(cfg) else 0
+    workers = cfg.train.max_workers if trainers and not cfg.train.elastic else 0
+    return TrialGroup.make(bundles(cfg, trainers=bool(workers), engines=engines), workers, count)
 
 
 def explain(pool: RolloutPool, tokens: PolicyCases, serving: Serving) -> list[Said]:
@@ -137,16 +164,18 @@ class Before:
     judged: list[dict[str, Any]]
 
 
-def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool) -> Before:
-    """pool: serves cfg.policy as it is before training. Other policies have engines of their own, one at a time."""
+def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, group: TrialGroup) -> Before:
+    """pool: serves cfg.policy as it is before training. Other policies have engines of their own, one at a time, where
+    training workers of the group will be, if they fit."""
     own, judging = prepared.tokens_of(cfg.policy), pool.judging
+    places = [group.anywhere()] if set_up_in_group(cfg) else []
     other, second_policy = reference_policy(cfg), cfg.supervision.second_policy
     judged: list[dict[str, Any]] = []
     if other is None:
         raw = labelled(cfg, own, pool, prepared.policy_id, prepared.cache_uri)
         raw_test: Sequence[BehaviorPair] = records_of(raw.by_id, prepared.test.case_ids)
     else:
-        raw = labelled_apart(cfg, prepared, other, prepared.reference_id, judging, judged)
+        raw = labelled_apart(cfg, prepared, other, prepared.reference_id, judging, judged, places)
         raw_test = pool.label_now(prepared.test.case_ids, Serving())
     judged += judged_of(cfg.policy, pool)
     reading = reading_of(cfg, prepared, raw.by_id, judging)
@@ -156,7 +185,7 @@ def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool) -> B
         held_out[REFERENCE] = _held_out(prepared, other, m0)
     second = None
     if second_policy is not None and prepared.second_id is not None:
-        theirs = labelled_apart(cfg, prepared, second_policy, prepared.second_id, judging, judged)
+        theirs = labelled_apart(cfg, prepared, second_policy, prepared.second_id, judging, judged, places)
         second = theirs.read_by(reading, own.labels)
         held_out[SECOND] = _held_out(prepared, second_policy, second)
     return Before(m0, second, reading, held_out, judged)
@@ -191,15 +220,16 @@ def start_pool(
     lora_rank: int,
     cases: Sequence[Any],
     judging: Judging | None,
+    places: Sequence[Any] = (),
 ) -> RolloutPool:
     """A pool that answers for `cases`, refs of CaseTables, and judges their free responses.
 
     tokens: the cases as `policy` reads them. judging: of the run (`start_judging`), so that a judging policy is served
-    once.
+    once. places: see RolloutPool.
     """
     cfg = override(cfg, {"rollout.weight_transfer": weight_transfer(cfg)})  # engines need the choice, not "auto"
     spec = EngineSpec(policy, tokens.max_model_len, cfg.method, lora_rank, cfg.seed, judging)
-    return RolloutPool(cfg, spec, cases)
+    return RolloutPool(cfg, spec, cases, places)
 
 
 def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: str, cache_uri: str) -> PairTable:
@@ -210,8 +240,9 @@ def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: 
         pairs, pool.judged = kept
     else:
         ids = chain(tokens.train.case_ids, tokens.test.case_ids)
-        parts = iter(lambda: list(islice(ids, cfg.rollout.group_size * GROUPS_AT_ONCE)), [])
-        pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
+        parts = iter(lambda: list(islice(ids, cfg.rollout.bulk_group * GROUPS_AT_ONCE)), [])
+        with pool.reporting("labels", len(tokens.train) + len(tokens.test)):
+            pairs = PairTable.build(pair for part in parts for pair in pool.label_now(part, Serving()))
         if pool.judged:
             save_report(cache_uri, key, pool.judged)  # first: a set without a report is of closed labels
         save_pairs(cache_uri, key, pairs)
@@ -225,10 +256,12 @@ def labelled_apart(
     policy_id: str,
     judging: Judging | None,
     judged: list[dict[str, Any]],
+    places: Sequence[Any],
 ) -> PairTable:
     """The same by an engine of its own, which is started unless the label set is cached and closed afterwards.
 
-    The cases are read with the policy's own tokenizer. What the judges made of them is added to `judged`.
+    The cases are read with the policy's own tokenizer. What the judges made of them is added to `judged`. places: of
+    the engine, see RolloutPool.
     """
     tokens = prepared.tokens_of(policy)
     key = label_set(cfg, tokens, policy_id, judging)
@@ -237,7 +270,7 @@ def labelled_apart(
         judged += judged_by_name(policy, kept[1])
         return kept[0]
     plain = override(cfg, {"rollout.num_actors": 1, **PLAIN})
-    pool = start_pool(plain, policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)], judging)
+    pool = start_pool(plain, policy, tokens, 1, [ray.put(tokens.train), ray.put(tokens.test)], judging, places)
     pairs = labelled(cfg, tokens, pool, policy_id, prepared.cache_uri)
     judged += judged_of(policy, pool)
     pool.close()
@@ -265,26 +298,3 @@ def label_set(cfg: RunConfig, tokens: PolicyCases, policy_id: str, judging: Judg
     """The name of a policy's label set in the cache. tokens: the cases as it reads them."""
     judge = judging.key if judging else ""
     return label_set_key(policy_id, chain(tokens.train, tokens.test), cfg.rollout, judge)
-
-
-def _start_reference(cfg: RunConfig, prepared: Prepared, train: Any, m0: Any) -> Any:
-    """The future of M0's reference cache; None for a live reference. m0: a ref of its pairs, or None."""
-    if cfg.train.reference == "live":
-        return None
-    options = (cfg.train.dtype, cfg.train.token_budget)
-    m0_policy = reference_policy(cfg) or cfg.policy
-    return _reference_task(cfg).remote(m0_policy, train, m0, prepared.cache_uri, *options)
-
-
-def _reference_task(cfg: RunConfig) -> Any:
-    """build_reference as a Ray task with the resources of one training worker."""
-
-    def build(policy: str, cases: CaseTable, m0: Any, cache_uri: str, dtype: str, budget: int) -> str:
-        import torch
-
-        from introspect_ray.training.reference import build_reference
-
-        torch.set_num_threads(cfg.train.threads)
-        return build_reference(local_policy(policy), cases, m0, cache_uri, dtype, budget, cfg.train.attention)
-
-    return ray.remote(num_cpus=cfg.train.num_cpus, num_gpus=trainer_gpus(cfg))(build)

@@ -1,4 +1,4 @@
-"""Ray Tune over trials that share a set-up: one tracked parent run, one child run per trial, the same engines for all.
+"""Ray Tune over trials that share a set-up: one tracked parent run, one child run per trial, M0's labels for all.
 
 A sweep over one key, a joint grid and the runs of an experiment are all lists of trials.
 """
@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import AlarmError, UserError, one_line
 from introspect_ray.runs.cluster import this_node_resource
 from introspect_ray.runs.driver import train_once
-from introspect_ray.runs.results import FAILED, open_tracker
-from introspect_ray.runs.search_space import Space, Trial, gap
+from introspect_ray.runs.interim import OnScores
+from introspect_ray.runs.nodes import at_once
+from introspect_ray.runs.results import FAILED, STOPPED, open_tracker, warned
+from introspect_ray.runs.search_space import Space, Trial, gap, shared_config
 from introspect_ray.runs.setup import SharedSetup, untrained_scores
+from introspect_ray.runs.slots import engines_shared
+from introspect_ray.runs.trial_slots import open_slots, place_for
+from introspect_ray.runs.tuning import OBJECTIVE, STEP, Endings, reporter, scheduler
 from introspect_ray.scores.aggregate import aggregate
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
@@ -28,48 +36,101 @@ from introspect_ray.scores.grid import grid_figure
 from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, open_store
 
+SUMMARY = "summary.json"
+
 
 def run_trials(
     trials: Sequence[RunConfig], setup: SharedSetup, tracking: tuple[str | None, str | None]
 ) -> tuple[list[dict[str, Any] | None], list[str]]:
-    """Run each trial that has no summary yet, one after another, on the engines of `setup`.
+    """Run each trial that has no summary yet, as many at once as there is room for; one after another on the engines of
+    `setup` where it is for one.
 
     tracking: (MLflow URI, parent run id). Returns, in the order of `trials`, each one's summary, {"failed": reason} of
-    one that an alarm or a divergence stopped, or None for one that failed otherwise; and the last lines of those
-    errors. A summary is kept in the trial's folder, and so is the reason why an alarm stopped it.
+    one that an alarm or a divergence stopped, {"stopped": reason} of one that the scheduler did, or None for one that
+    failed otherwise; and the last lines of those errors. A summary is kept in the trial's folder, and so is the reason
+    why an alarm or the scheduler stopped it.
     """
+    cfg, missing = shared_config(trials), [one for one in trials if not _has_ended(one)]
+    count = at_once(cfg, missing)
+    shared = count > 1 and engines_shared(missing)
+    slots = open_slots(cfg, setup, count, len(missing), shared)
+    if count > 1:
+        print(f"trials   up to {count} of {len(missing)} at once", flush=True)
 
     def trial(params: dict[str, Any], setup: SharedSetup) -> None:
-        run = trials[params["trial"]]
-        store = open_store(run.output_dir)
-        try:
-            if not store.exists("summary.json"):
-                name = run.output_dir.rsplit("/", 1)[-1]
-                with open_tracker(run, name, *tracking) as tracker:
-                    train_once(run, setup, tracker, run_name=name)
-        except (AlarmError, UserError) as error:  # reported as a result: a raised error would come back as text
-            row = {"failed": one_line(error)}
-            if isinstance(error, AlarmError):
-                store.write_json(FAILED, row)
-            tune.report({"objective": math.nan, "row": row, "trial": params["trial"]})
-            return
-        summary = store.read_json("summary.json")
-        tune.report({"objective": gap(summary), "row": summary, "trial": params["trial"]})
+        number = params["trial"]
+        place = partial(place_for, number, setup, slots, shared)
+        row = trial_row(trials[number], place, tracking, reporter(number))
+        value = gap(row) if "gap" in row else math.nan  # one that was stopped has none
+        tune.report({OBJECTIVE: value, STEP: trials[number].steps, "row": row, "trial": number})
 
     room = {"cpu": 0, this_node_resource(): 0.001}
     with tempfile.TemporaryDirectory() as scratch:
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(trial, setup=setup), room),  # passed by reference
             param_space={"trial": tune.grid_search(list(range(len(trials))))},
-            # One process for all trials: starting one and its imports take longer than a short trial's evaluation.
-            tune_config=tune.TuneConfig(max_concurrent_trials=1, metric="objective", mode="max", reuse_actors=True),
-            run_config=tune.RunConfig(name="tune", storage_path=scratch, verbose=0),
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=count,
+                metric=OBJECTIVE,
+                mode="max",
+                scheduler=scheduler(cfg, trials),
+                # A process per trial that runs, for all that follow: starting one and its imports take longer than a
+                # short trial's evaluation. The process of a trial that is stopped early is still at work.
+                reuse_actors=cfg.sweep.scheduler == "all",
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=cfg.sweep.max_failures),
+                callbacks=[Endings(slots, trials)],
+            ),
         ).fit()
+    if slots is not None:
+        warned(ray.get(slots.notes.remote()))
+        ray.kill(slots)
+    for one in (one for one in missing if open_store(one.output_dir).exists(STOPPED)):
+        with open_tracker(one, one.output_dir.rsplit("/", 1)[-1], *tracking):
+            pass  # its process could not close it
     rows: list[dict[str, Any] | None] = [None] * len(trials)
     for result in results:
         if result.error is None:
             rows[result.metrics["trial"]] = result.metrics["row"]
     return rows, [str(result.error).strip().splitlines()[-1] for result in results if result.error is not None]
+
+
+def trial_row(
+    run: RunConfig,
+    place: Callable[[], AbstractContextManager[SharedSetup]],
+    tracking: tuple[str | None, str | None],
+    on_scores: OnScores | None = None,
+) -> dict[str, Any]:
+    """The summary of a trial, which is run unless it has one; {"failed": reason} if it is bad input, or an alarm or a
+    divergence stopped it; {"stopped": reason} if the scheduler had stopped it early before a --resume.
+
+    place: waits for the resources and engines of a trial. Any other error is raised: Tune starts the trial again, and
+    it goes on from its last checkpoint.
+    """
+    store = open_store(run.output_dir)
+    for name in (SUMMARY, STOPPED):
+        if store.exists(name):
+            found: dict[str, Any] = store.read_json(name)
+            return found
+    name = run.output_dir.rsplit("/", 1)[-1]
+    try:
+        with place() as setup, open_tracker(run, name, *tracking) as tracker:
+            return train_once(run, setup, tracker, run_name=name, on_scores=on_scores)
+    except (AlarmError, UserError) as error:  # reported as a result: a raised error would come back as text
+        row = {"failed": one_line(error)}
+        if isinstance(error, AlarmError):
+            store.write_json(FAILED, row)
+        return row
+
+
+def _has_ended(run: RunConfig) -> bool:
+    """Whether there is nothing to run: a trial has its summary, or the reason why the scheduler stopped it."""
+    store = open_store(run.output_dir)
+    return store.exists(SUMMARY) or store.exists(STOPPED)
 
 
 def run_sweep(
@@ -79,19 +140,19 @@ def run_sweep(
     setup: SharedSetup,
     tracking: tuple[str | None, str | None],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run all trials that have no summary yet; write sweep.json ("rows": a summary per trial; "aggregate": see
+    """Run all trials that have not ended yet; write sweep.json ("rows": a summary per trial; "aggregate": see
     scores/aggregate.py) and sweep.png.
 
-    Returns the summaries with their points, and {swept keys, "seed", "failed": reason} of each trial that an alarm or a
-    divergence stopped. tracking: (MLflow URI, parent run id). Raises RuntimeError if trials failed for other reasons,
-    after the results of the others are written.
+    Returns the summaries with their points, and {swept keys, "seed", "failed" or "stopped": reason} of each trial that
+    an alarm or a divergence, or the scheduler, stopped. tracking: (MLflow URI, parent run id). Raises RuntimeError if
+    trials failed for other reasons, after the results of the others are written.
     """
     results, errors = run_trials([trial.cfg for trial in trials], setup, tracking)
     names = [*(space.leaf for space in spaces), "seed"]
     ran = [(trial, {**trial.point, **row}) for trial, row in zip(trials, results, strict=True) if row is not None]
     ran.sort(key=lambda one: [one[1][name] for name in names])
-    done, stopped = ([row for _, row in ran if ("failed" in row) is failed] for failed in (False, True))
-    finished = [_cases(trial.cfg) for trial, row in ran if "failed" not in row]
+    done, stopped = ([row for _, row in ran if ("gap" in row) is whole] for whole in (True, False))
+    finished = [_cases(trial.cfg) for trial, row in ran if "gap" in row]
     store = open_store(cfg.output_dir)
     points = aggregate(done, finished, [space.leaf for space in spaces])
     store.write_json("sweep.json", {"rows": [*done, *stopped], "aggregate": points})

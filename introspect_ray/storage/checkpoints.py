@@ -5,7 +5,10 @@
     ...             the learner's shards, and the labels made for later steps
 
 A checkpoint is finished once the manifest and the list of every rank exist, so that no rank waits for another. A thread
-hashes and copies the files while the next steps train.
+brings the files there while the next steps train: where output_dir is a folder, they are written beside their place and
+moved; on S3 they are written to the node's scratch folder (storage/scratch.py) and uploaded from there. Either way they
+are hashed while they are read, several at a time, and not synced to disk: what a power failure leaves has another
+checksum than its list says.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
+import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +26,9 @@ from typing import Any
 
 from introspect_ray.errors import UserError
 from introspect_ray.storage import Store, open_store
+from introspect_ray.storage.digests import Digest, Written, in_parallel
+from introspect_ray.storage.scratch import scratch_root
+from introspect_ray.storage.store import TEMPORARY
 
 FOLDER = "checkpoints"
 KEEP = 2
@@ -40,6 +47,21 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"checkpoint {self.folder} is not used: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What one rank's part of a checkpoint cost.
+
+    stall_s: seconds for which training stood still: the last checkpoint's end, the barrier, the copy of the state.
+    write_s: from the call of `save` until the part is stored.
+    """
+
+    step: int
+    rank: int
+    bytes: int
+    stall_s: float
+    write_s: float
 
 
 def step_of(name: str | None) -> int:
@@ -91,7 +113,8 @@ def check(store: Store, name: str, run: Mapping[str, Any]) -> Refusal | None:
         if other:
             return Refusal(folder, f"it is of another run: {other}", finished=True)
         files = {file: written for part in lists for file, written in store.read_json(prefix + part).items()}
-        damage = next(filter(None, (_damage(store, prefix, file, written) for file, written in files.items())), None)
+        found = in_parallel(lambda listed: _damage(store, prefix, *listed), files.items())
+        damage = next(filter(None, found), None)
     except (UserError, KeyError, TypeError, AttributeError) as error:  # a file that is not such a list
         damage = f"its lists cannot be read ({' '.join(str(error).split())})"
     return Refusal(folder, damage, finished=True) if damage else None
@@ -108,38 +131,40 @@ def _difference(manifest: Mapping[str, Any], run: Mapping[str, Any], step: int) 
     return key and f"{key} was {theirs.get(key)!r} and is now {ours.get(key)!r}"
 
 
-def _damage(store: Store, prefix: str, file: str, written: Mapping[str, Any]) -> str | None:
+def _damage(store: Store, prefix: str, file: str, listed: Written) -> str | None:
+    content = Digest()
     try:
-        size, digest = _fingerprint(store, prefix + file)
+        store.read_into(prefix + file, content)
     except FileNotFoundError:
         return f"{file} is missing"
-    if size != written["bytes"]:
-        return f"{file} has {size} bytes of {written['bytes']}"
-    return None if digest == written["blake2b"] else f"{file} has another checksum than was written"
-
-
-class _Fingerprint:
-    """Size and checksum of what is written to it."""
-
-    def __init__(self) -> None:
-        self.size, self.digest = 0, hashlib.blake2b(digest_size=16)
-
-    def write(self, data: bytes) -> None:
-        self.size += len(data)
-        self.digest.update(data)
-
-
-def _fingerprint(store: Store, name: str) -> tuple[int, str]:
-    """(bytes, blake2b)."""
-    content = _Fingerprint()
-    store.read_into(name, content)
-    return content.size, content.digest.hexdigest()
+    found = content.written()
+    if found["bytes"] != listed["bytes"]:
+        return f"{file} has {found['bytes']} bytes of {listed['bytes']}"
+    return None if found["blake2b"] == listed["blake2b"] else f"{file} has another checksum than was written"
 
 
 def list_names(store: Store) -> list[str]:
     """The folders of checkpoints, newest first. Ray Train keeps files beside them, which are left out."""
     parts = (name.split("/") for name in store.list(FOLDER))
     return sorted({part[1] for part in parts if len(part) > 2}, key=lambda name: (step_of(name), name), reverse=True)
+
+
+def scratch_of(store: Store, rank: int) -> Path:
+    """Where a rank writes its part of a checkpoint before it is stored: the same folder for all checkpoints of a run,
+    so that what a killed process left there is not left for good. Raises UserError as scratch_root."""
+    beside = store.local_path(f"{FOLDER}/{TEMPORARY}rank-{rank}")
+    if beside is not None:  # the same disk: what is written there is moved, not copied
+        return beside
+    run = hashlib.blake2b(store.join().encode(), digest_size=8).hexdigest()
+    return scratch_root() / f"introspect-ray-checkpoint-{run}-rank-{rank}"
+
+
+def _clear_left(store: Store, ranks: int) -> None:
+    """Delete what ranks of an earlier attempt left beside the checkpoints, if this one has fewer (`ranks`)."""
+    folder = store.local_path(FOLDER)
+    for left in folder.glob(f"{TEMPORARY}rank-*") if folder is not None else ():
+        if int(left.name.rpartition("-")[2]) >= ranks:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 class CheckpointWriter:
@@ -150,28 +175,37 @@ class CheckpointWriter:
     """
 
     def __init__(self, output_dir: str, run: Mapping[str, Any], rank: int, ranks: int, resumed: str | None) -> None:
+        """Raises UserError where the scratch folder of this node cannot be used."""
         self._store, self._run, self._rank, self._ranks = open_store(output_dir), run, rank, ranks
+        self._scratch = scratch_of(self._store, rank)
+        if rank == 0:
+            _clear_left(self._store, ranks)
+        self._resumed = resumed  # was checked, and may be of another number of ranks
         self._kept = [resumed] if resumed else []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[str, Future[None]] | None = None
+        self.on_saved: Callable[[Saved], None] = lambda saved: None  # called in the thread, once the part is stored
 
     def save(self, step: int, write: Callable[[str], Future[Any] | None]) -> None:
         """Let `write` start to fill a local folder, and store the folder in a thread once it is filled.
 
         `write` holds a barrier of all ranks and returns a future of the filled folder (None: it is filled already).
         """
+        began = time.perf_counter()
         self.wait()
         name = f"step-{step:08d}"
         if self._rank == 0:  # a refused checkpoint of the same name; no rank writes before the barrier
             self._store.delete_prefix(f"{FOLDER}/{name}")
-        scratch = tempfile.TemporaryDirectory(prefix="introspect-ray-checkpoint-")
-        filled = write(scratch.name)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True)
+        filled = write(str(self._scratch))
         self.settle()  # after the barrier all ranks are past their `wait`
         if self._rank == 0:
             manifest = {"format": _FORMAT, "step": step, "ranks": self._ranks, "run": dict(self._run)}
-            Path(scratch.name, _MANIFEST).write_text(json.dumps(manifest, indent=2))
+            Path(self._scratch, _MANIFEST).write_text(json.dumps(manifest, indent=2))
         self._kept.append(name)
-        self._writing = name, self._thread.submit(self._store_away, name, scratch, filled)
+        stalled = time.perf_counter() - began
+        self._writing = name, self._thread.submit(self._store_away, step, filled, began, stalled)
 
     def wait(self) -> None:
         """Until this rank's part of the last checkpoint is stored."""
@@ -183,8 +217,8 @@ class CheckpointWriter:
         """Once every rank has waited: rank 0 checks that the last checkpoint is finished, and deletes older ones."""
         if self._rank or not self._kept:
             return
-        last = f"{FOLDER}/{self._kept[-1]}"
-        missing = [rank for rank in range(self._ranks) if not self._store.exists(f"{last}/rank-{rank}.json")]
+        last, ranks = f"{FOLDER}/{self._kept[-1]}", 0 if self._kept[-1] == self._resumed else self._ranks
+        missing = [rank for rank in range(ranks) if not self._store.exists(f"{last}/rank-{rank}.json")]
         if missing:
             raise UserError(
                 f"checkpoint {self._store.join(last)} lacks the part of rank {missing[0]}: output_dir must be a folder "
@@ -195,13 +229,14 @@ class CheckpointWriter:
             if name in old or (_NAME.fullmatch(name) and step_of(name) < step_of(self._kept[0])):
                 self._store.delete_prefix(f"{FOLDER}/{name}")
 
-    def _store_away(self, name: str, scratch: tempfile.TemporaryDirectory[str], filled: Future[Any] | None) -> None:
-        with scratch as folder:
+    def _store_away(self, step: int, filled: Future[Any] | None, began: float, stalled: float) -> None:
+        place = f"{FOLDER}/step-{step:08d}"
+        try:
             if filled is not None:
                 filled.result()
-            local, written = open_store(folder), {}
-            for file in local.list():
-                size, digest = _fingerprint(local, file)
-                written[file] = {"bytes": size, "blake2b": digest}
-            self._store.upload_dir(folder, f"{FOLDER}/{name}")
-        self._store.write_json(f"{FOLDER}/{name}/rank-{self._rank}.json", written)
+            written = self._store.take_dir(self._scratch, place)
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        self._store.write_json(f"{place}/rank-{self._rank}.json", written)
+        size = sum(file["bytes"] for file in written.values())
+        self.on_saved(Saved(step, self._rank, size, stalled, time.perf_counter() - began))

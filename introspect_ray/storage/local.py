@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -12,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from introspect_ray.errors import UserError
+from introspect_ray.storage.digests import PIECE, Written, copy_hashed, digest_of, in_parallel
 from introspect_ray.storage.store import TEMPORARY, Sink, Store, check_name
-
-_PIECE = 1 << 22  # bytes per read
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LocalStore(Store):
 
     def read_into(self, name: str, target: Sink) -> None:
         with self.local_path(name).open("rb") as source:
-            shutil.copyfileobj(source, target, _PIECE)
+            shutil.copyfileobj(source, target, PIECE)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self._replacing(self.local_path(name)) as temporary:
@@ -61,7 +61,8 @@ class LocalStore(Store):
 
     def list(self, prefix: str = "") -> list[str]:
         root, found = self.local_path(), []
-        for folder, _, files in os.walk(self.local_path(prefix)):
+        for folder, below, files in os.walk(self.local_path(prefix)):
+            below[:] = [name for name in below if not name.startswith(TEMPORARY)]
             found += [(Path(folder) / f).relative_to(root).as_posix() for f in files if not f.startswith(TEMPORARY)]
         return sorted(found)
 
@@ -83,6 +84,17 @@ class LocalStore(Store):
                 shutil.copyfile(source.local_path(name), temporary)
         return len(names)
 
+    def take_dir(self, local: str | Path, prefix: str = "") -> dict[str, Written]:
+        """Files on the file system of the store are moved, others are copied."""
+        source = LocalStore(str(Path(local).absolute()))
+
+        def take(name: str) -> Written:
+            with self._replacing(self.local_path(prefix) / name) as temporary:
+                return _move_hashed(source.local_path(name), temporary)
+
+        names = source.list()
+        return dict(zip(names, in_parallel(take, names), strict=True))
+
     def download_dir(self, prefix: str, local: str | Path) -> int:
         count = LocalStore(str(Path(local).absolute())).upload_dir(self.local_path(prefix))
         if not count:
@@ -103,3 +115,14 @@ class LocalStore(Store):
                 f"output folder {self.uri}: {folder} is not writable ({error.strerror}); "
                 "choose another folder or fix its permissions"
             ) from None
+
+
+def _move_hashed(source: Path, target: Path) -> Written:
+    """Rename `source` to `target`, or copy it to another file system; either way it is read once."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return copy_hashed(source, target)
+    return digest_of(target)

@@ -10,18 +10,19 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from introspect_ray.errors import UserError
+from introspect_ray.storage.digests import PARALLEL_FILES, HashedReader, Written, in_parallel
 from introspect_ray.storage.local import LocalStore
 from introspect_ray.storage.store import Sink, Store, check_name
 
-_PARALLEL_FILES = 8
 _DELETE_BATCH = 1000  # S3's limit on one DeleteObjects request
+_MOST_PARTS = 10_000  # S3's limit on the parts of one object
+_PART = 8 << 20  # bytes per part, as boto3 cuts it
 _REFUSED = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -105,7 +106,21 @@ class S3Store(Store):
             with self._errors(target) as client:
                 client.upload_file(str(source.local_path(name)), self.bucket, self._key(target))
 
-        return _parallel(upload, source.list())
+        return len(in_parallel(upload, source.list()))
+
+    def take_dir(self, local: str | Path, prefix: str = "") -> dict[str, Written]:
+        source = LocalStore(str(Path(local).absolute()))
+
+        def take(name: str) -> Written:
+            target = f"{prefix.strip('/')}/{name}".lstrip("/")
+            path = source.local_path(name)
+            with self._errors(target) as client, path.open("rb") as file:
+                reader = HashedReader(file)
+                client.upload_fileobj(reader, self.bucket, self._key(target), Config=_parts_of(path.stat().st_size))
+            return reader.digest.written()
+
+        names = source.list()
+        return dict(zip(names, in_parallel(take, names), strict=True))
 
     def download_dir(self, prefix: str, local: str | Path) -> int:
         folder = self._folder(prefix).removeprefix(self.root)
@@ -116,7 +131,7 @@ class S3Store(Store):
             with self._errors(name) as client:
                 client.download_file(self.bucket, self._key(name), str(target))
 
-        count = _parallel(download, self.list(prefix))
+        count = len(in_parallel(download, self.list(prefix)))
         if not count:
             raise FileNotFoundError(f"no files in {self.join(prefix)}")
         return count
@@ -188,13 +203,20 @@ class S3Store(Store):
         return OSError(f"{where}: {' '.join(str(error).split())}")
 
 
+def part_bytes(size: int) -> int:
+    """Bytes per part of an upload of `size` bytes: boto3's own 8 MiB, and more where those were too many parts."""
+    return max(_PART, -(-size // _MOST_PARTS))
+
+
+def _parts_of(size: int) -> Any:
+    """boto3 cannot know the size of a reader without `seek`, from which it would choose the parts."""
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_chunksize=part_bytes(size))
+
+
 def _operation(error: BaseException) -> str:
     return getattr(error, "operation_name", "request")
-
-
-def _parallel(work: Any, names: list[str]) -> int:
-    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-        return len(list(pool.map(work, names)))  # list() raises the first failure here
 
 
 def _client() -> Any:
@@ -211,7 +233,7 @@ def _make_client(environment: tuple[tuple[str, str], ...]) -> Any:
     config = Config(
         connect_timeout=5,
         retries={"mode": "standard", "total_max_attempts": 4},
-        max_pool_connections=4 * _PARALLEL_FILES,
+        max_pool_connections=4 * PARALLEL_FILES,
         request_checksum_calculation="when_required",  # S3-compatible services often lack the newer checksums
         response_checksum_validation="when_required",
     )

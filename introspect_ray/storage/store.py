@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from introspect_ray.errors import UserError
+from introspect_ray.storage.digests import Written
 
-TEMPORARY = ".tmp-"  # prefix of the names of files that are being written; `list` leaves them out
+TEMPORARY = ".tmp-"  # prefix of the names of files and folders that are being written; `list` leaves them out
 
 
 class Sink(Protocol):
@@ -51,6 +52,12 @@ class Store(ABC):
     def upload_dir(self, local: str | Path, prefix: str = "") -> int:
         """Copy all files below `local` into folder `prefix`; returns their number. Each file is atomic, the set is
         not."""
+
+    @abstractmethod
+    def take_dir(self, local: str | Path, prefix: str = "") -> dict[str, Written]:
+        """Bring all files below `local` into folder `prefix`, several at a time, each read at most once: it is hashed
+        meanwhile. Returns size and checksum by name, relative to `local`, which may be left without them. Each file is
+        atomic, the set is not."""
 
     @abstractmethod
     def download_dir(self, prefix: str, local: str | Path) -> int:

@@ -4,21 +4,49 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from introspect_ray.config import flatten
+from introspect_ray.errors import one_line
 
 Status = Literal["FINISHED", "FAILED"]
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """Data that a run reads. `digest`: of its content, at most 36 characters; `context`: what the run does with it."""
+
+    name: str
+    digest: str
+    context: Literal["training", "evaluation", "labels"]
+    source: dict[str, str]
+    cases: int
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """The policy that a run exported: its folder or s3:// address, what distinguishes it, and what it is scored on."""
+
+    name: str
+    uri: str
+    params: dict[str, str]
+    scored_on: Dataset | None
+
+
 class Tracker(ABC):
-    """The record of one run. As a context manager it closes itself: FAILED if the body raised."""
+    """The record of one run. As a context manager it closes itself: FAILED if the body raised.
+
+    All calls take plain data and return nothing, so that they can wait in a queue. What a tracker has no place for it
+    leaves out: only parameters, metrics and artifacts are kept by all.
+    """
 
     uri: str | None = None  # MLflow's tracking URI and run id, for child runs; None without MLflow
     run_id: str | None = None
+    page: str | None = None  # where to look at the runs, once `show_runs_by` was called
 
     @abstractmethod
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -29,13 +57,42 @@ class Tracker(ABC):
         """Numbers of one step, nested ones under dotted names. None is skipped. Raises ValueError for NaN or
         infinity and TypeError for anything but a number, naming key and step."""
 
+    def log_step(self, row: Mapping[str, Any]) -> None:
+        """One training step: the fields of StepMetrics, measured on its batch."""
+        self.log_metrics({key: value for key, value in row.items() if key != "step"}, row["step"])
+
+    def log_result(self, metrics: Mapping[str, Any], step: int, policy: TrainedPolicy | None = None) -> None:
+        """Numbers that a run has once, as they are after `step` steps, and the policy that they are of. Errors as of
+        log_metrics."""
+        self.log_metrics(metrics, step)
+
+    def announce(self, names: Sequence[str]) -> None:
+        """Names of results to come, the most important first."""
+        return
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Texts by which runs are found."""
+        return
+
+    def describe(self, text: str) -> None:
+        """What a reader should know of the run, in Markdown; replaces what was there."""
+        return
+
+    def log_datasets(self, datasets: Sequence[Dataset]) -> None:
+        """The data that the run reads."""
+        return
+
+    def show_runs_by(self, keys: Sequence[str]) -> None:
+        """Let the experiment offer a table of its runs with columns for these keys."""
+        return
+
     @abstractmethod
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Keep a copy of a file or folder."""
 
     @abstractmethod
-    def flush(self, *, final: bool = True) -> None:
-        """Write what is buffered. Not final: what a server refuses may wait for the next flush."""
+    def flush(self) -> None:
+        """Write what is buffered."""
 
     @abstractmethod
     def close(self, status: Status = "FINISHED") -> None:
@@ -49,6 +106,7 @@ class Tracker(ABC):
             self.close("FINISHED")
             return
         try:
+            self.log_tags({"failed": one_line(error)})
             self.close("FAILED")
         except Exception as second:  # the error of the body is the one to show
             error.add_note(f"closing the tracker failed too: {second}")

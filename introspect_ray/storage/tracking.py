@@ -8,15 +8,18 @@ store race in its migration.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from introspect_ray.config import TrackingConfig, flatten
 from introspect_ray.errors import UserError
 from introspect_ray.storage import is_remote, open_store
-from introspect_ray.storage.tracker import Status, Tracker, numbers
+from introspect_ray.storage.tracker import Dataset, Status, Tracker, TrainedPolicy, numbers
+
+_log = logging.getLogger(__name__)
 
 
 def make_tracker(
@@ -31,14 +34,20 @@ def make_tracker(
     """The tracker of one run: metrics.jsonl always; params.json and artifacts too unless the backend is "none".
 
     `uri` overrides tracking.uri (a trial writes into its parent's store); `run_id` continues a run.
-    Raises UserError if MLflow cannot be reached.
+    Raises UserError if MLflow cannot be used; a trial of a sweep goes on without it, with a warning.
     """
     if tracking.backend != "mlflow":
         return JsonlTracker(output_dir, metrics_only=tracking.backend == "none")
     from introspect_ray.storage.tracking_mlflow import open_run
 
     where = uri or tracking_uri(tracking, output_dir)
-    mlflow = open_run(where, tracking.experiment, run_name, parent_run_id=parent_run_id, run_id=run_id)
+    try:
+        mlflow = open_run(where, tracking.experiment, run_name, parent_run_id=parent_run_id, run_id=run_id)
+    except UserError as error:
+        if parent_run_id is None:
+            raise
+        _log.warning("%s is tracked in its folder alone: %s", run_name, error)
+        return JsonlTracker(output_dir)
     return CompositeTracker(JsonlTracker(output_dir, artifacts=False), mlflow)
 
 
@@ -111,7 +120,7 @@ class JsonlTracker(Tracker):
         else:
             self._store.write_bytes(f"{prefix}/{path.name}", path.read_bytes())
 
-    def flush(self, *, final: bool = True) -> None:
+    def flush(self) -> None:
         if self._file is None and len(self._rows) > self._sent:
             self._send()
 
@@ -129,21 +138,43 @@ class CompositeTracker(Tracker):
         self.uri = next((t.uri for t in trackers if t.uri), None)
         self.run_id = next((t.run_id for t in trackers if t.run_id), None)
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
+    def _each(self, call: Callable[[Tracker], None]) -> None:
         for tracker in self._trackers:
-            tracker.log_params(params)
+            call(tracker)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self._each(lambda tracker: tracker.log_params(params))
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        for tracker in self._trackers:
-            tracker.log_metrics(metrics, step)
+        self._each(lambda tracker: tracker.log_metrics(metrics, step))
+
+    def log_step(self, row: Mapping[str, Any]) -> None:
+        self._each(lambda tracker: tracker.log_step(row))
+
+    def log_result(self, metrics: Mapping[str, Any], step: int, policy: TrainedPolicy | None = None) -> None:
+        self._each(lambda tracker: tracker.log_result(metrics, step, policy))
+
+    def announce(self, names: Sequence[str]) -> None:
+        self._each(lambda tracker: tracker.announce(names))
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        self._each(lambda tracker: tracker.log_tags(tags))
+
+    def describe(self, text: str) -> None:
+        self._each(lambda tracker: tracker.describe(text))
+
+    def log_datasets(self, datasets: Sequence[Dataset]) -> None:
+        self._each(lambda tracker: tracker.log_datasets(datasets))
+
+    def show_runs_by(self, keys: Sequence[str]) -> None:
+        self._each(lambda tracker: tracker.show_runs_by(keys))
+        self.page = next((t.page for t in self._trackers if t.page), None)
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
-        for tracker in self._trackers:
-            tracker.log_artifact(path, folder)
+        self._each(lambda tracker: tracker.log_artifact(path, folder))
 
-    def flush(self, *, final: bool = True) -> None:
-        for tracker in self._trackers:
-            tracker.flush(final=final)
+    def flush(self) -> None:
+        self._each(lambda tracker: tracker.flush())
 
     def close(self, status: Status = "FINISHED") -> None:
         errors = []

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -29,6 +30,7 @@ from introspect_ray.training.model import TreeModel
 from introspect_ray.training.packing import placeholder
 from introspect_ray.training.supported import check_architecture
 
+CHECKPOINT_FILES = 4  # per rank, written at a time; unsynced, since their checksums are kept (storage/checkpoints.py)
 # A frozen LoRA base is neither saved nor loaded: it comes from the policy folder.
 CHECKPOINT = StateDictOptions(ignore_frozen_params=True, strict=False)
 
@@ -178,9 +180,28 @@ def save_checkpoint(
     """
     model_state, optimizer_state = get_state_dict(module, optimizer, options=CHECKPOINT)
     state = {"model": model_state, "optimizer": optimizer_state}
-    written = dcp.async_save(state, checkpoint_id=folder, process_group=group, no_dist=group is None)
-    assert isinstance(written, Future)  # the default stager copies before it returns
+    writer = _Writer(folder, sync_files=False, thread_count=CHECKPOINT_FILES)
+    stager = DefaultStager(StagingOptions(False, False, False, False))  # it copies before it returns
+    written = dcp.async_save(
+        state, storage_writer=writer, async_stager=stager, process_group=group, no_dist=group is None
+    )
+    assert isinstance(written, Future)
+    written.add_done_callback(lambda _: stager.close())
     return written
+
+
+class _Writer(dcp.FileSystemWriter):
+    """It raises where some of the state was not written: torch's own forgets what goes wrong in its further threads."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        done = super().write_data(plan, planner)
+        written = len(done.value())
+        if written != len(plan.items):
+            raise OSError(
+                f"checkpoint in {self.path}: {written} of {len(plan.items)} parts were written: see the error above, "
+                "e.g. a full disk"
+            )
+        return done
 
 
 def load_checkpoint(folder: str, module: TreeModel, optimizer: torch.optim.Optimizer) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -66,18 +66,22 @@ def build_reference(
     dtype: str = "float32",
     batch_tokens: int = 2048,
     attention: AttentionChoice = "auto",
+    advance: Callable[[int], None] = lambda cases: None,
 ) -> str:
     """Compute M0's reference for `cases` unless `out_dir` has it; returns its folder or s3:// prefix.
 
     pairs: M0's, by case id; None where all labels have one token, whose responses are at the end of the prompts.
     dtype: compute and storage type, "float32" or "bfloat16". attention: train.attention, so that M0 is computed as the
-    policy is. Runs on a GPU if there is one. A folder appears in one rename; on S3 the index is written last, so no
-    reader sees a part. Raises UserError for a policy that cannot be loaded or trained on trees, and where the disk has
-    no room for the tensors; ValueError for a case id that occurs twice and for a missing pair.
+    policy is. advance: called with the number of cases of every batch that is done. Runs on a GPU if there is one. A
+    folder appears in one rename; on S3 the index is written last, so no reader sees a part. Raises UserError for a
+    policy that cannot be loaded or trained on trees, and where the disk has no room for the tensors; ValueError for a
+    case id that occurs twice and for a missing pair.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = choose_attention(attention, device)
-    write = partial(_write, policy_path, cases, pairs, dtype, batch_tokens=batch_tokens, attention=chosen)
+    write = partial(
+        _write, policy_path, cases, pairs, dtype, batch_tokens=batch_tokens, attention=chosen, advance=advance
+    )
     name = f"references/{reference_key(policy_path, cases, pairs, dtype, chosen)}"
     store = open_store(out_dir)
     if not store.exists(f"{name}/{INDEX}"):
@@ -103,6 +107,7 @@ def _write(
     attention: str,
     device: str,
     work: Path,
+    advance: Callable[[int], None],
 ) -> None:
     ids, positions, longest = _measure(cases, pairs)
     layout = _Layout(ids, positions)
@@ -128,6 +133,7 @@ def _write(
                 for side, rows_of_side, half in zip(SIDES, rows, halves, strict=True):
                     file.tensors[side][rows_of_side] = half
                 file.release_all()
+                advance(len(batch.trees))
     index = {"case_ids": ids, "dtype": dtype, "policy": policy_id(policy_path), "scaling": module.scaling}
     responses = {} if (positions == 1).all() else {"positions": positions.tolist()}
     (work / INDEX).write_text(json.dumps(index | responses))

@@ -9,25 +9,33 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 
 
 @contextlib.contextmanager
-def head(folder: Path, cpus: int = 2, workers: int = 0) -> Iterator[tuple[str, dict[str, str]]]:
+def head(
+    folder: Path,
+    cpus: int = 2,
+    workers: int = 0,
+    autoscaler: Callable[[str], tuple[Path, dict[str, str]]] | None = None,
+) -> Iterator[tuple[str, dict[str, str]]]:
     """(job server address, environment for `ray job submit`) while a head runs in the foreground of a child, with
-    `workers` nodes beside it. RAY_ADDRESS is that of the head for `ray.init`."""
+    `workers` nodes beside it. RAY_ADDRESS is that of the head for `ray.init`. autoscaler: from the head's address to
+    the file of its autoscaler's config, and what its environment must have."""
     gcs, dashboard, client, agent = _free_ports(4)
     bin_dir = str(Path(sys.executable).parent)
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
+    config, more = autoscaler(f"127.0.0.1:{gcs}") if autoscaler else (None, {})
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_dir}:{os.environ['PATH']}", **more}
     env.pop("RAY_ADDRESS", None)
     command = [
         f"{bin_dir}/ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
         f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}",
         f"--dashboard-agent-listen-port={agent}",  # the default one may belong to another Ray of this machine
         f"--num-cpus={cpus}", f"--temp-dir={short_temp(folder)}", "--disable-usage-stats",
+        *([f"--autoscaling-config={config}"] if config else []),
     ]  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     with contextlib.ExitStack() as started:
@@ -35,20 +43,28 @@ def head(folder: Path, cpus: int = 2, workers: int = 0) -> Iterator[tuple[str, d
         _wait(address, folder / "head.log")
         env["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
         for number in range(workers):
-            command = [
-                f"{bin_dir}/ray", "start", "--block", "--node-ip-address=127.0.0.1", f"--address=127.0.0.1:{gcs}",
-                f"--dashboard-agent-listen-port={_free_ports(1)[0]}", f"--num-cpus={cpus}", "--disable-usage-stats",
-            ]  # fmt: skip
-            started.enter_context(_running(command, env, folder / f"worker{number}.log"))
+            started.enter_context(node(folder / f"worker{number}.log", env, cpus))
         yield address, env
 
 
 @contextlib.contextmanager
-def _running(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
+def node(log: Path, env: dict[str, str], cpus: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A node beside the head of `env`, in a child process; it may die before the end (kill_family)."""
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1",
+        f"--address={env['RAY_ADDRESS']}", f"--dashboard-agent-listen-port={_free_ports(1)[0]}",
+        f"--num-cpus={cpus}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with _running(command, env, log) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def _running(command: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with open(log, "wb") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
     try:
-        yield
+        yield process
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         for member in [*family, process]:

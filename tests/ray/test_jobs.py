@@ -42,12 +42,23 @@ def test_sweep_lambda_leaves_what_outsiders_rely_on(tmp_path):
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert (len(parents), len(children)) == (1, 2)
     assert {run.info.status for run in runs} == {"FINISHED"}
-    for step, name in ((0, "gap.em"), (1, "gap.content_low")):
+    gaps = [point["gap"] for point in written["aggregate"]]
+    for name, expected in (
+        ("sweep.kl_weight", [0, 1]),
+        ("sweep.gap.em", [gap["em"]["value"] for gap in gaps]),
+        ("sweep.gap_ci.content_low", [gap["content"]["ci"][0] for gap in gaps]),
+    ):
         history = client.get_metric_history(parents[0].info.run_id, name)
-        gap = written["aggregate"][step]["gap"][name.removeprefix("gap.").removesuffix("_low")]
-        assert history[step].step == step and history[step].value == (gap["ci"][0] if "_low" in name else gap["value"])
+        assert [(one.step, one.value) for one in history] == list(enumerate(expected))
     assert {run.data.params["kl_weight"] for run in children} == {"0.0", "1.0"}
-    assert all("explanation.self.em" in run.data.metrics and "loss" in run.data.metrics for run in children)
+    assert all(next(iter(run.data.metrics)) == "gap.em" and "train_batch.loss" in run.data.metrics for run in children)
+    best = client.search_logged_models(
+        [parents[0].info.experiment_id], order_by=[{"field_name": "metrics.gap.em", "ascending": False}]
+    )
+    assert [model.source_run_id for model in best] == [
+        run.info.run_id for run in sorted(children, key=lambda run: -run.data.metrics["gap.em"])
+    ]
+    assert Path(best[0].tags["uri"], "config.json").is_file()
     again = job("sweep_lambda", *SMALL, f"output_dir={out}", "kl_weight=[0,1]")
     assert again.returncode == 2
     assert again.stderr.startswith("error: ") and again.stderr.count("\n") == 1 and "--overwrite" in again.stderr

@@ -17,7 +17,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from introspect_ray.actors import pool as rollout_pool
+from introspect_ray.actors import engines as engine_handles
 from introspect_ray.actors.rollout import Exported, Request, Serving
 from introspect_ray.actors.status import StatusBoardActor
 from introspect_ray.actors.weight_sync import Expected, WeightSyncError
@@ -129,7 +129,7 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
 def test_an_engine_that_a_dead_training_left_behind_is_replaced(live, monkeypatch, leave, fault):
     """What a training worker leaves that dies during a transfer from GPU to GPU. A killed one that Ray restarts
     by itself is waited for."""
-    monkeypatch.setattr(rollout_pool, "ANSWER_S", 2.0)
+    monkeypatch.setattr(engine_handles, "ANSWER_S", 2.0)
     pool, (actor,) = live.setup.pool, live.setup.pool.actors
 
     def process() -> int:

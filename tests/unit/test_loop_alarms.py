@@ -1,4 +1,4 @@
-"""The step loop stops at an alarm, after the step's metrics are on record."""
+"""The step loop stops at an alarm, after the step's metrics are on record, and at a checkpoint when a node goes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from introspect_ray.config import RunConfig
-from introspect_ray.errors import AlarmError
+from introspect_ray.errors import AlarmError, Interrupted
 from introspect_ray.loop import run
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, StepLabels, StepMetrics
 
@@ -48,7 +48,8 @@ def looped(gap: float, **alarms: float | None) -> tuple[list[StepMetrics], TinyL
     )
     rows, learner = [], TinyLearner(gap)
     try:
-        run(cfg, learner, Supply(), SimpleNamespace(report=rows.append), {}, [None])
+        conductor = SimpleNamespace(report=rows.append, node_is_going=lambda: False)
+        run(cfg, learner, Supply(), conductor, {}, [None])
     except AlarmError as error:
         rows.append(error)
     return rows, learner
@@ -66,3 +67,43 @@ def test_the_loop_stops_after_the_step_that_is_on_record():
 def test_the_loop_goes_on_within_the_bounds():
     rows, learner = looped(0.009)
     assert learner.steps == 3 and [row.step for row in rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("noticed_at", "saved", "steps"), [(0, [1], 1), (1, [2], 2), (2, [2], 3)])
+def test_a_node_that_goes_costs_no_step(noticed_at, saved, steps):
+    """Three steps, checkpoints every two. Noticed after step 0, a checkpoint is written there; after step 1 the one
+    that is due is enough; after the last step there is only the policy to export."""
+    cfg = RunConfig.model_validate(
+        {"steps": 3, "batch_size": 1, "supervision": {"rule": "online"}, "train": {"checkpoint_every": 2}}
+    )
+    learner, supply, written = TinyLearner(0.0), Supply(), []
+
+    def leave(step: int) -> None:
+        raise Interrupted(f"checkpoint {step}")
+
+    conductor = SimpleNamespace(
+        report=lambda row: None,
+        node_is_going=lambda: learner.steps > noticed_at,
+        checkpoint=lambda step, learner, pending: written.append(step),
+        leave=leave,
+    )
+    supply.pending = list
+    try:
+        run(cfg, learner, supply, conductor, {}, [None])
+    except Interrupted as left:
+        assert str(left) == f"checkpoint {saved[-1]}" and steps < 3
+    assert (written, learner.steps) == (saved, steps)
+
+
+def test_weights_are_scored_every_so_many_steps_before_they_are_updated():
+    """At lag 0 with the version that the step has just delivered."""
+    scored: list[tuple[int, int]] = []
+
+    class Scoring(Supply):
+        def score(self, step, learner, probe):
+            scored.append((step, self.version))
+
+    flat = {"steps": 6, "batch_size": 1, "supervision": {"rule": "online"}, "eval": {"every": 2}}
+    conductor = SimpleNamespace(report=lambda row: None, node_is_going=lambda: False)
+    run(RunConfig.model_validate(flat), TinyLearner(0.0), Scoring(), conductor, {}, [None])
+    assert scored == [(2, 2), (4, 4)]

@@ -42,8 +42,9 @@ class InProcess:
 
     def __init__(self, cfg: RunConfig, folder: Path) -> None:
         sources = Sources({case.case_id: case.labels for case in CASES}, cfg.policy, {})
-        self.relabeler = Relabeler(cfg, sources, str(folder), 1)
+        self.relabeler = Relabeler(cfg, sources, str(folder))
         self.loop = asyncio.new_event_loop()
+        self.loop.run_until_complete(self.relabeler.enter(1))
         self.pairs: dict[int, Sequence[BehaviorPair]] = {}
 
     def offer(self, step: int, version: int, pairs: Sequence[BehaviorPair]) -> None:
@@ -78,7 +79,7 @@ def trained(reference: str, folder: Path, **flat: object) -> tuple[RunConfig, In
     def report(row: object) -> None:
         versions.append(weight_update(learner, len(versions), CASES[0]))
 
-    conductor = SimpleNamespace(report=report)
+    conductor = SimpleNamespace(report=report, node_is_going=lambda: False)
     seconds = run(cfg, learner, supply, conductor, M0, CASES)
     supply.finish()
     assert seconds["label"] > 0 and seconds["sync"] == 0
@@ -126,7 +127,7 @@ def test_a_resumed_run_makes_only_the_labels_that_the_checkpoint_lacks(reference
         learner.save_checkpoint(str(tmp_path / "checkpoint")).result()
         saved.append((step, pending))
 
-    conductor = SimpleNamespace(report=lambda row: None, checkpoint=checkpoint)
+    conductor = SimpleNamespace(report=lambda row: None, checkpoint=checkpoint, node_is_going=lambda: False)
     supply = InProcess(cfg, tmp_path / "labels")
     run(cfg, learner, supply, conductor, M0, CASES)
     supply.finish()

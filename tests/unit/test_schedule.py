@@ -6,8 +6,17 @@ from collections import Counter
 
 import pytest
 
-from introspect_ray.config import load_config
-from introspect_ray.schedule import auxiliary_plan, deal, label_version, step_plan, steps_of_version
+from introspect_ray.config import RunConfig, load_config
+from introspect_ray.schedule import (
+    auxiliary_plan,
+    deal,
+    idle_engines,
+    idle_warning,
+    label_version,
+    step_group,
+    step_plan,
+    steps_of_version,
+)
 
 
 def flat(seed, steps, num_cases, batch_size):
@@ -89,3 +98,36 @@ def test_auxiliary_texts_have_a_stream_of_their_own():
     """Equal counts and batches, but not the order of the cases."""
     plans = [[auxiliary_plan(0, t, 30, 10) for t in range(3)], [step_plan(0, t, 30, 10) for t in range(3)]]
     assert all(sorted(i for step in plan for i in step) == list(range(30)) for plan in plans) and plans[0] != plans[1]
+
+
+def online(**flat: object) -> RunConfig:
+    return load_config(None, {"supervision.rule": "online", **{k.replace("__", "."): v for k, v in flat.items()}})
+
+
+@pytest.mark.parametrize(
+    ("flat", "group", "idle"),
+    [
+        ({}, 8, 0),
+        ({"rollout__num_actors": 4}, 2, 0),
+        ({"rollout__num_actors": 4, "rollout__group_size": 256}, 256, 3),
+        ({"rollout__num_actors": 4, "rollout__group_size": 256, "lag": 3}, 256, 0),  # four steps at a time
+        ({"rollout__num_actors": 4, "lag": 1}, 4, 0),
+        ({"rollout__num_actors": 4, "batch_size": 9}, 3, 1),  # three groups of three
+        ({"rollout__num_actors": 4, "rollout__group_size": 8, "rollout__engine": "learner"}, 8, 0),
+        ({"batch_size": 200}, 64, 0),
+    ],
+)
+def test_a_batch_is_dealt_evenly_to_the_engines(flat, group, idle):
+    cfg = online(**{"batch_size": 8, "rollout__group_size": None, **flat})
+    assert (step_group(cfg), idle_engines(cfg)) == (group, idle)
+
+
+def test_engines_that_cannot_be_busy_are_named_with_the_remedy():
+    given = online(batch_size=8, rollout__num_actors=4, rollout__group_size=256)
+    assert idle_warning(given) == (
+        "3 of 4 engines have nothing to do while a step is labelled (batch_size=8 in groups of 256, lag=0): lower "
+        "rollout.num_actors to 1, or leave rollout.group_size=256 out (groups of 2)"
+    )
+    few = idle_warning(online(batch_size=2, rollout__num_actors=4, rollout__group_size=None))
+    assert few and few.endswith("lower rollout.num_actors to 2")
+    assert idle_warning(online()) is None

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 
-from introspect_ray.actors import pool as rollout_pool
-from introspect_ray.actors.pool import RolloutPool, receipts
+from introspect_ray.actors import engines as engine_handles
+from introspect_ray.actors.engines import Engines
+from introspect_ray.actors.pool import RolloutPool, at_rest, receipts
 from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
 from introspect_ray.actors.weight_sync import Expected, WeightSyncError
 from introspect_ray.config import RolloutConfig
@@ -48,8 +49,16 @@ def pool(*answers: object) -> tuple[RolloutPool, list[str]]:
         return SimpleNamespace(answer=SimpleNamespace(remote=answer), ping=SimpleNamespace(remote=ping))
 
     made = RolloutPool.__new__(RolloutPool)
-    made.actors, made._limit, made._cases = [actor("a"), actor("b")], 3, []
+    made.engines, made._limit, made._cases = engines(actor("a"), actor("b")), 3, []
     return made, asked
+
+
+def engines(*actors: SimpleNamespace) -> Engines:
+    """Handles of actors that run already."""
+    made = Engines.__new__(Engines)
+    made.actors, made._endless, made._away = list(actors), False, {}
+    made._rollout, made._spec = RolloutConfig(), None
+    return made
 
 
 def collect(made: RolloutPool, notes: list[str]) -> list[RolloutResult]:
@@ -76,7 +85,7 @@ def test_an_engine_that_its_node_cannot_start_says_why_in_one_line():
             raise task_error(error) from None
 
     made, _ = pool()
-    made.actors = [SimpleNamespace(ping=SimpleNamespace(remote=ping))]
+    made.engines = engines(SimpleNamespace(ping=SimpleNamespace(remote=ping)))
     with pytest.raises(UserError) as caught:
         made.wait()
     assert one_line(caught.value).startswith("policy '/nowhere/policy': there is no such folder")
@@ -131,7 +140,7 @@ def test_an_engine_that_does_not_come_back_is_not_waited_for_without_end(monkeyp
         raise GONE
 
     made.actors[0].ping = SimpleNamespace(remote=never)
-    monkeypatch.setattr(rollout_pool, "RESTART_S", 0.0)
+    monkeypatch.setattr(engine_handles, "RESTART_S", 0.0)
     with pytest.raises(RepeatedFailure, match=r"step 7: a rollout actor died and was not back after 0 s"):
         collect(made, [])
 
@@ -155,6 +164,20 @@ def test_what_a_pool_was_answered_adds_up():
     made.prompt_tokens = PromptTokens(50, 5)
     made._results([made._send(REQUEST), made._send(REQUEST)])
     assert made.prompt_tokens == PromptTokens(50 + 2 * 40, 5 + 2 * 30)
+
+
+def test_the_answered_cases_of_all_calls_within_one_report_count_for_it():
+    """Two groups of one answer each, then another call; the engine of the first dies at its first try."""
+    made, _ = pool(ActorDiedError(), GOOD, GOOD, GOOD)
+    made.prompt_tokens, counted = PromptTokens(), []
+    with made.reporting("labels", 3):
+        made._advance = counted.append
+        made._results([made._send(REQUEST), made._send(REQUEST)])
+        with made.reporting("labels of a part", 1):
+            made._results([made._send(REQUEST)])
+        assert counted == [1, 1, 1]
+    assert made._advance is None
+    collect(pool(GOOD)[0], [])  # a step's labels are no such report
 
 
 def labelled_by_a_judge(*unjudged: int) -> RolloutPool:
@@ -189,3 +212,24 @@ def test_a_small_last_part_of_a_labelled_set_is_bounded_with_the_parts_before_it
     made.label_now(["c1", "c2"], SERVING)
     made.label_now(["c3", "c4"], SERVING)
     assert (made.judged.unjudged, made.judged.replies) == (2, 8)
+
+
+def test_every_engine_rests_after_its_last_group_of_a_turn():
+    """Five groups on three of four engines: the last one of each says so, and the fourth is asked for nothing else."""
+    groups = [Request("label", [f"c{i}"], SERVING, home) for i, home in enumerate((1, 2, 0, 1, 2))]
+    sent = at_rest(groups, 4)
+    assert [(one.home, len(one.case_ids), one.rest) for one in sent] == [
+        (1, 1, False), (2, 1, False), (0, 1, True), (1, 1, True), (2, 1, True), (3, 0, True),
+    ]  # fmt: skip
+    assert str(sent[-1]) == "label 0 cases on version 3"
+    assert at_rest([], 4) == []
+
+
+def test_steps_of_one_group_go_round():
+    made, _ = pool()
+    made._step_size, made._rest = 2, False
+    for actor in made.actors:
+        actor.answer.remote = lambda *_: None
+    assert [made.label(["c1", "c2"], SERVING, step)[0].request.home for step in (0, 1, 2)] == [0, 1, 0]
+    two = [made.label(["c1", "c2", "c3", "c4"], SERVING, step) for step in (0, 1)]
+    assert [[one.request.home for one in step] for step in two] == [[0, 1], [0, 1]]

@@ -7,17 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from introspect_ray.actors.interim import Asked, Interim
 from introspect_ray.actors.relabeler import Relabeler, unshard
 from introspect_ray.actors.rollout import RolloutResult
 from introspect_ray.config import RunConfig
 from introspect_ray.engines.protocol import PromptTokens
-from introspect_ray.errors import AlarmError
+from introspect_ray.errors import AlarmError, Interrupted, RepeatedFailure
 from introspect_ray.labels import rules
 from introspect_ray.labels.calibration import Calibration
 from introspect_ray.labels.reading import Reading
 from introspect_ray.labels.rules import Sources
 from introspect_ray.labels.store import read_labels
-from introspect_ray.records import BehaviorPair, Explanation, StepLabels
+from introspect_ray.records import Answers, BehaviorPair, Explanation, StepLabels
 from introspect_ray.schedule import plan_ids
 
 
@@ -32,7 +33,7 @@ def test_the_agreement_alarm_is_raised_where_labels_are_fetched(tmp_path, monkey
         return await asyncio.gather(*groups)
 
     pool = SimpleNamespace(collect=collect)
-    maker = Relabeler(cfg, rules.Sources(cases, "m", {}), str(tmp_path), 1, pool)
+    maker = Relabeler(cfg, rules.Sources(cases, "m", {}), str(tmp_path), pool)
 
     async def step() -> StepLabels:
         async def group():
@@ -40,6 +41,7 @@ def test_the_agreement_alarm_is_raised_where_labels_are_fetched(tmp_path, monkey
             pairs = [BehaviorPair(i, "A", "B", (), (), False, False, 0) for i in ids]
             return RolloutResult(pairs, None, 0.0, 0.0, PromptTokens())
 
+        await maker.enter(1)
         await maker.relabel(0, 0, None, [], [group()])
         return await maker.fetch(0, 0)
 
@@ -56,9 +58,10 @@ def test_a_steps_pairs_are_read_by_the_calibration_of_the_run(tmp_path):
     sources = Sources(dict.fromkeys(("c0", "c1"), ("A", "B")), "m", {}, reading=Reading(calibration))
     raw = {i: BehaviorPair(i, "A", "A", (-0.2, -1.6), (-0.2, -1.6), False, False, 0) for i in ("c0", "c1")}
     plan = plan_ids(cfg, ["c0", "c1"], 0)
-    maker = Relabeler(cfg, sources, str(tmp_path), 2)
+    maker = Relabeler(cfg, sources, str(tmp_path))
 
     async def step() -> StepLabels:
+        await maker.enter(2)
         await maker.offer(0, 0, 1, [raw[plan[1]]])
         await maker.offer(0, 0, 0, [raw[plan[0]]])
         return await maker.fetch(0, 0)
@@ -90,7 +93,8 @@ def test_what_was_asked_for_before_never_reaches_the_table(tmp_path):
             await came.wait()
             return [RolloutResult(made, None, 0.0, 0.0, PromptTokens())]
 
-        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), SimpleNamespace(collect=collect))
+        await maker.enter(1)
         late = asyncio.create_task(maker.relabel(0, 0, None, [], [None]))
         await asyncio.sleep(0)
         await maker.stop()
@@ -123,7 +127,8 @@ def test_the_hit_rate_of_a_step_is_that_of_its_tokens(tmp_path, groups, rate):
         async def collect(*_: object) -> list:
             return results
 
-        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), SimpleNamespace(collect=collect))
+        await maker.enter(1)
         await maker.relabel(0, 0, None, [], [None])
         return (await maker.fetch(0, 0)).prefix_hit_rate
 
@@ -147,9 +152,52 @@ def test_a_step_that_was_asked_again_is_not_overtaken_in_the_table(tmp_path):
             made = [BehaviorPair(name, "A", "B", (), (), False, False, 0) for name in ids]
             return [RolloutResult(made, None, 0.0, 0.0, PromptTokens())]
 
-        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), 1, SimpleNamespace(collect=collect))
+        maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path), SimpleNamespace(collect=collect))
+        await maker.enter(1)
         await asyncio.gather(*(maker.relabel(step, 0, None, [], [None]) for step in (0, 1)))
         await maker.finish()
 
     asyncio.run(run())
     assert [label.provenance.step for label in read_labels(str(tmp_path))] == [0] * 4 + [1] * 4
+
+
+def test_a_relabeler_serves_one_group_of_workers(tmp_path):
+    """Ray Train starts a second group by itself when there is room for more workers: recovery has to start it."""
+    maker = Relabeler(RunConfig(), Sources({}, "m", {}), str(tmp_path))
+
+    async def run() -> list[int]:
+        seen = [await maker.entered()]
+        await maker.enter(2)
+        with pytest.raises(Interrupted, match="there is room for 3 training workers, 2 were running"):
+            await maker.enter(3)
+        return [*seen, await maker.entered()]
+
+    assert asyncio.run(run()) == [0, 2]
+
+
+def test_scores_beside_the_training_are_there_before_it_ends(tmp_path):
+    """And a request that is lost costs a score, not the run."""
+    posted, cfg = [], RunConfig.model_validate({"batch_size": 1, "steps": 1})
+
+    async def collect(groups, where, note):
+        await asyncio.sleep(0.01)
+        if groups == ["lost"]:
+            raise RepeatedFailure("an engine died 3 times")
+        return groups
+
+    async def post(run, answers):
+        posted.append((run, answers))
+
+    status = SimpleNamespace(post_answers=SimpleNamespace(remote=post))
+    interim = Interim(["c0"], 8, status, "mine")
+    result = [RolloutResult(["answer"], None, 0.0, 0.0, PromptTokens())]
+    maker = Relabeler(cfg, Sources({"c0": ("A", "B")}, "m", {}), str(tmp_path), SimpleNamespace(collect=collect))
+
+    async def run():
+        await maker.score(Asked(4, result, result, interim))
+        await maker.score(Asked(8, result, ["lost"], interim))
+        await maker.finish()
+
+    asyncio.run(run())
+    assert posted == [("mine", Answers(4, ["answer"], ["answer"]))]
+    assert maker.notes == ["scores at step 8: there are none (an engine died 3 times)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,5 +90,8 @@ def test_a_step_of_bfloat16_logits_passes_the_probe_and_a_stale_head_does_not():
 
 
 def test_each_choice_has_its_transfer():
-    assert type(make_transfer(load_config(None, {}), None, 0)) is ObjectStoreTransfer
-    assert type(make_transfer(load_config(None, GPU), None, 0)) is DeviceTransfer
+    """Without engines nothing is sent: there is no group of GPUs to open."""
+    one, none = SimpleNamespace(actors=[None]), SimpleNamespace(actors=[])
+    assert type(make_transfer(load_config(None, {}), one, 0)) is ObjectStoreTransfer
+    assert type(make_transfer(load_config(None, GPU), one, 0)) is DeviceTransfer
+    assert type(make_transfer(load_config(None, GPU), none, 0)) is ObjectStoreTransfer

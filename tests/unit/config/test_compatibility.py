@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from introspect_ray.config import load_config
-from introspect_ray.config.compatibility import reference_policy, weight_transfer
+from introspect_ray.config.compatibility import engines_rest, reference_policy, weight_transfer
 from introspect_ray.errors import UserError
 
 GPU = {"train.use_gpu": True, "rollout.num_gpus": 1}
@@ -39,6 +39,20 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
         (
             {"judge.second": {"kind": "llm", "policy": "p", "max_unjudged": 1}},
             "judge.second.max_unjudged has no effect",
+        ),
+        ({"rollout.release": True, "supervision.rule": "online"}, "release=true ends the engines while .* have work"),
+        ({"rollout.release": True, "eval.every": 5}, "release=true ends the engines while .* have work"),
+        ({"eval.interim_cases": 9}, "eval.interim_cases=9 has no effect without eval.every"),
+        ({"sweep.scheduler": "asha"}, "decides by scores made while trials train: set eval.every"),
+        ({"sweep.reduction": 2}, "sweep.reduction=2 has no effect without sweep.scheduler=asha"),
+        ({"eval.every": 5, "eval.dev_fraction": 0}, "scores the dev split, and there is none"),
+        (
+            {"eval.every": 5, "rollout.sync_every": 2, "supervision.rule": "online"},
+            "eval.every=5 is no multiple of rollout.sync_every=2",
+        ),
+        (
+            {"train.num_workers": [1, 2], "batch_size": 2, "rollout.num_cpus": 0},
+            r"train.num_workers=\[1,2\] is chosen beside engines that take room, .*: raise one of them",
         ),
         ({"batch_size": 1, "train.num_workers": 2}, r"batch_size=1 .*train.num_workers=2.*: raise batch_size"),
     ],
@@ -93,7 +107,21 @@ def test_a_transfer_that_cannot_work_is_refused_in_one_line(kind, flat, says):
     [
         ("nccl", {"rollout.num_gpus": 0.5}, "needs whole GPUs, rollout.num_gpus=0.5"),
         ("ipc", {}, "rollout.num_gpus=1: lower it below 1"),
-        ("ipc", {"rollout.num_gpus": 0.4, "rollout.num_actors": 2}, "rollout.num_actors=2 exceeds train.num_workers=1"),
+        (
+            "ipc",
+            {"rollout.num_gpus": 0.6, "train.num_workers": 4},
+            r"rollout.num_actors=1 and train.num_workers=4: give both the same number",
+        ),
+        (
+            "ipc",
+            {"rollout.num_gpus": 0.6, "train.num_workers": [1, 2]},
+            r"train.num_workers=\[1,2\]: give both the same",
+        ),
+        (
+            "ipc",
+            {"rollout.num_gpus": 0.4, "rollout.gpu_memory_utilization": 0.85},
+            r"rollout.gpu_memory_utilization=0.85 takes more of it than .* rollout.num_gpus=0.4: leave it out",
+        ),
         (
             "ipc",
             {"rollout.num_gpus": 0.5, **TWO},
@@ -104,3 +132,25 @@ def test_a_transfer_that_cannot_work_is_refused_in_one_line(kind, flat, says):
 def test_nccl_needs_whole_gpus_and_ipc_shared_ones(kind, flat, says):
     with pytest.raises(UserError, match=says):
         load_config(None, {**GPU, **flat, "rollout.weight_transfer": kind})
+
+
+def test_engines_rest_where_their_trainer_waits_for_them():
+    """At lag 1 they label while it trains, and with sync_every=2 they have the next step's labels to make."""
+    shared = {**GPU, "rollout.num_gpus": 0.6, "rollout.weight_transfer": "ipc"}
+    assert engines_rest(load_config(None, shared))
+    for busy in ({"lag": 1}, {"rollout.sync_every": 2}):
+        assert not engines_rest(load_config(None, {**shared, **busy}))
+    assert not engines_rest(load_config(None, GPU))
+
+
+@pytest.mark.parametrize(
+    ("rollout", "share"),
+    [
+        ({}, 0.85),
+        ({"num_gpus": 2}, 0.85),
+        ({"num_gpus": 0.6}, 0.6),
+        ({"num_gpus": 0.6, "gpu_memory_utilization": 0.5}, 0.5),
+    ],
+)
+def test_an_engine_takes_its_part_of_a_gpu(rollout, share):
+    assert load_config(None, {f"rollout.{key}": value for key, value in rollout.items()}).rollout.memory_share == share

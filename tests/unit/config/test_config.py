@@ -95,3 +95,26 @@ def test_what_the_rollout_actors_run():
     assert RunConfig().rollout.served_by == "vllm"
     learner = load_config(None, {"rollout.engine": "learner", "rollout.serving_engine": "transformers"})
     assert learner.rollout.served_by == "transformers"
+
+
+@pytest.mark.parametrize("value", [0, True, "two", [2], [2, 1], [2, 2], [0, 2], [1, 2, 3]])
+def test_workers_are_a_number_or_least_and_most(value):
+    with pytest.raises(UserError, match=r"train\.num_workers': expected a number of workers, or \[min, max\]"):
+        load_config(None, {"train.num_workers": value})
+    elastic = load_config(None, {"train.num_workers": [2, 8], "batch_size": 8}).train
+    assert (elastic.elastic, elastic.min_workers, elastic.max_workers) == (True, 2, 8)
+    assert RunConfig.model_validate({"train": elastic.model_dump(mode="json"), "batch_size": 8}).train == elastic
+
+
+def test_a_run_on_a_cluster_writes_checkpoints_unless_told_otherwise(monkeypatch):
+    """None is lost on one machine, where a part that dies is started again beside the others."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def every(**flat: object) -> int | None:
+        return load_config(None, {key.replace("__", "."): value for key, value in flat.items()}).train.checkpoint_every
+
+    assert every() == 0
+    assert every(wait_for_nodes=True) == every(ray_address="auto") == 50
+    assert every(wait_for_nodes=True, train__checkpoint_every=0) == 0
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert (every(), every(train__checkpoint_every=7)) == (50, 7)

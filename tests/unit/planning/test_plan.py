@@ -14,10 +14,12 @@ from planning_helpers import plan
 
 from introspect_ray.cli import parse
 from introspect_ray.commands import plan_flags as flags
+from introspect_ray.config import override
 from introspect_ray.errors import UserError
 from introspect_ray.planning.job import DEFAULTS, plan_job
 from introspect_ray.planning.report import as_text
-from introspect_ray.planning.split import gpus_of
+from introspect_ray.planning.split import gpus_of, more_gpus, runs_at_once
+from introspect_ray.schedule import step_group
 from tune_spaces.kl_weight import SPACE
 
 ROOT = Path(__file__).parents[3]
@@ -48,14 +50,26 @@ def test_the_split_of_one_run():
     """A single run has all 64 GPUs: eight train, a case each. Their step costs 4.7 times the FLOPs of its labels, so
     two engines keep the work per GPU even."""
     chosen = plan("--policy", "Qwen/Qwen3-8B", "--gpus", "64", "kl_weight=1").cfg
-    assert (chosen.train.num_workers, chosen.rollout.num_actors, chosen.rollout.group_size) == (8, 2, 4)
+    assert (chosen.train.num_workers, chosen.rollout.num_actors, step_group(chosen)) == (8, 2, 4)
 
 
 def test_eight_gpus_take_two_runs_of_the_least_split():
     """Three trainers and an engine are the least that holds Qwen3-8B, and two such runs fill eight GPUs."""
     made = plan("--policy", "Qwen/Qwen3-8B", "--gpus", "8")
     assert (made.cfg.train.num_workers, made.cfg.rollout.num_actors) == (3, 1)
-    assert "2 of 8 runs have room on 8" in as_text(made)
+    page = as_text(made)
+    assert "2 of 8 runs have room on 8" in page and "a sweep makes 2 run(s) at once, 4 rounds" in page
+
+
+def test_runs_with_labels_of_m0_share_the_engine_of_the_first():
+    """Three trainers each: three runs take 4 + 3 + 3 GPUs, and with engines of their own two have room on ten. With an
+    engine of four GPUs a run takes seven; two have no room on nine or on fourteen but for one on each node of eight."""
+    fixed = plan("--policy", "Qwen/Qwen3-8B", "--gpus", "10", "supervision.rule=fixed", "train.num_workers=3")
+    assert (gpus_of(fixed.cfg), more_gpus(fixed.cfg), runs_at_once(fixed.cfg, 10, 8)) == (4, 3, 3)
+    assert "a run takes 4 GPUs, each further one 3, and 3 of 8 runs have room on 10" in as_text(fixed)
+    assert runs_at_once(override(fixed.cfg, {"supervision.rule": "online"}), 10, 8) == 2
+    wide = {"rollout.num_gpus": 4, "rollout.tensor_parallel_size": 4, "supervision.rule": "online"}
+    assert [runs_at_once(override(fixed.cfg, wide), gpus, 8) for gpus in (7, 9, 14, 16)] == [1, 1, 2, 2]
 
 
 def test_a_run_has_the_gpus_of_its_budget():
@@ -149,6 +163,7 @@ def test_answers_of_several_tokens_are_refused(tmp_path):
         (["rollout.num_gpus=0.5"], "share GPUs are not planned"),
         (["auxiliary.path=/nowhere.jsonl"], "auxiliary texts are not planned"),
         (["train.use_gpu=false"], "training on GPUs"),
+        (["train.num_workers=[2,4]"], r"train.num_workers=\[2,4\]: a plan is of one number of workers"),
         (["--policy", "./nowhere"], "config cannot be read"),
     ],
 )

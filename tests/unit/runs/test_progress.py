@@ -38,18 +38,18 @@ def test_an_error_of_the_tracker_is_raised_at_the_end():
     class Refusing:
         rows = 0
 
-        def log_metrics(self, metrics: dict, step: int) -> None:
+        def log_step(self, row: dict) -> None:
             self.rows += 1
 
-        def flush(self, *, final: bool) -> None:
-            raise OSError(f"no room, final={final}")
+        def flush(self) -> None:
+            raise OSError("no room")
 
     tracker = Refusing()
     steps = StepTracking(None, "run", tracker, flush_every=1)
     steps.track([row(0)])
     steps.track([row(1)])
     assert tracker.rows == 2
-    with pytest.raises(OSError, match="no room, final=False"):
+    with pytest.raises(OSError, match="no room"):
         steps.raise_failure()
 
 

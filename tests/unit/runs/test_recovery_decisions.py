@@ -10,8 +10,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from introspect_ray.actors.weight_sync import WeightSyncError
 from introspect_ray.config import RunConfig
-from introspect_ray.errors import AlarmError, UserError
-from introspect_ray.runs.recovery import decide, failed_part, process_groups
+from introspect_ray.errors import AlarmError, Interrupted, UserError
+from introspect_ray.runs.recovery import decide, failed_part, interruption, process_groups
 
 
 def test_only_failures_without_a_later_checkpoint_add_up():
@@ -25,6 +25,12 @@ def test_only_failures_without_a_later_checkpoint_add_up():
     assert decide(0, 0, 0, limit=1) == (1, False)  # 1: the first one stops
 
 
+def test_what_is_no_failure_stops_no_run():
+    """A lost node that is waited for, a resize: the count stays, and a later checkpoint clears it."""
+    assert decide(2, 4, 4, limit=3, counts=False) == (2, True)
+    assert decide(2, 4, 8, limit=1, counts=False) == (0, True)
+
+
 def test_offloaded_shards_are_reduced_on_the_cpu():
     """Ray sets NCCL's variables for the pair of backends as for NCCL alone; none: Ray takes gloo without GPUs."""
     cfg = RunConfig.model_validate({"train": {"use_gpu": True, "offload": True}})
@@ -35,6 +41,16 @@ def test_offloaded_shards_are_reduced_on_the_cpu():
 def task_error(cause: Exception) -> RayTaskError:
     """As an actor's exception reaches its caller."""
     return RayTaskError("method", "traceback", cause).as_instanceof_cause()
+
+
+def test_an_attempt_that_ended_on_purpose_is_told_from_one_that_failed():
+    """The ranks beside the one that stopped are ended in their collectives."""
+    left = Interrupted("a node is about to go, the checkpoint of step 7 is stored")
+    for cause in (left, task_error(left)):  # of a rank itself, and of the relabeler that it asked
+        stopped = WorkerGroupError("", {0: RuntimeError("connection reset by peer"), 1: cause})
+        assert interruption(stopped) == f"training stopped ({left})"
+    assert interruption(WorkerGroupError("", {0: RuntimeError("CUDA out of memory")})) is None
+    assert interruption(ActorDiedError()) is None
 
 
 @pytest.mark.parametrize("cause", [AlarmError("bound"), UserError("bad"), WeightSyncError("other bytes")])

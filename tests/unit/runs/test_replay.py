@@ -75,7 +75,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer, rows = LabelWriter(str(out / "labels"), flush_rows=10), []  # steps 0 and 1, then step 2
     supply = InProcess(cfg, prepared, engine, writer)
     pairs = {pair.case_id: pair for pair in m0}
-    run(cfg, learner, supply, SimpleNamespace(report=rows.append), pairs, prepared.train)
+    run(cfg, learner, supply, SimpleNamespace(report=rows.append, node_is_going=lambda: False), pairs, prepared.train)
     writer.close()
     learner.export(str(out / "policy"))
     store = open_store(out)

@@ -15,6 +15,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.storage import open_store, tracking_mlflow
 from introspect_ray.storage.tracker import numbers
 from introspect_ray.storage.tracking import JsonlTracker, make_tracker, tracking_uri
+from introspect_ray.storage.tracking_store import prepare_mlflow
 
 
 def rows(folder: str | Path) -> list[dict[str, Any]]:
@@ -100,7 +101,7 @@ def test_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One store for the module: making one takes about two seconds."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    tracking_mlflow.prepare_mlflow(uri, "introspect-ray")
+    prepare_mlflow(uri, "introspect-ray")
     return uri
 
 
@@ -162,7 +163,7 @@ class _Flaky:
     def __init__(self, failures: int) -> None:
         self.failures, self.batches, self.ended = failures, [], []
 
-    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+    def log_batch(self, run_id: str, metrics: list[Any] = (), tags: list[Any] = ()) -> None:
         from mlflow.exceptions import MlflowException
 
         if self.failures:
@@ -176,9 +177,9 @@ class _Flaky:
 
 def flaky(store: str, monkeypatch: pytest.MonkeyPatch, failures: int) -> tuple[Any, _Flaky]:
     fake = _Flaky(failures)
-    monkeypatch.setattr(tracking_mlflow, "_client", lambda uri: fake)
+    monkeypatch.setattr(tracking_mlflow, "open_client", lambda uri: fake)
     monkeypatch.setattr(tracking_mlflow, "FLUSH_S", math.inf)  # by calls only: nothing here depends on time
-    return tracking_mlflow.MLflowTracker(store, "run"), fake
+    return tracking_mlflow.MLflowTracker(store, "run", "1"), fake
 
 
 def test_metrics_are_written_in_batches(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,27 +200,41 @@ def test_a_refused_batch_is_sent_again_in_order(
         for step in range(100):
             tracker.log_metrics({"loss": 1.0}, step)
     assert fake.batches == [list(range(100))]
-    assert "refused 50 metrics, time 1 in a row: database is locked; they are kept and sent again" in caplog.text
+    assert "refused 50 metrics, which wait for the next call (refusal 1): database is locked" in caplog.text
 
 
-def test_a_flush_on_the_way_may_be_refused_and_the_last_one_not(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_end_no_run_and_are_counted(
+    store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 1000 metrics the last 100 wait, the others are dropped; the last flush is refused too."""
+    monkeypatch.setattr(tracking_mlflow, "MOST_KEPT", 100)
+    tracker, fake = flaky(store, monkeypatch, failures=1000)
+    with caplog.at_level(logging.WARNING):
+        for step in range(1000):
+            tracker.log_metrics({"loss": 1.0}, step)
+        tracker.log_tags({"task": "organism"})
+        tracker.close()
+    assert "lacks 1000 metrics of run run; metrics.jsonl in the output folder has them all" in caplog.text
+    assert "refused tags" in caplog.text
+    assert fake.batches == [] and fake.ended == ["FINISHED"]  # not left RUNNING
+
+
+def test_a_waiting_metric_is_not_lost_when_the_server_is_back(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker, fake = flaky(store, monkeypatch, failures=2)
     tracker.log_metrics({"loss": 1.0}, 0)
-    tracker.flush(final=False)
-    with pytest.raises(RuntimeError, match="refused 1 metrics, time 2 in a row"):
+    for _ in range(3):
         tracker.flush()
-    tracker.flush()
     assert fake.batches == [[0]]
 
 
-def test_repeated_refusal_ends_the_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker, fake = flaky(store, monkeypatch, failures=10)
-    with pytest.raises(RuntimeError, match=r"refused 250 metrics, time 5 in a row: .*metrics.jsonl .* has them all"):
-        for step in range(1000):
-            tracker.log_metrics({"loss": 1.0}, step)
-    with pytest.raises(RuntimeError, match="time 6 in a row"):
-        tracker.close()
-    assert fake.ended == ["FINISHED"]  # not left RUNNING
+def test_a_trial_goes_on_in_its_folder_where_its_sweep_cannot_be_reached(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("kept")
+    with make_tracker(
+        TrackingConfig(), str(tmp_path), "trial", uri="http://127.0.0.1:9", parent_run_id="sweep"
+    ) as trial:
+        trial.log_metrics({"loss": 1.0}, 0)
+        trial.log_artifact(tmp_path / "note.txt")
+    assert rows(tmp_path) == [{"step": 0, "loss": 1.0}] and (tmp_path / "artifacts/note.txt").is_file()
 
 
 @pytest.mark.parametrize(
@@ -239,9 +254,9 @@ def test_unusable_stores_are_named(uri: str, message: str, tmp_path: Path) -> No
 def test_unknown_run_and_deleted_experiment(store: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run nope cannot be continued .*start without --resume"):
         make_tracker(TrackingConfig(uri=store), str(tmp_path), "run", run_id="nope")
-    gone = tracking_mlflow.prepare_mlflow(store, "gone")
+    gone = prepare_mlflow(store, "gone")
     client(store).delete_experiment(gone)
     with pytest.raises(
         UserError, match=r"tracking.experiment='gone' is deleted .*: restore it there or choose another"
     ):
-        tracking_mlflow.prepare_mlflow(store, "gone")
+        prepare_mlflow(store, "gone")
