@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, override
-from introspect_ray.runs.jobs import print_summaries, sweep_job
+from introspect_ray.runs.jobs import sweep_job
+from introspect_ray.runs.printed import print_summaries
 from introspect_ray.runs.search_space import PAPER_SWEEPS
 
 if TYPE_CHECKING:
