@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from introspect_ray import signals
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import UserError
@@ -20,6 +21,7 @@ from introspect_ray.runs.search_space import Space, Trial, grid, load_grid, shar
 from introspect_ray.schedule import idle_warning
 from introspect_ray.storage import Store, is_remote, open_store
 from introspect_ray.storage.checkpoints import list_names
+from introspect_ray.storage.claim import check_free, held
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracking import tracking_uri
 from introspect_ray.storage.tracking_store import check_server
@@ -124,7 +126,7 @@ def run_training(cfg: RunConfig, checked: Checked) -> dict[str, Any]:
     from introspect_ray.runs.progress import progress_bar
     from introspect_ray.runs.setup import set_up
 
-    with claimed(cfg, checked) as store:
+    with claimed(cfg, checked, "train") as store:
         if checked.resume and not list_names(store):
             print("resume   no checkpoint yet: from step 0", flush=True)
         with closing(set_up(cfg, checked.prepared)) as setup:
@@ -132,6 +134,7 @@ def run_training(cfg: RunConfig, checked: Checked) -> dict[str, Any]:
             with (
                 open_tracker(cfg, _name(cfg), checked.tracking) as tracker,
                 progress_bar(setup.status, cfg.steps, _name(cfg)),
+                signals.gently(setup.status.halt.remote),
             ):
                 return train_once(cfg, setup, tracker, run_name=_name(cfg))
 
@@ -151,7 +154,7 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
     keys = ",".join(space.key for space in spaces)
     swept = {"sweep": {"key": keys, "values": str(values), "seeds": str(sweep.seeds)}}
     with (
-        claimed(cfg, checked, trials=configs) as store,
+        claimed(cfg, checked, "sweep", trials=configs) as store,
         open_tracker(cfg, _name(cfg), checked.tracking, params=swept) as parent,
         closing(set_up(shared_config(configs), checked.prepared)) as setup,
     ):
@@ -191,6 +194,7 @@ def check_evaluation(local: RunConfig, *, resume: bool, overwrite: bool) -> Chec
     """As `check`, for an evaluation: it is tracked nowhere."""
     prepared = prepare(local, training=False)
     check_output(local.output_dir, resume=resume, overwrite=overwrite)
+    check_free(local.output_dir)
     return Checked(prepared, None, resume, overwrite)
 
 
@@ -198,7 +202,7 @@ def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[s
     """Evaluate eval.policy; `local` is `cfg` with that policy on this machine. Returns evaluation.json."""
     from introspect_ray.runs.evaluate import evaluate_policies
 
-    with claimed(cfg, checked, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
+    with claimed(cfg, checked, "evaluate", "evaluation_run.json") as store:  # run.json may be that of the run beside it
         trained = cfg.eval.policy or cfg.policy
         result = {"policy": trained, **evaluate_policies(cfg, checked.prepared, local.eval.policy, store)}
         store.write_json("evaluation.json", result)
@@ -207,15 +211,18 @@ def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[s
 
 @contextmanager
 def claimed(
-    cfg: RunConfig, checked: Checked, record: str = "run.json", trials: Sequence[RunConfig] = ()
+    cfg: RunConfig, checked: Checked, what: str, record: str = "run.json", trials: Sequence[RunConfig] = ()
 ) -> Iterator[Store]:
-    """Join or start Ray, then prepare the output folder and write the resolved config to its file `record`.
+    """Join or start Ray, claim the output folder for this job, prepare it, and write the resolved config to its file
+    `record`. what: the command.
 
     Nothing is written before the cluster is known to have room for the run, or for a trial (`trials`: of a sweep).
     """
     from introspect_ray.runs.cluster import connected
 
-    with connected(shared_config(trials) if trials else cfg, trials):
+    # The stack ends last: the folder is given up when nothing of this job is left that could write.
+    with ExitStack() as last, connected(shared_config(trials) if trials else cfg, trials):
+        last.enter_context(held(cfg.output_dir, what))
         store = prepare_output(cfg.output_dir, resume=checked.resume, overwrite=checked.overwrite)
         store.write_json(record, cfg.model_dump(mode="json"))
         print(f"output   {store.join()}", flush=True)
@@ -225,6 +232,7 @@ def claimed(
 def reachable(cfg: RunConfig, *, resume: bool, overwrite: bool) -> str | None:
     """Check output folder and tracking store without changing either; returns the tracking URI. Raises UserError."""
     check_output(cfg.output_dir, resume=resume, overwrite=overwrite)
+    check_free(cfg.output_dir)
     if resume:
         check_resume(cfg)
     if cfg.tracking.backend != "mlflow":
