@@ -27,6 +27,7 @@ from introspect_ray.errors import Halted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LIMIT_S = 30.0
 _RESERVE_S = 10.0  # of the limit, to end what was started: a local Ray needs a few seconds
+_KILL = 0.95  # the share of the limit after which what is left is killed
 _LOOK_S = 0.1
 
 
@@ -160,7 +161,7 @@ def _watch(state: _State, began: float) -> None:
         time.sleep(_LOOK_S)
     if state.tell is not None and not state.interrupted and state.first is not None:
         signal.pthread_kill(_main(), state.first)
-    while time.monotonic() < began + state.limit_s:
+    while time.monotonic() < began + _KILL * state.limit_s:
         time.sleep(_LOOK_S)
     _end_hard(state)
 

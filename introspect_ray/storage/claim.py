@@ -74,7 +74,8 @@ class Owner:
             return None
         if self.pid == os.getpid():
             return self.id in _held
-        return _started(self.pid) == self.started
+        started = _started(self.pid)
+        return started is not None and started == self.started
 
     def __str__(self) -> str:
         return f"`{self.what}` on {self.host} (process {self.pid} of {self.user}), since {self.since}"
@@ -107,10 +108,10 @@ def held(uri: str | Path, what: str) -> Iterator[None]:
     _held[owner.id] = folder
     heart = _Heart(place_of(store), owner, folder)
     try:
-        for other in _around(store):  # one above or below that came at the same moment sees this one, or this sees it
-            if other.uri != store.uri:
-                _refuse_if_live(store, other)
         with heart.beating():
+            for other in _around(store):  # one above or below that came at the same moment sees this one, or this it
+                if other.uri != store.uri:
+                    _refuse_if_live(store, other)
             yield
     except BaseException:
         if heart.lost:
