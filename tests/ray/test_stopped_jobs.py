@@ -72,7 +72,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("sent", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    ("sent", "group"),
+    [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "Ctrl-C"],
+)
 def test_a_training_leaves_a_checkpoint_and_goes_on_to_the_same_bits(tmp_path, undisturbed, sent, group):
     out, log = tmp_path / "run", tmp_path / "log"
     process = start("train", *TRAIN, f"output_dir={out}", log=log)
