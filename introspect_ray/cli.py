@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.errors import AlarmError, UserError, one_line
+from introspect_ray import signals
+from introspect_ray.errors import AlarmError, Halted, UserError, one_line
 from introspect_ray.log_levels import DEFAULT, LEVELS
 
 
@@ -82,16 +83,30 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-def run(job: Callable[[], None]) -> None:
-    """Run a command: bad input is one line on stderr and exit code 2, an alarm one line and 1, the rest a traceback."""
-    try:
-        job()
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except AlarmError as error:
-        print(f"stopped: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+def run(job: Callable[[], None], go_on: str = "") -> None:
+    """Run a command. One line on stderr and an exit code: bad input 2, an alarm 1, SIGINT 130, SIGTERM 143. The rest is
+    a traceback. go_on: how the command goes on after a signal."""
+    with signals.handled():
+        try:
+            job()
+        except UserError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.exit(2)
+        except AlarmError as error:
+            print(f"stopped: {one_line(error)}", file=sys.stderr)
+            sys.exit(1)
+        except (KeyboardInterrupt, Halted) as error:
+            _stopped(one_line(error), go_on)
+        except Exception as error:
+            if signals.asked() is None:
+                raise
+            _stopped(f"while it ended, {type(error).__name__}: {one_line(error)}", go_on)
+
+
+def _stopped(how: str, go_on: str) -> None:
+    parts = [f"stopped: {signals.asked() or 'SIGINT'}", *([how] if how else [])]
+    print(": ".join(parts) + (f"; {go_on}" if go_on else ""), file=sys.stderr, flush=True)
+    sys.exit(signals.exit_code())
 
 
 def check_new(file: Path) -> None:

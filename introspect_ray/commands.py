@@ -186,26 +186,29 @@ class Command(NamedTuple):
     job: Callable[[Arguments], None]
     flags: Flags | None = None
     takes_names: bool = False
+    go_on: str = ""  # how it goes on after SIGINT or SIGTERM
 
 
+_RESUME = "go on with --resume"
 COMMANDS = {
-    "train": Command(train),
-    "sweep": Command(sweep, takes_names=True),
-    "evaluate": Command(evaluate, evaluate_flags),
-    "label": Command(label, label_flags),
+    "train": Command(train, go_on=_RESUME),
+    "sweep": Command(sweep, takes_names=True, go_on=_RESUME),
+    "evaluate": Command(evaluate, evaluate_flags, go_on=_RESUME),
+    "label": Command(label, label_flags, go_on=_RESUME),
     "audit": Command(audit),
     "replay": Command(replay),
     "controls": Command(controls, controls_flags, takes_names=True),
     "plan": Command(plan, plan_flags),
     "status": Command(status, status_flags),
-    "quickstart": Command(quickstart),
-    "reproduce": Command(reproduce, reproduce_flags, takes_names=True),
+    "quickstart": Command(quickstart, go_on=_RESUME),
+    "reproduce": Command(reproduce, reproduce_flags, takes_names=True, go_on="the same command goes on"),
 }
 
 
 def run(name: str, argv: Sequence[str], prog: str | None = None, description: str | None = None) -> None:
-    """Run a command on `argv`. Exits with 2 for bad input and with 1 for an alarm or a failed check."""
-    job, flags, takes_names = COMMANDS[name]
+    """Run a command on `argv`. Exits with 2 for bad input, with 1 for an alarm or a failed check, with 130 or 143
+    after SIGINT or SIGTERM."""
+    job, flags, takes_names, go_on = COMMANDS[name]
     text = description or inspect.getdoc(job) or ""
 
     def parsed() -> None:
@@ -213,7 +216,7 @@ def run(name: str, argv: Sequence[str], prog: str | None = None, description: st
         set_level(args.log_level)
         job(args)
 
-    cli.run(parsed)
+    cli.run(parsed, go_on)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

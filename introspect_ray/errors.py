@@ -19,5 +19,9 @@ class Interrupted(Exception):
     """Training stopped to go on with other workers, from a checkpoint. It is no failure; the message says why."""
 
 
+class Halted(Exception):
+    """The job was asked to end (SIGINT, SIGTERM), and did so where it can go on. The message says where."""
+
+
 class RepeatedFailure(AlarmError):
     """A part died `train.max_failures` times in a row without progress. The message says what, how often and where."""

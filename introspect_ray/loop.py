@@ -65,7 +65,8 @@ def run(
     many ranks there are; each takes every world-th case of a step, from its own number on. restored: steps whose labels
     came with the checkpoint. auxiliary: this rank's auxiliary texts of a step. Returns this rank's seconds by activity:
     "train", "sync" (with the engines), "label" (by the learner) and "wait" (for labels). Raises AlarmError on rank 0 if
-    a step exceeds a bound of cfg.alarms, and Interrupted after a checkpoint if a node of the run is about to go.
+    a step exceeds a bound of cfg.alarms, and after a checkpoint Interrupted if a node of the run is about to go, and
+    Halted if the job was asked to end.
 
     Collectives (weight gather, labelling, update, checkpoint) are reached by every rank in the same order.
     """
@@ -89,9 +90,11 @@ def run(
             conductor.report(row)
             stop_on(check_step(row, cfg.alarms))  # after the report: the numbers are on record
         if step + 1 < cfg.steps:
-            going = conductor.node_is_going()
+            going = conductor.node_is_going() or fetched.halt
             if going or (cfg.train.checkpoint_every and (step + 1) % cfg.train.checkpoint_every == 0):
                 conductor.checkpoint(step + 1, learner, supply.pending() if rank == 0 else [])
+            if fetched.halt:
+                conductor.halt(step + 1)
             if going:
                 conductor.leave(step + 1)
     return seconds

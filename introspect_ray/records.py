@@ -222,6 +222,7 @@ class StepLabels:
     rollout_s: float  # of the engines
     rollout_idle_s: float
     relabeler_idle_s: float
+    halt: bool = False  # the job was asked to end: with a checkpoint after this step, the same on every rank
 
 
 @dataclass(frozen=True)

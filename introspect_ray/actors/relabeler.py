@@ -37,6 +37,7 @@ class _StepBuffer:
 
     ready: asyncio.Future[StepLabels]
     fetched_by: set[int] = field(default_factory=set)
+    halt: bool = False  # decided by the first fetch, so that all ranks are told the same
     offered: dict[int, Sequence[BehaviorPair]] = field(default_factory=dict)  # by rank, its shard of the pairs
 
     def fail(self, error: Exception) -> None:
@@ -62,6 +63,7 @@ class Relabeler:
         self._free_since = time.perf_counter()
         self._scoring: list[asyncio.Task[None]] = []
         self._stopped = False
+        self._halting = False
         self._meters = Meters(run_name(cfg.output_dir))
         self.notes: list[str] = []  # failures that were recovered from
         self.seconds = {"relabel": 0.0, "rollout": 0.0, "rollout_idle": 0.0}
@@ -145,6 +147,7 @@ class Relabeler:
         """The labels rank, rank + world, ... of `step`; waits until they are made."""
         slot = self._slot(step)
         made: StepLabels = await asyncio.shield(slot.ready)
+        slot.halt = slot.halt if slot.fetched_by else self._halting
         slot.fetched_by.add(rank)
         if len(slot.fetched_by) == self._world:
             del self._steps[step]
@@ -158,6 +161,7 @@ class Relabeler:
             made.rollout_s,
             made.rollout_idle_s,
             made.relabeler_idle_s,
+            slot.halt,
         )
 
     async def pending(self) -> list[Label]:
@@ -183,6 +187,10 @@ class Relabeler:
             agreement = realised_agreement(ours)
             self._slot(later).ready.set_result(StepLabels(ours, [], agreement, None, None, 0.0, 0.0, 0.0))
         return sorted(by_step)
+
+    async def halt(self) -> None:
+        """The job was asked to end: the training workers hear of it with their next labels."""
+        self._halting = True
 
     async def stop(self) -> list[str]:
         """Write nothing more, not even labels being made: another relabeler owns the table. Returns the notes."""

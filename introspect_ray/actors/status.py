@@ -41,6 +41,15 @@ class StatusBoard:
         self._activities: dict[str, dict[str, Any]] = {}
         self._answers: dict[str, dict[int, Answers]] = {}
         self._waiting: dict[str, list[str]] = {}
+        self._halting = False
+
+    def halt(self) -> None:
+        """The job was asked to end. Its runs, in whatever process, ask here and end after a checkpoint."""
+        self._halting = True
+
+    def halting(self) -> bool:
+        """Whether the job was asked to end."""
+        return self._halting
 
     def post(self, run: str, metrics: StepMetrics) -> None:
         row = asdict(metrics)

@@ -20,7 +20,7 @@ from introspect_ray.actors.rollout import Serving
 from introspect_ray.actors.weight_sync import Expected, probe_case, verify
 from introspect_ray.actors.weight_transfer import make_transfer
 from introspect_ray.config import RunConfig
-from introspect_ray.errors import Interrupted
+from introspect_ray.errors import Halted, Interrupted
 from introspect_ray.labels.store import labels_to_table
 from introspect_ray.records import BehaviorPair, Label, StepLabels, StepMetrics, TokenizedCase
 from introspect_ray.schedule import plan_ids
@@ -80,6 +80,10 @@ class Conductor(Protocol):
 
     def leave(self, step: int) -> None:
         """Wait until the checkpoint of `step` is stored, and raise Interrupted. Collective."""
+        ...
+
+    def halt(self, step: int) -> None:
+        """The same at the end of a job that was asked to end: raise Halted. Collective."""
         ...
 
 
@@ -193,12 +197,20 @@ class RayConductor:
     def leave(self, step: int) -> None:
         """To go on at once on other nodes loses no step. Ray Train would let these workers go on until their node has
         gone, and whatever they still do would be lost."""
+        self._stored()
+        raise Interrupted(f"a node is about to go, the checkpoint of step {step} is stored")
+
+    def halt(self, step: int) -> None:
+        self._stored()
+        raise Halted(f"the checkpoint of step {step} is stored")
+
+    def _stored(self) -> None:
+        """Until every rank's part of the last checkpoint is stored."""
         import torch
 
         self.wait()
         if self._world > 1:
             torch.distributed.barrier()  # Ray ends all workers when the first one raises
-        raise Interrupted(f"a node is about to go, the checkpoint of step {step} is stored")
 
     def wait(self) -> None:
         """Until this rank's part of the last checkpoint is stored."""

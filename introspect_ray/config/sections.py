@@ -269,6 +269,10 @@ class RunConfig(_Section):
     wait_for_nodes: bool = False
     """On an autoscaling cluster: wait for new nodes, for as long as it takes, instead of refusing a run that does not
     fit yet or giving up one that lost its nodes."""
+    stop_within_s: float = Field(30.0, ge=1)
+    """Seconds from SIGINT or SIGTERM to the end of the job, after which it is killed: the grace period of whoever sends
+    the signal. While policies train, all but the last 10 (or a third) are for the step and a checkpoint to go on from,
+    or for an evaluation to end."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

@@ -26,6 +26,7 @@ from introspect_ray.experiments.settings import Settings, load_settings
 from introspect_ray.runs.batch import has_result, result_of, run_batch
 from introspect_ray.runs.search_space import by_setup
 from introspect_ray.storage import is_remote, open_store
+from introspect_ray.storage.claim import held
 from introspect_ray.storage.output_folder import check_output, prepare_output
 
 TRIAL_S, SETUP_S, EVALUATION_S = 24.0, 20.0, 30.0  # on two cores, for --dry-run; replaced by what was measured in OUT
@@ -37,8 +38,8 @@ REPORT = "report.html"
 def reproduce_job(args: Arguments) -> None:
     """Run what the named experiments lack, then write report.html over all experiments that have results.
 
-    Raises UserError for an unknown name, a setting or claim that is wrong, and, after the report is written, if runs
-    failed for other reasons than an alarm.
+    Raises UserError for an unknown name, a setting or claim that is wrong, an OUT in which another call is at work,
+    and, after the report is written, if runs failed for other reasons than an alarm.
     """
     experiments = chosen(args.names)
     settings = load_settings(args.flags["settings"])
@@ -48,6 +49,14 @@ def reproduce_job(args: Arguments) -> None:
     if args.dry_run:
         print(_estimate(experiments, settings, out))
         return
+    with held(out, "reproduce"):
+        errors = _reproduce(args, experiments, settings, out)
+    if errors:
+        raise UserError(f"{len(errors)} runs failed, the first with: {errors[0]}; call again to run them again")
+
+
+def _reproduce(args: Arguments, experiments: Sequence[Experiment], settings: Settings, out: Path) -> list[str]:
+    """Returns the errors of runs that failed for other reasons than an alarm."""
     prepare_output(out, resume=True)
     seconds: dict[str, float] = {}
     errors: list[str] = []
@@ -64,8 +73,7 @@ def reproduce_job(args: Arguments) -> None:
     sections = _sections(experiments, settings, out)
     seconds["analysis and figures"] = time.perf_counter() - began
     _write_report(sections, seconds, ran, out, experiments, args.flags["settings"])
-    if errors:
-        raise UserError(f"{len(errors)} runs failed, the first with: {errors[0]}; call again to run them again")
+    return errors
 
 
 def _output(args: Arguments) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from introspect_ray.config import RunConfig
 from introspect_ray.runs import jobs
+from introspect_ray.runs.printed import report_findings
 from introspect_ray.runs.results import FAILED
 from introspect_ray.runs.search_space import by_setup, shared_config
 from introspect_ray.storage import open_store
@@ -83,7 +84,7 @@ def _train_group(group: Sequence[RunConfig]) -> list[str]:
     uri = tracking_uri(shared.tracking, shared.cache_dir or shared.output_dir) if mlflow else None
     setup = set_up(shared, prepare(shared))
     try:
-        jobs.report_findings(shared, setup)
+        report_findings(shared, setup)
         with progress_bar(setup.status, sum(cfg.steps for cfg in group), f"{len(group)} runs"):
             rows, errors = run_trials(group, setup, (uri, None))
     finally:

@@ -29,6 +29,7 @@ from introspect_ray.runs.judging import named_judging, start_judging
 from introspect_ray.runs.placement import resources
 from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.storage import Store, open_store
+from introspect_ray.storage.claim import check_free
 from introspect_ray.storage.output_folder import check_output
 
 PROVENANCE, DONE = "provenance.json", "labels.json"
@@ -79,6 +80,7 @@ def check_labelling(given: RunConfig, *, explain: bool, resume: bool, overwrite:
     _refuse_others(given)
     cfg = labelling_config(given)
     check_output(cfg.output_dir, resume=resume, overwrite=overwrite)
+    check_free(cfg.output_dir)
     prepared = prepare(cfg, training=False)
     judging, tables = named_judging(cfg, prepared), (prepared.train, prepared.test)
     longest = prepared.max_explanation_tokens if explain else None
@@ -112,7 +114,7 @@ def labelling_config(given: RunConfig) -> RunConfig:
 def run_labelling(todo: LabelSet) -> dict[str, Any]:
     """Label the missing parts, and put the whole set into the cache; returns labels.json."""
     cfg, began = todo.cfg, time.perf_counter()
-    with claimed(cfg, todo.checked, record="label_run.json") as store:
+    with claimed(cfg, todo.checked, "label", "label_run.json") as store:
         store.write_json(PROVENANCE, todo.provenance)
         if todo.checked.resume:
             print(f"resume   {len(todo.missing)} of {len(todo.parts)} parts are missing", flush=True)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from introspect_ray import signals
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import workers_text
 from introspect_ray.config.load import cluster_address
@@ -29,12 +32,16 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train's polling; its default, 2 s, is longer than a step
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals.py has it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 # For a local cluster: no node of it is ever preempted, and Ray's worker niceness of 15 would starve the workers beside
 # anything else on the machine.
 _LOCAL = {"RAY_worker_niceness": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+_GONE_S = 3.0  # for the processes of a local cluster to end by themselves
 
 
 def connect(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> None:
@@ -91,14 +98,37 @@ def logging_options(level: str) -> dict[str, Any]:
 @contextmanager
 def connected(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> Iterator[None]:
     """`connect` for the time of the body. A cluster that was joined stays up, one started here ends with the body, and
-    a caller's own connection to Ray is left alone."""
+    a caller's own connection to Ray is left alone. In a command SIGINT and SIGTERM stay ours (signals.py)."""
     callers = ray.is_initialized()
-    connect(cfg, trials)
     try:
+        try:
+            connect(cfg, trials)
+        except SystemExit as end:  # of Ray's own handler of SIGTERM, which it has while it starts
+            raise signals.interrupted(signal.SIGTERM, end) from None
+        signals.again(cfg.stop_within_s)
         yield
     finally:
         if not callers:
-            ray.shutdown()
+            _disconnect()
+
+
+def _disconnect() -> None:
+    """Leave the cluster; a local one ends. After a signal its processes are gone when this returns."""
+    local = _local_processes() if signals.asked() else []
+    ray.shutdown()
+    for process in psutil.wait_procs(local, timeout=_GONE_S)[1]:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _local_processes() -> list[psutil.Process]:
+    """The raylet that this process started, and all that it started: workers and what they run."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if child.name() == "raylet":
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 def _check_cluster(cfg: RunConfig, trials: int) -> None:

@@ -19,6 +19,7 @@ _FREE = (
     "output_dir",
     "ray_address",
     "wait_for_nodes",
+    "stop_within_s",
     "sweep",
     "eval.every",
     "eval.interim_cases",

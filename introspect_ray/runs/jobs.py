@@ -5,29 +5,26 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from introspect_ray import signals
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config, override
-from introspect_ray.errors import AlarmError, UserError
+from introspect_ray.errors import UserError
 from introspect_ray.runs.identity import check_resume
-from introspect_ray.runs.placement import plan_text
 from introspect_ray.runs.preflight import Prepared, prepare
+from introspect_ray.runs.printed import print_plan, print_summaries, report_findings, report_sweep
 from introspect_ray.runs.results import log_files, open_tracker, track_aggregate, warned
-from introspect_ray.runs.search_space import Space, Trial, grid, load_grid, shared_config, shown_name
+from introspect_ray.runs.search_space import Space, Trial, grid, load_grid, shared_config
 from introspect_ray.schedule import idle_warning
-from introspect_ray.scores.grid import grid_table
-from introspect_ray.scores.metrics import constant_explainer
-from introspect_ray.scores.table import table
 from introspect_ray.storage import Store, is_remote, open_store
 from introspect_ray.storage.checkpoints import list_names
+from introspect_ray.storage.claim import check_free, held
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracking import tracking_uri
 from introspect_ray.storage.tracking_store import check_server
-
-MOSTLY = 0.5
 
 
 def train_job(args: Arguments) -> None:
@@ -129,7 +126,7 @@ def run_training(cfg: RunConfig, checked: Checked) -> dict[str, Any]:
     from introspect_ray.runs.progress import progress_bar
     from introspect_ray.runs.setup import set_up
 
-    with claimed(cfg, checked) as store:
+    with claimed(cfg, checked, "train") as store:
         if checked.resume and not list_names(store):
             print("resume   no checkpoint yet: from step 0", flush=True)
         with closing(set_up(cfg, checked.prepared)) as setup:
@@ -137,6 +134,7 @@ def run_training(cfg: RunConfig, checked: Checked) -> dict[str, Any]:
             with (
                 open_tracker(cfg, _name(cfg), checked.tracking) as tracker,
                 progress_bar(setup.status, cfg.steps, _name(cfg)),
+                signals.gently(setup.status.halt.remote),
             ):
                 return train_once(cfg, setup, tracker, run_name=_name(cfg))
 
@@ -156,7 +154,7 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
     keys = ",".join(space.key for space in spaces)
     swept = {"sweep": {"key": keys, "values": str(values), "seeds": str(sweep.seeds)}}
     with (
-        claimed(cfg, checked, trials=configs) as store,
+        claimed(cfg, checked, "sweep", trials=configs) as store,
         open_tracker(cfg, _name(cfg), checked.tracking, params=swept) as parent,
         closing(set_up(shared_config(configs), checked.prepared)) as setup,
     ):
@@ -196,6 +194,7 @@ def check_evaluation(local: RunConfig, *, resume: bool, overwrite: bool) -> Chec
     """As `check`, for an evaluation: it is tracked nowhere."""
     prepared = prepare(local, training=False)
     check_output(local.output_dir, resume=resume, overwrite=overwrite)
+    check_free(local.output_dir)
     return Checked(prepared, None, resume, overwrite)
 
 
@@ -203,7 +202,7 @@ def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[s
     """Evaluate eval.policy; `local` is `cfg` with that policy on this machine. Returns evaluation.json."""
     from introspect_ray.runs.evaluate import evaluate_policies
 
-    with claimed(cfg, checked, record="evaluation_run.json") as store:  # run.json may be that of the run beside it
+    with claimed(cfg, checked, "evaluate", "evaluation_run.json") as store:  # run.json may be that of the run beside it
         trained = cfg.eval.policy or cfg.policy
         result = {"policy": trained, **evaluate_policies(cfg, checked.prepared, local.eval.policy, store)}
         store.write_json("evaluation.json", result)
@@ -212,15 +211,18 @@ def run_evaluation(cfg: RunConfig, local: RunConfig, checked: Checked) -> dict[s
 
 @contextmanager
 def claimed(
-    cfg: RunConfig, checked: Checked, record: str = "run.json", trials: Sequence[RunConfig] = ()
+    cfg: RunConfig, checked: Checked, what: str, record: str = "run.json", trials: Sequence[RunConfig] = ()
 ) -> Iterator[Store]:
-    """Join or start Ray, then prepare the output folder and write the resolved config to its file `record`.
+    """Join or start Ray, claim the output folder for this job, prepare it, and write the resolved config to its file
+    `record`. what: the command.
 
     Nothing is written before the cluster is known to have room for the run, or for a trial (`trials`: of a sweep).
     """
     from introspect_ray.runs.cluster import connected
 
-    with connected(shared_config(trials) if trials else cfg, trials):
+    # The stack ends last: the folder is given up when nothing of this job is left that could write.
+    with ExitStack() as last, connected(shared_config(trials) if trials else cfg, trials):
+        last.enter_context(held(cfg.output_dir, what))
         store = prepare_output(cfg.output_dir, resume=checked.resume, overwrite=checked.overwrite)
         store.write_json(record, cfg.model_dump(mode="json"))
         print(f"output   {store.join()}", flush=True)
@@ -230,6 +232,7 @@ def claimed(
 def reachable(cfg: RunConfig, *, resume: bool, overwrite: bool) -> str | None:
     """Check output folder and tracking store without changing either; returns the tracking URI. Raises UserError."""
     check_output(cfg.output_dir, resume=resume, overwrite=overwrite)
+    check_free(cfg.output_dir)
     if resume:
         check_resume(cfg)
     if cfg.tracking.backend != "mlflow":
@@ -237,63 +240,6 @@ def reachable(cfg: RunConfig, *, resume: bool, overwrite: bool) -> str | None:
     uri = tracking_uri(cfg.tracking, cfg.output_dir)
     check_server(uri)
     return uri
-
-
-def print_plan(trials: Sequence[RunConfig], prepared: Prepared) -> None:
-    """--dry-run: the resolved config, the resource budget and the placement."""
-    print(plan_text(trials[0], len(trials), len(prepared.train), len(prepared.test), prepared.max_model_len))
-
-
-def report_sweep(
-    summaries: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]], spaces: Sequence[Space], store: Store
-) -> None:
-    """The table, with a line for each trial that was stopped. Raises AlarmError if any was: the sweep has gaps."""
-    keys = [space.leaf for space in spaces]
-    points = store.read_json("sweep.json")["aggregate"]
-    if summaries and len(keys) == 1 and all(isinstance(row[keys[0]], int | float) for row in summaries):
-        print_summaries(summaries, keys[0], points)
-    elif summaries:
-        print(grid_table(summaries, keys, points))
-    ends = [(kind, row) for row in stopped for kind in ("stopped", "failed") if kind in row]
-    shown = [(kind, f"{shown_name({key: row[key] for key in (*keys, 'seed')})}: {row[kind]}") for kind, row in ends]
-    for kind, line in shown:
-        print(f"{kind:8} {line}", flush=True)
-    if lines := [line for kind, line in shown if kind == "failed"]:
-        raise AlarmError(
-            f"{len(lines)} of {len(summaries) + len(stopped)} trials failed, the first is {lines[0]}; the others' "
-            f"results are in {store.join('sweep.json')}, and --resume runs those that failed again"
-        )
-
-
-def print_summaries(
-    summaries: Sequence[dict[str, Any]], key: str, points: Sequence[dict[str, Any]] | None = None
-) -> None:
-    """points: the block "aggregate" of sweep.json, whose rows hold the swept values too."""
-    print(table(summaries, key, [row[key] for row in summaries] if points else None, points))
-
-
-def report_findings(cfg: RunConfig, setup: Any) -> None:
-    """Say what is weak about M0 as a subject before its results are read. Raises AlarmError if alarms.collapse=stop."""
-    from introspect_ray.runs.setup import findings, untrained_scores
-
-    scores = untrained_scores(setup)
-    untrained, off_format = scores["explanation"]["orig"], scores["behavior"]["off_format"]
-    constant, share = constant_explainer(setup.m0_reported)
-    print(
-        f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}; "
-        f"always saying {constant!r} would score {share:.3f}",
-        flush=True,
-    )
-    if off_format > MOSTLY:
-        left = f"free decoding would leave the labels in {off_format:.0%} of the answers"
-        warned([f"m0: {left}, so they tell little; try task.answer_prefix"])
-    weak = findings(setup) if cfg.alarms.collapse != "off" else []
-    warned([str(finding) for finding in weak])
-    if weak and cfg.alarms.collapse == "stop":
-        raise AlarmError(
-            f"{'; '.join(map(str, weak))}: too one-sided to train on. Choose another policy, task wording or "
-            "task.answer_prefix, or set alarms.collapse=warn"
-        )
 
 
 def _name(cfg: RunConfig) -> str:

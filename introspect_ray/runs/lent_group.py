@@ -2,8 +2,9 @@
 
 Ray Train makes a placement group for its workers, and has no setting to be given one. So a trial's engines and workers
 would be two groups, and two trials could each hold one and wait for the other. This is the one place that relies on
-Ray's internals (2.60): `TrainController.worker_group_cls`, and `WorkerGroup._create_placement_group`. Ray hands
-callbacks that are not its users' through to the controller for such purposes.
+Ray's internals (2.60): `TrainController.worker_group_cls`, `WorkerGroup._create_placement_group` and
+`DataParallelTrainer._register_sigint_handler`. Ray hands callbacks that are not its users' through to the controller
+for such purposes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 from ray.util.placement_group import PlacementGroup
 
 
-class GroupTrainer(TorchTrainer):
+class OwnSignals(TorchTrainer):
+    """A TorchTrainer that leaves SIGINT to signals.py: Ray's own handler would abort the training at once."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
+class GroupTrainer(OwnSignals):
     """A TorchTrainer whose worker i runs in bundle i of a placement group, which stays when training ends."""
 
     def __init__(self, *args: Any, group: PlacementGroup, **kwargs: Any) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from introspect_ray import signals
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, override
-from introspect_ray.runs.jobs import print_summaries, sweep_job
+from introspect_ray.runs.jobs import sweep_job
+from introspect_ray.runs.printed import print_summaries
 from introspect_ray.runs.search_space import PAPER_SWEEPS
 
 if TYPE_CHECKING:
@@ -45,5 +47,5 @@ def _online_run(cfg: RunConfig, setup: SharedSetup, tracking: Tracking) -> dict[
             "cache_dir": cfg.cache_dir or f"{root}/cache",
         },
     )
-    with open_tracker(run, "online", *tracking) as tracker:
+    with open_tracker(run, "online", *tracking) as tracker, signals.gently(setup.status.halt.remote):
         return train_once(run, setup, tracker, run_name="online")

@@ -10,13 +10,17 @@ bad input stop it at once. `--resume` is the first attempt of a new job.
 
 No failures are: a checkpoint that was written because a node is about to go, a change of the number of elastic workers,
 and, with `wait_for_nodes`, nodes that were lost. Then nothing that is waited for has a limit, and all waiting is told.
+
+A job that is asked to end (signals.py) says so on its status board. Whoever trains in it, in this process or in that of
+a trial, hears of it with the labels of a step, and ends with a checkpoint after that step.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,11 +33,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from introspect_ray.actors.trainer import Trained, WorkerSpec, train_worker
 from introspect_ray.config import RunConfig
-from introspect_ray.errors import AlarmError, Interrupted, RepeatedFailure, UserError
+from introspect_ray.errors import AlarmError, Halted, Interrupted, RepeatedFailure, UserError
 from introspect_ray.records import Wait
 from introspect_ray.runs.elastic import engines_counted, scaling
-from introspect_ray.runs.lent_group import GroupTrainer
+from introspect_ray.runs.lent_group import GroupTrainer, OwnSignals
 from introspect_ray.runs.placement import worker_resources
+from introspect_ray.runs.progress import polling
 from introspect_ray.runs.waiting import bundle, of_actor, watched
 from introspect_ray.storage import open_store
 from introspect_ray.storage.checkpoints import FOLDER, newest_usable, step_of
@@ -56,8 +61,8 @@ def decide(failures: int, before: int, now: int, limit: int, *, counts: bool = T
 def train_with_recovery(spec: WorkerSpec, start_relabeler: Callable[[], Any]) -> tuple[dict[str, Any], Trained]:
     """Train to the end. Returns what the relabeler and rank 0 say about the run.
 
-    spec: of the run, without relabeler and checkpoint: each attempt has its own. Raises RepeatedFailure, and AlarmError
-    and UserError of any part as themselves.
+    spec: of the run, without relabeler and checkpoint: each attempt has its own. Raises RepeatedFailure, Halted if the
+    job was asked to end, and AlarmError and UserError of any part as themselves.
     """
     cfg, failures = spec.cfg, 0
     store = open_store(cfg.output_dir)
@@ -75,6 +80,8 @@ def train_with_recovery(spec: WorkerSpec, start_relabeler: Callable[[], Any]) ->
             _retire(relabeler)
         before, checkpoint = step_of(checkpoint), newest_usable(store, spec.identity, _warn)
         now, where = step_of(checkpoint), _progress(spec.status, spec.run_name)
+        if halting(spec.status):
+            raise Halted(f"{what} {where}; the newest checkpoint is that of step {now}" if now else f"{what} {where}")
         lost = not planned and cfg.wait_for_nodes and node_lost(nodes)
         counts = not (planned or lost)
         failures, again = decide(failures, before, now, cfg.train.max_failures, counts=counts)
@@ -100,12 +107,32 @@ def _attempt(spec: WorkerSpec) -> tuple[dict[str, Any], Trained]:
             found.append(Wait(f"{count} training worker(s)", bundle(worker_resources(cfg)), asked))
         return found
 
-    with watched(spec.status, spec.run_name, waits), engines_counted(cfg, spec.run_name):
+    with watched(spec.status, spec.run_name, waits), engines_counted(cfg, spec.run_name), _halt_passed_on(spec):
         for note in spec.pool.revive():
             _warn(note)
         asked = time.time()
         result: Any = _trainer(spec).fit()
     return ray.get(spec.relabeler.finish.remote()), result.return_value
+
+
+def halting(status: Any) -> bool:
+    """Whether the job was asked to end. status: handle of a StatusBoard."""
+    return bool(of_actor(status.halting.remote, False))
+
+
+@contextmanager
+def _halt_passed_on(spec: WorkerSpec) -> Iterator[None]:
+    """While the body runs, tell the relabeler when the job is asked to end."""
+    told = False
+
+    def look() -> None:
+        nonlocal told
+        if not told and halting(spec.status):
+            told = True
+            spec.relabeler.halt.remote()
+
+    with polling(look, f"halt-{spec.run_name}"):
+        yield
 
 
 def alive_nodes() -> set[str]:
@@ -142,12 +169,12 @@ def _causes(error: Exception) -> dict[int | None, Exception]:
 
 
 def failed_part(error: Exception, engines: Mapping[str, str]) -> str:
-    """One line on what ended an attempt: the part and how it died. Raises an AlarmError or UserError as itself.
+    """One line on what ended an attempt: the part and how it died. Raises an AlarmError, UserError or Halted as itself.
 
     engines: names by actor id.
     """
     causes = _causes(error)
-    named = next((cause for cause in causes.values() if isinstance(cause, AlarmError | UserError)), None)
+    named = next((cause for cause in causes.values() if isinstance(cause, AlarmError | UserError | Halted)), None)
     if named:
         raise named from None
     # The ranks beside a dead one fail in their collectives: the dead one is the cause.
@@ -199,7 +226,7 @@ def _trainer(spec: WorkerSpec) -> TorchTrainer:
     """
     cfg = spec.cfg
     lent = spec.group.group if spec.group and spec.group.workers == cfg.train.num_workers else None
-    made: Any = partial(GroupTrainer, group=lent) if lent else TorchTrainer
+    made: Any = partial(GroupTrainer, group=lent) if lent else OwnSignals
     trainer: TorchTrainer = made(
         train_worker,
         train_loop_config={"spec": spec},

@@ -31,6 +31,7 @@ from introspect_ray.runs.policy_cases import one_token
 from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.schedule import auxiliary_plan, step_plan
 from introspect_ray.storage import Store, open_store
+from introspect_ray.storage.claim import held
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracker import Tracker
 from introspect_ray.storage.tracking import make_tracker
@@ -231,9 +232,9 @@ def replay_job(args: Arguments) -> bool:
         print(f"replay of {cfg.steps} steps of {cfg.batch_size} labels from {source.join('labels')} to {out}")
         return True
     check_output(out, overwrite=args.overwrite)
-    store = prepare_output(out, overwrite=args.overwrite)
-    store.write_json("run.json", cfg.model_dump(mode="json"))
-    with tempfile.TemporaryDirectory() as scratch:
+    with held(out, "replay"), tempfile.TemporaryDirectory() as scratch:
+        store = prepare_output(out, overwrite=args.overwrite)
+        store.write_json("run.json", cfg.model_dump(mode="json"))
         new, old = Path(scratch, "new"), Path(scratch, "old")
         with make_tracker(TrackingConfig(backend="none"), out, "replay") as tracker:
             m0 = m0_pairs(load_run(source), prepared, load_reading(source))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -16,18 +16,20 @@ from typing import Any
 import ray
 from ray import tune
 
+from introspect_ray import signals
 from introspect_ray.config import RunConfig
-from introspect_ray.errors import AlarmError, UserError, one_line
+from introspect_ray.errors import AlarmError, Halted, UserError, one_line
 from introspect_ray.runs.cluster import this_node_resource
 from introspect_ray.runs.driver import train_once
 from introspect_ray.runs.interim import OnScores
 from introspect_ray.runs.nodes import at_once
+from introspect_ray.runs.recovery import halting
 from introspect_ray.runs.results import FAILED, STOPPED, open_tracker, warned
 from introspect_ray.runs.search_space import Space, Trial, gap, shared_config
 from introspect_ray.runs.setup import SharedSetup, untrained_scores
 from introspect_ray.runs.slots import engines_shared
 from introspect_ray.runs.trial_slots import open_slots, place_for
-from introspect_ray.runs.tuning import OBJECTIVE, STEP, Endings, reporter, scheduler
+from introspect_ray.runs.tuning import OBJECTIVE, STEP, Endings, Halting, reporter, scheduler
 from introspect_ray.scores.aggregate import aggregate
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
 from introspect_ray.scores.evaluation_table import TRAINED, from_table, read_parquet
@@ -37,6 +39,7 @@ from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, open_store
 
 SUMMARY = "summary.json"
+HALTED, NOT_STARTED = "halted", "it has not started"
 
 
 def run_trials(
@@ -48,7 +51,7 @@ def run_trials(
     tracking: (MLflow URI, parent run id). Returns, in the order of `trials`, each one's summary, {"failed": reason} of
     one that an alarm or a divergence stopped, {"stopped": reason} of one that the scheduler did, or None for one that
     failed otherwise; and the last lines of those errors. A summary is kept in the trial's folder, and so is the reason
-    why an alarm or the scheduler stopped it.
+    why an alarm or the scheduler stopped it. Raises Halted if the job was asked to end before all trials had ended.
     """
     cfg, missing = shared_config(trials), [one for one in trials if not _has_ended(one)]
     count = at_once(cfg, missing)
@@ -60,12 +63,12 @@ def run_trials(
     def trial(params: dict[str, Any], setup: SharedSetup) -> None:
         number = params["trial"]
         place = partial(place_for, number, setup, slots, shared)
-        row = trial_row(trials[number], place, tracking, reporter(number))
+        row = trial_row(trials[number], place, tracking, reporter(number), setup.status)
         value = gap(row) if "gap" in row else math.nan  # one that was stopped has none
         tune.report({OBJECTIVE: value, STEP: trials[number].steps, "row": row, "trial": number})
 
-    room = {"cpu": 0, this_node_resource(): 0.001}
-    with tempfile.TemporaryDirectory() as scratch:
+    room, endings = {"cpu": 0, this_node_resource(): 0.001}, Endings(slots, trials)
+    with signals.gently(setup.status.halt.remote), tempfile.TemporaryDirectory() as scratch:
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(trial, setup=setup), room),  # passed by reference
             param_space={"trial": tune.grid_search(list(range(len(trials))))},
@@ -83,9 +86,11 @@ def run_trials(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=cfg.sweep.max_failures),
-                callbacks=[Endings(slots, trials)],
+                callbacks=[endings],
+                stop=Halting(endings),
             ),
         ).fit()
+        _raise_halted(trials, [result.metrics or {} for result in results])
     if slots is not None:
         warned(ray.get(slots.notes.remote()))
         ray.kill(slots)
@@ -94,7 +99,7 @@ def run_trials(
             pass  # its process could not close it
     rows: list[dict[str, Any] | None] = [None] * len(trials)
     for result in results:
-        if result.error is None:
+        if result.error is None and "row" in (result.metrics or {}):
             rows[result.metrics["trial"]] = result.metrics["row"]
     return rows, [str(result.error).strip().splitlines()[-1] for result in results if result.error is not None]
 
@@ -104,12 +109,14 @@ def trial_row(
     place: Callable[[], AbstractContextManager[SharedSetup]],
     tracking: tuple[str | None, str | None],
     on_scores: OnScores | None = None,
+    status: Any = None,
 ) -> dict[str, Any]:
     """The summary of a trial, which is run unless it has one; {"failed": reason} if it is bad input, or an alarm or a
-    divergence stopped it; {"stopped": reason} if the scheduler had stopped it early before a --resume.
+    divergence stopped it; {"stopped": reason} if the scheduler had stopped it early before a --resume; {HALTED: where}
+    if the job was asked to end.
 
-    place: waits for the resources and engines of a trial. Any other error is raised: Tune starts the trial again, and
-    it goes on from its last checkpoint.
+    place: waits for the resources and engines of a trial. status: handle of the job's StatusBoard, or None. Any other
+    error is raised: Tune starts the trial again, and it goes on from its last checkpoint.
     """
     store = open_store(run.output_dir)
     for name in (SUMMARY, STOPPED):
@@ -118,13 +125,34 @@ def trial_row(
             return found
     name = run.output_dir.rsplit("/", 1)[-1]
     try:
-        with place() as setup, open_tracker(run, name, *tracking) as tracker:
-            return train_once(run, setup, tracker, run_name=name, on_scores=on_scores)
+        _go_on(status)
+        with place() as setup:
+            _go_on(status)  # it may have waited
+            with open_tracker(run, name, *tracking) as tracker:
+                return train_once(run, setup, tracker, run_name=name, on_scores=on_scores)
+    except Halted as end:
+        return {HALTED: one_line(end)}
     except (AlarmError, UserError) as error:  # reported as a result: a raised error would come back as text
         row = {"failed": one_line(error)}
         if isinstance(error, AlarmError):
             store.write_json(FAILED, row)
         return row
+
+
+def _go_on(status: Any) -> None:
+    """Raise Halted if the job was asked to end."""
+    if status is not None and halting(status):
+        raise Halted(NOT_STARTED)
+
+
+def _raise_halted(trials: Sequence[RunConfig], reports: Sequence[Mapping[str, Any]]) -> None:
+    """Raise Halted if the job was asked to end and trials are left. reports: what the trials said last."""
+    left = sum(not _has_ended(one) and not open_store(one.output_dir).exists(FAILED) for one in trials)
+    if signals.asked() and left:
+        ends = [report["row"][HALTED] for report in reports if HALTED in report.get("row", {})]
+        stored = [end for end in ends if end != NOT_STARTED]
+        shown = f", {len(stored)} of them under way ({stored[0]})" if stored else ""
+        raise Halted(f"{left} of {len(trials)} trials are left{shown}")
 
 
 def _has_ended(run: RunConfig) -> bool:

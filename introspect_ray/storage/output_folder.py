@@ -7,6 +7,7 @@ from pathlib import Path
 from introspect_ray import __version__
 from introspect_ray.errors import UserError
 from introspect_ray.storage import Store, open_store
+from introspect_ray.storage import claim_places as claims
 
 MARKER = ".introspect-ray.json"
 """prepare_output writes it into every output folder; --overwrite deletes only folders that have it."""
@@ -24,7 +25,7 @@ def check_output(uri: str | Path, resume: bool = False, overwrite: bool = False)
             "--resume and --overwrite exclude each other: --resume continues a run, --overwrite deletes it first"
         )
     store.check_writable()
-    names = store.list()
+    names = _files(store)
     if names and MARKER not in names and (resume or overwrite):
         raise UserError(
             f"output folder {store.uri} holds {len(names)} files but no {MARKER}: this program did not make it, "
@@ -45,7 +46,7 @@ def prepare_output(uri: str | Path, resume: bool = False, overwrite: bool = Fals
     starts from the beginning, so a job that a cluster may restart can always pass it.
     """
     store = check_output(uri, resume, overwrite)
-    names = store.list()
+    names = _files(store)
     if names and overwrite:
         _empty(store, names)
     if not (names and resume):
@@ -53,14 +54,20 @@ def prepare_output(uri: str | Path, resume: bool = False, overwrite: bool = Fals
     return store
 
 
+def _files(store: Store) -> list[str]:
+    """All files but the claim of the job whose folder it is (claim.py)."""
+    return [name for name in store.list() if name != claims.NAME]
+
+
 def _empty(store: Store, names: list[str]) -> None:
-    """Delete the files of a run. Its folder and the marker stay, so that an interrupted deletion can be repeated."""
+    """Delete the files of a run. Its folder, the claim and the marker stay, so that an interrupted deletion can be
+    repeated."""
     folder = store.local_path()
     if folder is not None:
         resolved, kept = folder.resolve(), (Path.home().resolve(), Path.cwd().resolve())
         if any(resolved == path or resolved in path.parents for path in kept):
             raise UserError(f"--overwrite: {folder} is or holds your home or working folder; choose another output_dir")
-        tops = sorted({child.name for child in folder.iterdir()} - {MARKER})
+        tops = sorted({child.name for child in folder.iterdir()} - {MARKER, claims.NAME})
     else:
         tops = sorted({name.split("/")[0] for name in names} - {MARKER})
     for top in tops:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from introspect_ray.config import RunConfig
-from introspect_ray.errors import AlarmError, Interrupted
+from introspect_ray.errors import AlarmError, Halted, Interrupted
 from introspect_ray.loop import run
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, StepLabels, StepMetrics
 
@@ -93,6 +94,30 @@ def test_a_node_that_goes_costs_no_step(noticed_at, saved, steps):
     except Interrupted as left:
         assert str(left) == f"checkpoint {saved[-1]}" and steps < 3
     assert (written, learner.steps) == (saved, steps)
+
+
+def test_a_job_that_is_asked_to_end_leaves_a_checkpoint_after_the_step():
+    """Also where none is due; a node that is about to go at the same time changes nothing."""
+
+    class Asked(Supply):
+        def fetch(self, step):
+            return replace(super().fetch(step), halt=step == 1)
+
+    def halt(step: int) -> None:
+        raise Halted(f"checkpoint {step}")
+
+    learner, supply, written = TinyLearner(0.0), Asked(), []
+    supply.pending = list
+    conductor = SimpleNamespace(
+        report=lambda row: None,
+        node_is_going=lambda: learner.steps == 2,
+        checkpoint=lambda step, learner, pending: written.append(step),
+        halt=halt,
+    )
+    flat = {"steps": 4, "batch_size": 1, "supervision": {"rule": "online"}, "train": {"checkpoint_every": 0}}
+    with pytest.raises(Halted, match="checkpoint 2"):
+        run(RunConfig.model_validate(flat), learner, supply, conductor, {}, [None])
+    assert (written, learner.steps) == ([2], 2)
 
 
 def test_weights_are_scored_every_so_many_steps_before_they_are_updated():

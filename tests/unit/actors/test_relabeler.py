@@ -72,6 +72,24 @@ def test_a_steps_pairs_are_read_by_the_calibration_of_the_run(tmp_path):
     assert (made.pairs[0].cued, made.pairs[0].cued_logprobs) == ("B", (-0.2, -1.6))
 
 
+def test_all_ranks_hear_at_the_same_step_that_the_job_ends(tmp_path):
+    """Asked between the two fetches of step 0: both ranks take part in step 0, and both leave after step 1."""
+    cfg = RunConfig.model_validate({"batch_size": 2, "steps": 2, "supervision": {"rule": "online"}})
+    names = dict.fromkeys(("c0", "c1"), ("A", "B"))
+    maker = Relabeler(cfg, Sources(names, "m", {}), str(tmp_path))
+
+    async def run() -> list[bool]:
+        await maker.enter(2)
+        for step in (0, 1):
+            for rank, name in enumerate(plan_ids(cfg, list(names), step)):
+                await maker.offer(step, step, rank, [BehaviorPair(name, "A", "B", (), (), False, False, step)])
+        told = [(await maker.fetch(0, 1)).halt]
+        await maker.halt()
+        return [*told, *[(await maker.fetch(step, rank)).halt for step, rank in ((0, 0), (1, 1), (1, 0))]]
+
+    assert asyncio.run(run()) == [False, False, True, True]
+
+
 def test_unshard_undoes_the_dealing():
     """Five pairs on two ranks: 0 2 4 and 1 3. The ranks may come in any order, and one may have none."""
     assert unshard({1: list("bd"), 0: list("ace")}) == list("abcde")

@@ -9,7 +9,7 @@ import pytest
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import AlarmError
 from introspect_ray.records import BehaviorPair
-from introspect_ray.runs.jobs import report_findings
+from introspect_ray.runs.printed import report_findings
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
 
 

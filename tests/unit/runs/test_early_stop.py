@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import ASHAScheduler
 
+from introspect_ray import signals
 from introspect_ray.config import load_config
-from introspect_ray.errors import AlarmError, UserError
+from introspect_ray.errors import AlarmError, Halted, UserError
+from introspect_ray.runs import sweep
 from introspect_ray.runs.results import FAILED, STOPPED
 from introspect_ray.runs.sweep import trial_row
-from introspect_ray.runs.tuning import Endings, scheduler
+from introspect_ray.runs.tuning import Endings, Halting, scheduler
 from introspect_ray.storage import open_store
 
 
@@ -57,6 +59,50 @@ def test_the_end_of_a_trial_from_outside_is_kept_and_frees_its_place(tmp_path):
     assert left == [1, 0]
     assert open_store(runs[1].output_dir).read_json(STOPPED) == {"stopped": "early", "steps": 5}
     assert not open_store(runs[0].output_dir).exists(STOPPED)
+
+
+def test_a_job_that_ends_waits_for_the_trials_under_way_alone(monkeypatch):
+    """Trial 0 is over and 1 and 2 run when the signal comes; 3 is started by Tune in the place that 1 leaves."""
+    endings = Endings(None, [])
+    halting = Halting(endings)
+
+    def trial(number):
+        return SimpleNamespace(config={"trial": number}, last_result={})
+
+    for number in range(3):
+        endings.on_trial_start(0, [], trial(number))
+    endings.on_trial_complete(0, [], trial(0))
+    assert not halting.stop_all()
+    monkeypatch.setattr(signals, "asked", lambda: "SIGTERM")
+    assert not halting.stop_all()
+    endings.on_trial_complete(0, [], trial(1))
+    endings.on_trial_start(0, [], trial(3))
+    assert not halting.stop_all()
+    endings.on_trial_error(0, [], trial(2))
+    assert halting.stop_all()
+
+
+def test_a_trial_that_would_start_while_the_job_ends_takes_no_place(tmp_path, monkeypatch):
+    run = load_config(overrides={"output_dir": str(tmp_path)})
+    monkeypatch.setattr(sweep, "halting", lambda board: board)
+    refused = lambda: place(AssertionError("it asked for a place"))  # noqa: E731
+    assert trial_row(run, refused, (None, None), status=True) == {"halted": "it has not started"}
+    with pytest.raises(AssertionError, match="it asked for a place"):
+        trial_row(run, refused, (None, None), status=False)
+
+
+def test_what_an_ended_sweep_says(tmp_path, monkeypatch):
+    """Of four trials one is done, one has a checkpoint, one waited and one was never reached."""
+    runs = [load_config(overrides={"output_dir": str(tmp_path / name)}) for name in "abcd"]
+    open_store(runs[0].output_dir).write_json("summary.json", {})
+    ends = ("the checkpoint of step 3 is stored", "it has not started")
+    reports = [{"row": {"gap": {}}}, *({"row": {"halted": end}} for end in ends), {}]
+    sweep._raise_halted(runs, reports)  # nobody asked
+    monkeypatch.setattr(signals, "asked", lambda: "SIGINT")
+    with pytest.raises(
+        Halted, match=r"^3 of 4 trials are left, 1 of them under way \(the checkpoint of step 3 is store"
+    ):
+        sweep._raise_halted(runs, reports)
 
 
 def test_rungs_begin_at_the_first_score():
