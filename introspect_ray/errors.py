@@ -19,5 +19,9 @@ class Interrupted(Exception):
     """Training stopped to go on with other workers, from a checkpoint. It is no failure; the message says why."""
 
 
+class Incomplete(AlarmError):
+    """A run has its results, but its record lacks labels, rows or cases. The message names them, and the remedy."""
+
+
 class RepeatedFailure(AlarmError):
     """A part died `train.max_failures` times in a row without progress. The message says what, how often and where."""
