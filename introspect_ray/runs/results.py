@@ -164,15 +164,17 @@ def track_results(
 
 
 def log_files(tracker: Tracker, names: Sequence[str], folder: str = "") -> None:
-    """Log files of the run's output folder as its artifacts."""
+    """Log files of the run's output folder as its artifacts. One that cannot be copied is a warning."""
     for name in names:
-        tracker.log_file(name, folder)
+        with tolerated(f"a copy of {name}"):
+            tracker.log_file(name, folder)
 
 
 def track_aggregate(tracker: Tracker, store: Store, cfg: RunConfig, keys: Sequence[str]) -> None:
     """The gaps over seeds of sweep.json as metrics of the sweep's own run, one step per point, and as a table in its
     description. keys: the last parts of the swept keys."""
     points = store.read_json("sweep.json")["aggregate"]
-    for step, point in enumerate(points):
-        tracker.log_metrics(point_metrics(point, keys), step)
-    tracker.describe(sweep_description(cfg, keys, points))
+    with tolerated("tracking of the sweep"):  # sweep.json is written by now
+        for step, point in enumerate(points):
+            tracker.log_metrics(point_metrics(point, keys), step)
+        tracker.describe(sweep_description(cfg, keys, points))

@@ -101,11 +101,14 @@ class MLflowRun:
         page opens with the first one."""
         self._log_metrics([_metric(name, math.nan, ms, 0) for name in names])
 
-    def _send_result(self, ms: int, metrics: Mapping[str, float], step: int, policy: Mapping[str, Any] | None) -> None:
+    def _send_result(
+        self, ms: int, metrics: Mapping[str, float], step: int, curves: Sequence[str], policy: Mapping[str, Any] | None
+    ) -> None:
         """MLflow draws a metric at step 0 as a bar per run, and a later one as a curve of one point. So results are
-        at step 0. `policy` becomes a LoggedModel with the metrics."""
+        at step 0, unless there is a curve already. `policy` becomes a LoggedModel with the metrics."""
         of_model = self._log_policy(policy, step) if policy else {}
-        self._log_metrics([_metric(key, value, ms, 0, **of_model) for key, value in metrics.items()])
+        at = {key: step if key in curves else 0 for key in metrics}
+        self._log_metrics([_metric(key, value, ms, at[key], **of_model) for key, value in metrics.items()])
 
     def _log_policy(self, policy: Mapping[str, Any], step: int) -> dict[str, str]:
         """Returns the fields of metrics that are of this model. Its weights stay where they are, at tag `uri`."""

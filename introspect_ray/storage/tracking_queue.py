@@ -28,6 +28,7 @@ class QueuedTracker(Tracker):
         """folder: of the run's results. known: whether an earlier process has introduced the run."""
         self._sender, self._folder, self._patience_s, self.known = sender, folder, patience_s, known
         self._closed = False
+        self._curves: set[str] = set()  # names of metrics with a value after some step
         self.uri = sender.target.uri
 
     @property
@@ -41,14 +42,19 @@ class QueuedTracker(Tracker):
         self._put("params", params=plain_params(params))
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        self._put("metrics", metrics=numbers(metrics, step), step=step)
+        found = numbers(metrics, step)
+        if step:
+            self._curves |= found.keys()
+        self._put("metrics", metrics=found, step=step)
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         """Under names that come after those of held-out scores: train_batch.loss, train_batch.explanation_self, ..."""
         self.log_metrics({"train_batch": {key: value for key, value in row.items() if key != "step"}}, row["step"])
 
     def log_result(self, metrics: Mapping[str, Any], step: int, policy: TrainedPolicy | None = None) -> None:
-        self._put("result", metrics=numbers(metrics, step), step=step, policy=asdict(policy) if policy else None)
+        found = numbers(metrics, step)
+        of = asdict(policy) if policy else None
+        self._put("result", metrics=found, step=step, curves=sorted(self._curves & found.keys()), policy=of)
 
     def announce(self, names: Sequence[str]) -> None:
         self._put("announce", names=list(names))
