@@ -17,6 +17,7 @@ from introspect_ray.storage.tracking_sender import Sender
 from introspect_ray.storage.tracking_store import Unreachable, origin_tags
 from introspect_ray.storage.tracking_view import NOTE, page_of
 
+FAILED_S = 5.0  # without a success, when a run has failed or was ended
 OPEN_S = 30.0  # for MLflow to make or find the run, a cold store included
 _log = logging.getLogger(__name__)
 
@@ -81,12 +82,14 @@ class QueuedTracker(Tracker):
         self._sender.press()
 
     def close(self, status: Status = "FINISHED") -> None:
-        """End the run. Waits for MLflow, for at most the patience of the config."""
+        """End the run. Waits for MLflow as long as the config allows; after a failure, perhaps with a cluster that is
+        about to go, not longer than FAILED_S."""
         if self._closed:
             return
         self._closed = True
         self._put("end", status=status)
-        if waiting := self._sender.close(self._patience_s):
+        patience_s = self._patience_s if status == "FINISHED" else min(self._patience_s, FAILED_S)
+        if waiting := self._sender.close(patience_s):
             _log.warning(
                 "MLflow at %s was not told all of this run (%s wait on disk): once it answers, send them by "
                 "`introspect-ray track --send %s`",

@@ -3,7 +3,8 @@
     the run's threads      a call is an entry of the queue, and returns at once
     the sender             sends batches; on a failure it writes what waits to tracking/waiting.jsonl and tries again,
                            with pauses that double up to PAUSE_MOST_S
-    close                  lets the sender finish, but not longer than `patience_s` after the last call that MLflow took
+    close                  lets the sender finish, but not longer than `patience_s` after the last call that MLflow
+                           took, and SLOW times as long in all
     the next process       starts with what waits: --resume, or `introspect-ray track --send RUN`
 
 What MLflow finds wrong (a changed parameter, say) is a warning and is left out, as nothing would change that.
@@ -28,6 +29,7 @@ GATHER_S = 2.0  # for which calls are gathered before they are sent
 GATHER_CALLS = 50
 PAUSE_S, PAUSE_MOST_S = 1.0, 60.0  # between two attempts
 SAVE_S = 30.0  # between two writings of what waits
+SLOW = 10  # patiences for a server that takes one call after another, but slowly
 MOST_CALLS = 200_000  # that wait in memory; older metrics are left out then, metrics.jsonl has them
 _BATCH = 200  # calls
 _log = logging.getLogger(__name__)
@@ -72,7 +74,8 @@ class Sender:
             self._changed.notify_all()
 
     def close(self, patience_s: float) -> list[Call]:
-        """Let everything be sent, for at most `patience_s` without a success; what waits then is on disk. Returns it.
+        """Let everything be sent, for at most `patience_s` without a success, and SLOW times as long in all; what waits
+        then is on disk. Returns it.
 
         A server that has been away for as long already gets one more attempt.
         """
@@ -84,7 +87,7 @@ class Sender:
                 now = time.monotonic()
                 silent = now - max(began, self._heard)
                 away = self._failing and now - self._failing >= patience_s and self._attempts > before
-                if silent >= patience_s or away:
+                if silent >= patience_s or away or now - began >= SLOW * patience_s:
                     break
                 self._changed.wait(timeout=min(1.0, patience_s - silent))
             self._given_up = True

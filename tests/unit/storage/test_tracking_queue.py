@@ -127,6 +127,25 @@ def test_what_mlflow_missed_it_is_told_later_and_only_once(
     assert send(out) and logged(store, tracker.run_id) == found
 
 
+def test_mlflow_dies_in_mid_run(store: str, tmp_path: Path) -> None:
+    """With connections open: what it has taken is not sent again, what it has not taken waits."""
+    out = tmp_path / "run"
+    tracker = make_tracker(config(store), str(out), "run")
+    tracker.log_metrics({"loss": 1.0}, 1)
+    assert tracker.run_id
+    while "loss" not in client(store).get_run(tracker.run_id).data.metrics:
+        time.sleep(0.1)
+    with away(store):
+        tracker.log_metrics({"loss": 2.0}, 2)
+        tracker.close()
+        assert [(one.kind, one.args.get("step")) for one in read_waiting(open_store(out))] == [
+            ("metrics", 2), ("end", None),
+        ]  # fmt: skip
+    assert send(out)
+    history = client(store).get_metric_history(tracker.run_id, "loss")
+    assert [(one.step, one.value) for one in history] == [(1, 1.0), (2, 2.0)]
+
+
 def test_a_trial_that_began_without_its_sweep_becomes_its_child(store: str, tmp_path: Path) -> None:
     sweep, trial = tmp_path / "sweep", tmp_path / "sweep/trials/seed=0"
     make_tracker(config(store), str(sweep), "sweep").close()
