@@ -64,20 +64,20 @@ def go_back(store: Store, cfg: RunConfig, identity: Mapping[str, Any], warn: Cal
 
 
 def complete_rows(store: Store, tracker: Tracker, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The run's step metrics from metrics.jsonl, after those that it lacks have been written.
+    """The run's step metrics, in order; those that metrics.jsonl lacks are written there.
 
     rows: of all steps, as rank 0 has them.
     """
     tracker.flush()
-    there = {row["step"] for row in step_rows(store)}
-    lost = [row for row in rows if row["step"] not in there]
-    if not lost:
-        return step_rows(store)
-    warned([f"metrics.jsonl lacked {len(lost)} steps, the first is {lost[0]['step']}: they are written again"])
-    for row in lost:
-        tracker.log_step(finite(row))
-    tracker.flush()
-    return step_rows(store)
+    found = {row["step"]: row for row in step_rows(store)}
+    lost = [finite(row) for row in rows if row["step"] not in found]
+    if lost:
+        warned([f"metrics.jsonl lacked {len(lost)} steps, the first is {lost[0]['step']}: they are written again"])
+        for row in lost:
+            tracker.log_step(row)
+        tracker.flush()
+        found |= {row["step"]: row for row in lost}
+    return [found[step] for step in sorted(found)]
 
 
 def complete_labels(store: Store, cfg: RunConfig, sources: Sources) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,8 @@ class JsonlTracker(Tracker):
         self._waiting: list[bytes] = []
         self._refused = False
         path = self._store.local_path(self.NAME)
-        self._write: Callable[[list[bytes]], None]
-        self._file: _RowFile | None = None
-        if path is not None:
-            self._file = _RowFile(path)
-            self._write, self._least = self._file.append, 1
-        else:
-            self._object = _RowObject(self._store)
-            self._write, self._least = self._object.append, 50
+        self._rows: _RowFile | _RowObject = _RowObject(self._store) if path is None else _RowFile(path)
+        self._due = self._rows.least()  # rows that wait until they are written
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         if self._params:
@@ -55,7 +49,7 @@ class JsonlTracker(Tracker):
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         row = json.dumps({"step": step, **numbers(metrics, step)}, ensure_ascii=False) + "\n"
         self._waiting.append(row.encode())
-        if len(self._waiting) >= (1 if self._file else max(self._least, len(self._object.rows) // 10)):
+        if len(self._waiting) >= self._due:
             self.flush()
 
     def log_file(self, name: str, folder: str = "") -> None:
@@ -73,21 +67,22 @@ class JsonlTracker(Tracker):
         if not self._waiting:
             return
         try:
-            self._write(self._waiting)
+            self._rows.append(self._waiting)
         except (OSError, UserError) as error:
             if not self._refused:
                 where = self._store.join(self.NAME)
                 _log.warning("%s cannot be written (%s): its rows wait, and the run goes on", where, one_line(error))
             self._refused = True
+            self._due = self._rows.least(len(self._waiting))
             return
         self._waiting, self._refused = [], False
+        self._due = self._rows.least()
 
     def close(self, status: Status = "FINISHED") -> None:
         self.flush()
         if self._waiting:
             _log.warning("%s lacks the last %d rows", self._store.join(self.NAME), len(self._waiting))
-        if self._file is not None:
-            self._file.close()
+        self._rows.close()
 
 
 class _RowFile:
@@ -110,6 +105,10 @@ class _RowFile:
             return
         os.ftruncate(self._file, len(content) - len(tail))
         _log.warning("%s ended with a part of a row (%d bytes), which is left out", self._path, len(tail))
+
+    def least(self, refused: int = 0) -> int:
+        """From how many rows on it is worth a write. refused: rows that could not be written just now."""
+        return 1
 
     def append(self, rows: list[bytes]) -> None:
         """All rows or none. Raises OSError."""
@@ -134,14 +133,19 @@ class _RowObject:
     def __init__(self, store: Store) -> None:
         self._store = store
         name = JsonlTracker.NAME
-        self.rows: list[bytes] = []
-        if store.exists(name):
-            self.rows = store.read_bytes(name).splitlines(keepends=True)
+        self._sent = store.read_bytes(name).splitlines(keepends=True) if store.exists(name) else []
+
+    def least(self, refused: int = 0) -> int:
+        """As above. A store that is away may take minutes to say so: then the next attempt waits for as many again."""
+        return max(50, len(self._sent) // 10, 2 * refused)
 
     def append(self, rows: list[bytes]) -> None:
         """Raises OSError or UserError; then none of the rows is there."""
-        self._store.write_bytes(JsonlTracker.NAME, b"".join([*self.rows, *rows]))
-        self.rows += rows
+        self._store.write_bytes(JsonlTracker.NAME, b"".join([*self._sent, *rows]))
+        self._sent += rows
+
+    def close(self) -> None:
+        return
 
 
 def is_row(line: bytes) -> bool:

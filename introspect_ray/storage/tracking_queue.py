@@ -18,7 +18,8 @@ from introspect_ray.storage.tracking_store import Unreachable, origin_tags
 from introspect_ray.storage.tracking_view import NOTE, page_of
 
 FAILED_S = 5.0  # without a success, when a run has failed or was ended
-OPEN_S = 30.0  # for MLflow to make or find the run, a cold store included
+OPEN_S = 30.0  # for MLflow to make the run, a cold store included
+KNOWN_S = 5.0  # for it to answer for a run that it has
 _log = logging.getLogger(__name__)
 
 
@@ -113,7 +114,7 @@ def open_queue(store: Store, target: Target, patience_s: float) -> QueuedTracker
         target = replace(target, tags=origin_tags(None, None))
     write_target(store, target)
     sender = Sender(store, target, waiting)
-    sender.start(max(patience_s, OPEN_S))
+    sender.start(KNOWN_S if known else OPEN_S)
     error = sender.error
     if isinstance(error, UserError) and not (known or target.parent or isinstance(error, Unreachable)):
         sender.close(0)

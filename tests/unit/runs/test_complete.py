@@ -11,7 +11,7 @@ from introspect_ray.errors import Incomplete
 from introspect_ray.labels.rules import Sources, make_labels
 from introspect_ray.labels.store import LabelWriter, read_labels
 from introspect_ray.records import BehaviorPair, Label
-from introspect_ray.runs.complete import complete_labels, complete_rows, finished, go_back, label_counts, lacks
+from introspect_ray.runs.complete import complete_labels, complete_rows, finished, go_back, lacks
 from introspect_ray.runs.results import step_rows
 from introspect_ray.schedule import plan_ids
 from introspect_ray.scores.evaluated_cases import EvaluatedCases
@@ -151,6 +151,5 @@ def test_lost_rows_are_written_from_those_of_rank_0(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 0.5}\n{"step": 1, "lo')
     with JsonlTracker(str(tmp_path)) as tracker:
         rows = complete_rows(store, tracker, [{"step": step, "loss": 0.25, "kl": None} for step in range(STEPS)])
-    assert rows == step_rows(store)
-    assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.5), *((step, 0.25) for step in range(1, STEPS))]
-    assert label_counts(store, STEPS).tolist() == [BATCH] * STEPS
+    for found in (rows, step_rows(store)):
+        assert [(row["step"], row["loss"]) for row in found] == [(0, 0.5), *((step, 0.25) for step in range(1, STEPS))]

@@ -15,6 +15,7 @@ from introspect_ray.config import TrackingConfig
 from introspect_ray.errors import UserError
 from introspect_ray.runs.results import step_rows
 from introspect_ray.storage import open_store
+from introspect_ray.storage.s3 import S3Store
 from introspect_ray.storage.tracker import numbers
 from introspect_ray.storage.tracking import JsonlTracker, make_tracker, tracking_uri
 from introspect_ray.storage.tracking_calls import Target, write_target
@@ -120,6 +121,26 @@ def test_jsonl_on_s3_is_rewritten_as_it_grows(s3_env: str, tmp_path: Path) -> No
     with JsonlTracker(s3_env) as again:
         again.log_metrics({"loss": -1}, 120)
     assert [row["loss"] for row in rows(s3_env)] == [*range(120), -1]
+
+
+def test_rows_wait_while_s3_is_away(
+    s3_env: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that is away takes its time to say so: it is not asked again for every row."""
+    asked = []
+
+    def away(store: S3Store, name: str, data: bytes) -> None:
+        asked.append(name)
+        raise UserError("cannot reach S3")
+
+    tracker = JsonlTracker(s3_env)
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Store, "write_bytes", away)
+        for step in range(199):
+            tracker.log_metrics({"loss": step}, step)
+    assert len(asked) == 2 and caplog.text.count("cannot be written") == 1  # at 50 and 100 rows
+    tracker.log_metrics({"loss": 199}, 199)
+    assert [row["loss"] for row in rows(s3_env)] == list(range(200))
 
 
 def test_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
