@@ -7,7 +7,7 @@ from introspect_ray.errors import UserError, one_line
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.tracking_calls import RECORD, described, read_target, read_waiting
 
-PATIENCE_S = 30.0
+PATIENCE_S = 10.0  # for a server that takes nothing
 
 
 def track_job(args: Arguments) -> bool:

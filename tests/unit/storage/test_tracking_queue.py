@@ -16,6 +16,7 @@ import pytest
 from introspect_ray.cli import Arguments
 from introspect_ray.config import TrackingConfig
 from introspect_ray.errors import UserError
+from introspect_ray.runs import track
 from introspect_ray.runs.track import track_job
 from introspect_ray.storage import open_store, tracking_sender
 from introspect_ray.storage.tracker import Dataset, TrainedPolicy
@@ -30,6 +31,7 @@ PATIENCE_S = 0.3
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking_sender, "PAUSE_S", 0.02)
     monkeypatch.setattr(tracking_sender, "GATHER_S", 0.05)
+    monkeypatch.setattr(track, "PATIENCE_S", 5 * PATIENCE_S)
 
 
 @pytest.fixture
