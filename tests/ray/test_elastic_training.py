@@ -75,14 +75,14 @@ def test_workers_follow_the_nodes_and_no_step_is_lost_or_made_twice(tmp_path):
     with contextlib.ExitStack() as nodes, head(tmp_path, cpus=1) as (_, env):
         two = nodes.enter_context(node(tmp_path / "two.log", env, 2))
         env["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
-        listed = subprocess.run([sys.executable, "-c", NODES], env=env, capture_output=True, text=True, check=True)
-        ids = {int(float(cpus)): name for cpus, name in json.loads(listed.stdout.splitlines()[-1]).items()}
         with said.open("wb") as stdout, errors.open("wb") as stderr:
             job = subprocess.Popen(
                 [sys.executable, "-c", TRAIN, *settings], cwd=REPO, env=env, stdout=stdout, stderr=stderr
             )
         try:
-            until(lambda: 2 in ranks().values(), job)
+            until(lambda: 2 in ranks().values(), job)  # so the node is there
+            listed = subprocess.run([sys.executable, "-c", NODES], env=env, capture_output=True, text=True, check=True)
+            ids = {int(float(cpus)): name for cpus, name in json.loads(listed.stdout.splitlines()[-1]).items()}
             drain = [str(Path(sys.executable).parent / "ray"), "drain-node", f"--address={env['RAY_ADDRESS']}"]
             drain += [f"--node-id={ids[2]}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
             subprocess.run([*drain, "--deadline-remaining-seconds=600"], env=env, check=True, capture_output=True)
