@@ -154,6 +154,23 @@ def status_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="print it again and again until no job runs")
 
 
+def track(args: Arguments) -> None:
+    """Tell MLflow what it was not told while a run went on without it. Exit code 1: some of it still waits.
+
+    introspect-ray track --send runs/x                 a run, or a sweep with all its trials
+    introspect-ray track --send runs/x --dry-run       what waits there
+    """
+    from introspect_ray.runs.track import track_job
+
+    if not track_job(args):
+        sys.exit(1)
+
+
+def track_flags(parser: argparse.ArgumentParser) -> None:
+    """The options of `track`."""
+    parser.add_argument("--send", metavar="FOLDER", help="the output_dir of a run or a sweep")
+
+
 def quickstart(args: Arguments) -> None:
     """The main job on the bundled organism: λ = 0 and λ = 1 with fixed labels, then online relabelling at ν = 1.
 
@@ -200,6 +217,7 @@ COMMANDS = {
     "controls": Command(controls, controls_flags, takes_names=True),
     "plan": Command(plan, plan_flags),
     "status": Command(status, status_flags),
+    "track": Command(track, track_flags),
     "quickstart": Command(quickstart, go_on=_RESUME),
     "reproduce": Command(reproduce, reproduce_flags, takes_names=True, go_on="the same command goes on"),
 }

@@ -23,5 +23,9 @@ class Halted(Exception):
     """The job was asked to end (SIGINT, SIGTERM), and did so where it can go on. The message says where."""
 
 
+class Incomplete(AlarmError):
+    """A run has its results, but its record lacks labels, rows or cases. The message names them, and the remedy."""
+
+
 class RepeatedFailure(AlarmError):
     """A part died `train.max_failures` times in a row without progress. The message says what, how often and where."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from introspect_ray.training.learner import Learner
 
 PENDING = "pending.parquet"  # in a checkpoint: the labels that were made for later steps
+ROWS = "rows.jsonl"  # in a checkpoint: the metrics of all steps before it, since the driver may die before it has them
 
 
 class Supply(Protocol):
@@ -167,8 +170,10 @@ class RayConductor:
         self._meters = Meters(run_name, rank)
         writer.on_saved = self._saved
         self._watched = watched
+        self.rows: list[dict[str, Any]] = []  # on rank 0: the metrics of all steps of the run so far
 
     def report(self, metrics: StepMetrics) -> None:
+        self.rows.append(asdict(metrics))
         self._status.post.remote(self._run, metrics)
         self._meters.record(step_values(metrics))
 
@@ -178,7 +183,7 @@ class RayConductor:
             self._status.saved.remote(self._run, saved)
 
     def checkpoint(self, step: int, learner: Learner, pending: Sequence[Label]) -> None:
-        """Every rank saves its shard; rank 0 adds the labels that were made for later steps."""
+        """Every rank saves its shard; rank 0 adds the labels that were made for later steps, and the metrics so far."""
         import torch
 
         def write(folder: str) -> Future[Any]:
@@ -186,6 +191,7 @@ class RayConductor:
                 torch.distributed.barrier()  # every rank has stored its last checkpoint, and a refused one is deleted
             if self._rank == 0:
                 pq.write_table(labels_to_table(pending), Path(folder, PENDING))
+                Path(folder, ROWS).write_text("".join(json.dumps(row) + "\n" for row in self.rows))
             return learner.save_checkpoint(folder)
 
         self._writer.save(step, write)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import ray.train
 from introspect_ray.actors.engines import place
 from introspect_ray.actors.interim import Interim
 from introspect_ray.actors.pool import RolloutPool
-from introspect_ray.actors.supply import PENDING, RayConductor, RaySupply
+from introspect_ray.actors.supply import PENDING, ROWS, RayConductor, RaySupply
 from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.actors.weight_sync import Expected
 from introspect_ray.cases.auxiliary_table import AuxiliaryTable
@@ -63,10 +64,12 @@ class WorkerSpec:
 
 @dataclass(frozen=True)
 class Trained:
-    """What rank 0 returns: seconds by activity, and what every engine's receipt of the final weights must say."""
+    """What rank 0 returns: seconds by activity, what every engine's receipt of the final weights must say, and the
+    metrics of all steps of the run (but for those before a checkpoint of version 0.1)."""
 
     seconds: dict[str, float]
     served: Expected | None
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train_worker(config: dict[str, Any]) -> Trained:
@@ -87,7 +90,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
     supply = RaySupply(cfg, train.case_ids, spec.pool, spec.relabeler, rank, spec.interim)
     writer = CheckpointWriter(cfg.output_dir, spec.identity, rank, world, spec.checkpoint)
     conductor = RayConductor(spec.status, spec.run_name, writer, rank, world, watched=_watched())
-    start, restored = _resume(spec, learner, supply, rank)
+    start, restored, conductor.rows = _resume(spec, learner, supply, rank)
     built = time.perf_counter()
     first = 0.0
     if spec.pool.actors and (cfg.supervision.rule != "online" or learner_labels(cfg)):  # no step delivers weights
@@ -103,7 +106,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
     setup = {"learner": built - began, "export": time.perf_counter() - finished}
     served, last = _deliver(supply, learner, cfg.steps, train[0], rank)  # after the export, which saves the policy
     seconds["sync"] += first + last
-    return Trained({**seconds, **setup}, served)
+    return Trained({**seconds, **setup}, served, conductor.rows)
 
 
 def auxiliary_share(
@@ -179,19 +182,24 @@ def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learn
         )
 
 
-def _resume(spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int) -> tuple[int, list[int]]:
-    """Load the checkpoint, if any: (first step, later steps whose labels it kept); (0, []) without one."""
+def _resume(
+    spec: WorkerSpec, learner: Learner, supply: RaySupply, rank: int
+) -> tuple[int, list[int], list[dict[str, Any]]]:
+    """Load the checkpoint, if any: (first step, later steps whose labels it kept, metrics of the steps before it)."""
     pending: list[Label] = []
+    rows: list[dict[str, Any]] = []
     if spec.checkpoint is not None:
         context = ray.train.get_context()
         place = (context.get_node_rank(), context.get_local_rank(), context.get_world_size())
         with checkpoint_folder(open_store(spec.cfg.output_dir), f"{FOLDER}/{spec.checkpoint}", *place) as folder:
             learner.load_checkpoint(str(folder))
             pending = labels_from_table(pq.read_table(folder / PENDING))
+            if rank == 0 and (folder / ROWS).exists():
+                rows = [json.loads(line) for line in (folder / ROWS).read_text().splitlines()]
     step = step_of(spec.checkpoint)
     if rank == 0:
         supply.restore(step, pending)
-    return step, sorted({label.provenance.step for label in pending})
+    return step, sorted({label.provenance.step for label in pending}), rows
 
 
 @contextmanager

@@ -220,6 +220,9 @@ class TrackingConfig(_Section):
     """MLflow tracking URI; null: an SQLite store in the output folder."""
     experiment: str = "introspect-ray"
     """Name of the MLflow experiment."""
+    patience_s: float = Field(30.0, ge=0)
+    """Seconds that the end of a run waits for an MLflow that takes nothing (ten times as long for a slow one). What it
+    was not told then waits in tracking/ of the output folder, for `introspect-ray track --send RUN`."""
 
 
 class RunConfig(_Section):

@@ -7,8 +7,8 @@ from typing import Any
 
 from introspect_ray.config import RunConfig, override, resolve_paths
 from introspect_ray.runs import jobs
+from introspect_ray.runs.complete import finished
 from introspect_ray.runs.search_space import check_values, space_of
-from introspect_ray.storage import open_store
 
 
 def train(
@@ -36,10 +36,8 @@ def train(
     """
     cfg = _replaced(config, overrides)
     checked = jobs.check(cfg, [cfg], resume=resume, overwrite=overwrite)
-    store = open_store(cfg.output_dir)
-    if resume and store.exists("summary.json"):
-        finished: dict[str, Any] = store.read_json("summary.json")
-        return finished
+    if resume and (summary := finished(cfg)) is not None:
+        return summary
     return jobs.run_training(cfg, checked)
 
 

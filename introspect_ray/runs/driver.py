@@ -18,6 +18,7 @@ from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.labels.reading import NAME as READING
 from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
+from introspect_ray.runs.complete import complete_labels, complete_rows, go_back, require_complete
 from introspect_ray.runs.evaluated import behavior_of, trained_cases, write_cases
 from introspect_ray.runs.identity import cases_digest, run_identity
 from introspect_ray.runs.interim import OnScores, interim_of, scorer
@@ -25,7 +26,7 @@ from introspect_ray.runs.judging import doubts
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
 from introspect_ray.runs.released import evaluation_room, training_room
-from introspect_ray.runs.results import missing_rows, run_summary, step_rows, track_results, warned
+from introspect_ray.runs.results import run_summary, tolerated, track_results, warned
 from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, label_set, untrained_scores
 from introspect_ray.runs.tracked import datasets, tracked
 from introspect_ray.runs.waiting import watched
@@ -61,6 +62,7 @@ def train_once(
         setup.reading.save(store)
     also = scorer(cfg, setup, run_name, tracker, on_scores)
     steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every or 0, also)
+    go_back(store, cfg, run_identity(cfg, setup.prepared, setup.reading), warned)
     with steps.following(), training_room(cfg, setup) as room:
         labelled, done = train_with_recovery(_worker_spec(cfg, room, run_name), lambda: _relabeler(cfg, room))
     trained = time.perf_counter()
@@ -74,8 +76,8 @@ def train_once(
     scores = evaluate(evaluated)
     finished = time.perf_counter()
     seconds = {"train": trained - began, "eval": finished - scoring}
-    tracker.flush()
-    rows = step_rows(store)
+    rows = complete_rows(store, tracker, done.rows)
+    complete_labels(store, cfg, _sources(cfg, setup))
     test = evaluated.of(TEST)
     cases = {"train": len(setup.prepared.train), "test": len(test), "questions": len(set(test.questions))}
     totals = {**labelled, **done.seconds}
@@ -87,11 +89,12 @@ def train_once(
     if cfg.alarms.collapse != "off":  # those of M0 were printed before training
         warned([line for line in extra["findings"] if line.startswith("trained: ")])
     # kept, as nobody sees the output of a sweep's trial
-    extra["findings"] += warned([*doubts(judged), *missing_rows(rows, cfg.steps)])
+    extra["findings"] += warned(doubts(judged))
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
-    steps.raise_failure()  # of the tracker, now that the results are written
-    track_results(tracker, store, cfg, out, rows, scored_on=data[1])
+    with tolerated("tracking of the results"):  # which are written by now
+        track_results(tracker, store, cfg, out, rows, scored_on=data[1])
+    require_complete(store, cfg, len(setup.prepared.test))
     return out
 
 
@@ -136,8 +139,8 @@ def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpe
     )
 
 
-def _relabeler(cfg: RunConfig, setup: SharedSetup) -> Any:
-    sources = Sources(
+def _sources(cfg: RunConfig, setup: SharedSetup) -> Sources:
+    return Sources(
         labels=setup.prepared.train.labels,
         policy=cfg.policy,
         m0=ray.get(setup.m0),
@@ -146,6 +149,9 @@ def _relabeler(cfg: RunConfig, setup: SharedSetup) -> Any:
         reference=reference_policy(cfg),
         reading=setup.reading,
     )
+
+
+def _relabeler(cfg: RunConfig, setup: SharedSetup) -> Any:
     labels = f"{cfg.output_dir.rstrip('/')}/labels"
     actor = RelabelerActor.options(scheduling_strategy=on_this_node())
-    return actor.remote(cfg, sources, labels, setup.pool)
+    return actor.remote(cfg, _sources(cfg, setup), labels, setup.pool)

@@ -13,6 +13,7 @@ from introspect_ray import signals
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import UserError
+from introspect_ray.runs.complete import finished
 from introspect_ray.runs.identity import check_resume
 from introspect_ray.runs.preflight import Prepared, prepare
 from introspect_ray.runs.printed import print_plan, print_summaries, report_findings, report_sweep
@@ -34,12 +35,11 @@ def train_job(args: Arguments) -> None:
     if args.dry_run:
         print_plan([cfg], checked.prepared)
         return
-    store = open_store(cfg.output_dir)
-    if args.resume and store.exists("summary.json"):
+    store, tracked = open_store(cfg.output_dir), checked.tracking or "none"
+    if args.resume and finished(cfg) is not None:
         print(f"already finished: {store.join('summary.json')}")
         return
     print_summaries([run_training(cfg, checked)], "kl_weight")
-    tracked = checked.tracking or "none"
     print(f"summary  {store.join('summary.json')}\npolicy   {store.join('policy')}\ntracking {tracked}")
 
 
@@ -166,7 +166,7 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
             if after and not any("failed" in row for row in stopped):
                 after(override(cfg, {"seed": sweep.seeds[0]}), setup, tracking)
         track_aggregate(parent, store, cfg, [space.leaf for space in spaces])
-        log_files(parent, store, ["sweep.json", *(["sweep.png"] if summaries else [])])
+        log_files(parent, ["sweep.json", *(["sweep.png"] if summaries else [])])
         if parent.page:
             print(f"compare  {parent.page}", flush=True)
         report_sweep(summaries, stopped, spaces, store)
@@ -238,7 +238,7 @@ def reachable(cfg: RunConfig, *, resume: bool, overwrite: bool) -> str | None:
     if cfg.tracking.backend != "mlflow":
         return None
     uri = tracking_uri(cfg.tracking, cfg.output_dir)
-    check_server(uri)
+    check_server(uri, required=not resume)
     return uri
 
 

@@ -15,8 +15,10 @@ import ray
 from ray.exceptions import RayActorError
 from tqdm import tqdm
 
+from introspect_ray.errors import one_line
 from introspect_ray.runs.activities import ActivityLines
-from introspect_ray.storage.tracker import Tracker
+from introspect_ray.runs.results import warned
+from introspect_ray.storage.tracker import Tracker, finite
 
 POLL_S = 0.5
 _QUIET_S = 15.0  # between two lines of the bar where the output is not a terminal
@@ -66,44 +68,54 @@ class StepTracking:
         self._status, self._run, self._tracker, self._on_row = status, run, tracker, on_row
         self._flush_every, self._also = flush_every, also
         self._last_step = -1
-        self._error: Exception | None = None
+        self._said: set[str] = set()
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """While the body runs, and until its last row is tracked. Errors wait for `raise_failure`."""
+        """While the body runs, and until its last row is tracked. An error is a warning: rank 0 has all rows."""
 
         def look() -> None:
-            with self._kept():
+            with self._told("step metrics"):
                 self.track(ray.get(self._status.rows.remote(self._run, self._last_step)))
-                if self._also:
+            if self._also:
+                with self._told("scores while training"):
                     self._also()
 
         with polling(look, f"track-{self._run}"):
             yield
 
-    def raise_failure(self) -> None:
-        """Raise the first error of tracking. The run itself went on, and metrics.jsonl has its rows."""
-        if self._error is not None:
-            raise self._error
-
     def track(self, rows: Sequence[dict[str, Any]]) -> None:
         for row in rows:
             self._last_step = row["step"]
-            with self._kept():
-                self._tracker.log_step(row)
+            with self._told("step metrics"):
+                self._tracker.log_step(self._finite(row))
             if self._on_row:
                 self._on_row(row)
         if self._flush_every and any((row["step"] + 1) % self._flush_every == 0 for row in rows):
-            with self._kept():
+            with self._told("step metrics"):
                 self._tracker.flush()
 
+    def _finite(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row without NaN and infinity, which neither JSON nor MLflow's pages have; they are told."""
+        kept = finite(row)
+        if lost := row.keys() - kept.keys():
+            self._say(f"{', '.join(sorted(lost))} not finite, from step {row['step']} on: left out of the metrics")
+        return kept
+
     @contextmanager
-    def _kept(self) -> Iterator[None]:
-        """Keep an error for `raise_failure`, so that later rows are tracked nonetheless."""
+    def _told(self, what: str) -> Iterator[None]:
+        """An error in the body is a warning, once: later rows are tracked nonetheless, and the run goes on."""
         try:
             yield
         except Exception as error:
-            self._error = self._error or error
+            self._say(f"{what}: {one_line(error)}; the run goes on", type(error).__name__ + what)
+
+    def _say(self, line: str, key: str | None = None) -> None:
+        """Print a warning, one of a kind."""
+        key = key or line.split(",")[0]
+        if key not in self._said:
+            self._said.add(key)
+            warned([line])
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from introspect_ray.config import RunConfig
+from introspect_ray.errors import one_line
 from introspect_ray.labels.reading import Reading
 from introspect_ray.runs.tracked import (
     HEADLINE,
@@ -23,9 +24,10 @@ from introspect_ray.runs.tracked import (
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
 from introspect_ray.scores.summary import make_summary
 from introspect_ray.scores.training_figure import training_figure
-from introspect_ray.storage import Store, open_store
+from introspect_ray.storage import Store
 from introspect_ray.storage.tracker import Dataset, Tracker
-from introspect_ray.storage.tracking import JsonlTracker, make_tracker
+from introspect_ray.storage.tracking import make_tracker
+from introspect_ray.storage.tracking_jsonl import read_rows
 
 STOPPED = "stopped.json"  # in the folder of a trial that the scheduler stopped early: {"stopped": reason, ...}
 FAILED = "failed.json"  # in the folder of a trial that an alarm stopped: {"failed": reason}
@@ -46,14 +48,19 @@ def open_tracker(
     cfg: RunConfig, name: str, uri: str | None, parent_run: str | None = None, params: dict[str, Any] | None = None
 ) -> Tracker:
     """The tracker of a run, with its parameters logged. A resumed run continues the MLflow run of tracking.json."""
-    store = open_store(cfg.output_dir)
-    before = store.read_json("tracking.json") if store.exists("tracking.json") else {}
-    known = before["run_id"] if before and before["uri"] == uri else None
-    tracker = make_tracker(cfg.tracking, cfg.output_dir, name, uri=uri, parent_run_id=parent_run, run_id=known)
-    if known is None:  # once: MLflow refuses a changed parameter, and a resume may change a few
+    tracker = make_tracker(cfg.tracking, cfg.output_dir, name, uri=uri, parent_run_id=parent_run)
+    if not tracker.known:  # once: MLflow refuses a changed parameter, and a resume may change a few
         _introduce(tracker, cfg, params)
-        store.write_json("tracking.json", {"uri": tracker.uri, "run_id": tracker.run_id})
     return tracker
+
+
+@contextmanager
+def tolerated(what: str) -> Iterator[None]:
+    """An error of a tracker in the body is a warning: the run's own results are written, or still to come."""
+    try:
+        yield
+    except Exception as error:
+        warned([f"{what}: {one_line(error)}; the run goes on"])
 
 
 def _introduce(tracker: Tracker, cfg: RunConfig, sweep: dict[str, Any] | None) -> None:
@@ -115,9 +122,9 @@ def run_summary(
 
 
 def step_rows(store: Store) -> list[dict[str, Any]]:
-    """The run's step metrics from metrics.jsonl: the last row of every step, as a resumed run repeats some."""
-    lines = map(json.loads, store.read_bytes(JsonlTracker.NAME).decode().splitlines())
-    rows = {row["step"]: row for row in lines if "loss" in row}
+    """The run's step metrics from metrics.jsonl: the last row of every step, as a resumed run repeats some. What is
+    not a whole row, after a full disk or a kill of version 0.1, is left out."""
+    rows = {row["step"]: row for row in read_rows(store)[0] if "loss" in row}
     return [rows[step] for step in sorted(rows)]
 
 
@@ -127,8 +134,8 @@ def missing_rows(rows: Sequence[dict[str, Any]], steps: int) -> list[str]:
     if not gone:
         return []
     return [
-        f"metrics.jsonl has {len(rows)} of {steps} steps, without {len(gone)} from step {gone[0]} to {gone[-1]} (lost "
-        "with an earlier driver, or refused): realised_at_consumption and training.png are of the others"
+        f"metrics.jsonl has {len(rows)} of {steps} steps, without {len(gone)} from step {gone[0]} to {gone[-1]}: "
+        "realised_at_consumption and training.png are of the others"
     ]
 
 
@@ -151,24 +158,23 @@ def track_results(
         with tempfile.TemporaryDirectory() as folder:
             training_figure(rows, f"{folder}/training.png")
             store.write_bytes("training.png", Path(folder, "training.png").read_bytes())
-    log_files(tracker, store, ["summary.json", "details.json", *(["training.png"] if rows else [])])
-    log_files(tracker, store, [UNTRAINED, TRAINED], "evaluation")
-    log_files(tracker, store, store.list("labels"), "labels")
+    log_files(tracker, ["summary.json", "details.json", *(["training.png"] if rows else [])])
+    log_files(tracker, [UNTRAINED, TRAINED], "evaluation")
+    log_files(tracker, store.list("labels"), "labels")
 
 
-def log_files(tracker: Tracker, store: Store, names: Sequence[str], folder: str = "") -> None:
-    """Log files of the store as artifacts of the run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in names:
-            local = Path(scratch, Path(name).name)
-            local.write_bytes(store.read_bytes(name))
-            tracker.log_artifact(local, folder)
+def log_files(tracker: Tracker, names: Sequence[str], folder: str = "") -> None:
+    """Log files of the run's output folder as its artifacts. One that cannot be copied is a warning."""
+    for name in names:
+        with tolerated(f"a copy of {name}"):
+            tracker.log_file(name, folder)
 
 
 def track_aggregate(tracker: Tracker, store: Store, cfg: RunConfig, keys: Sequence[str]) -> None:
     """The gaps over seeds of sweep.json as metrics of the sweep's own run, one step per point, and as a table in its
     description. keys: the last parts of the swept keys."""
     points = store.read_json("sweep.json")["aggregate"]
-    for step, point in enumerate(points):
-        tracker.log_metrics(point_metrics(point, keys), step)
-    tracker.describe(sweep_description(cfg, keys, points))
+    with tolerated("tracking of the sweep"):  # sweep.json is written by now
+        for step, point in enumerate(points):
+            tracker.log_metrics(point_metrics(point, keys), step)
+        tracker.describe(sweep_description(cfg, keys, points))

@@ -18,8 +18,9 @@ from ray import tune
 
 from introspect_ray import signals
 from introspect_ray.config import RunConfig
-from introspect_ray.errors import AlarmError, Halted, UserError, one_line
+from introspect_ray.errors import AlarmError, Halted, Incomplete, UserError, one_line
 from introspect_ray.runs.cluster import this_node_resource
+from introspect_ray.runs.complete import finished
 from introspect_ray.runs.driver import train_once
 from introspect_ray.runs.interim import OnScores
 from introspect_ray.runs.nodes import at_once
@@ -38,7 +39,6 @@ from introspect_ray.scores.grid import grid_figure
 from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.storage import Store, open_store
 
-SUMMARY = "summary.json"
 HALTED, NOT_STARTED = "halted", "it has not started"
 
 
@@ -119,12 +119,13 @@ def trial_row(
     error is raised: Tune starts the trial again, and it goes on from its last checkpoint.
     """
     store = open_store(run.output_dir)
-    for name in (SUMMARY, STOPPED):
-        if store.exists(name):
-            found: dict[str, Any] = store.read_json(name)
-            return found
+    if store.exists(STOPPED):
+        stopped: dict[str, Any] = store.read_json(STOPPED)
+        return stopped
     name = run.output_dir.rsplit("/", 1)[-1]
     try:
+        if (summary := finished(run)) is not None:
+            return summary
         _go_on(status)
         with place() as setup:
             _go_on(status)  # it may have waited
@@ -156,9 +157,11 @@ def _raise_halted(trials: Sequence[RunConfig], reports: Sequence[Mapping[str, An
 
 
 def _has_ended(run: RunConfig) -> bool:
-    """Whether there is nothing to run: a trial has its summary, or the reason why the scheduler stopped it."""
-    store = open_store(run.output_dir)
-    return store.exists(SUMMARY) or store.exists(STOPPED)
+    """Whether there is nothing to run: a trial is finished, or has the reason why the scheduler stopped it."""
+    try:
+        return open_store(run.output_dir).exists(STOPPED) or finished(run) is not None
+    except Incomplete:
+        return False  # its row says what it lacks
 
 
 def run_sweep(

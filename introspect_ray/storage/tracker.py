@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -40,13 +40,15 @@ class TrainedPolicy:
 class Tracker(ABC):
     """The record of one run. As a context manager it closes itself: FAILED if the body raised.
 
-    All calls take plain data and return nothing, so that they can wait in a queue. What a tracker has no place for it
-    leaves out: only parameters, metrics and artifacts are kept by all.
+    All calls take plain data and return nothing, so that they can wait in a queue (tracking_queue.py). None of them
+    waits for a server. What a tracker has no place for it leaves out: only parameters, metrics and files are kept by
+    all.
     """
 
     uri: str | None = None  # MLflow's tracking URI and run id, for child runs; None without MLflow
-    run_id: str | None = None
+    run_id: str | None = None  # of MLflow; may come later, where its server was away when the run began
     page: str | None = None  # where to look at the runs, once `show_runs_by` was called
+    known = False  # whether it goes on with a run that was introduced before: its parameters, tags and description
 
     @abstractmethod
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -87,8 +89,8 @@ class Tracker(ABC):
         return
 
     @abstractmethod
-    def log_artifact(self, path: str | Path, folder: str = "") -> None:
-        """Keep a copy of a file or folder."""
+    def log_file(self, name: str, folder: str = "") -> None:
+        """Keep a copy of the file `name` of the run's output folder, in `folder` of its artifacts."""
 
     @abstractmethod
     def flush(self) -> None:
@@ -110,6 +112,17 @@ class Tracker(ABC):
             self.close("FAILED")
         except Exception as second:  # the error of the body is the one to show
             error.add_note(f"closing the tracker failed too: {second}")
+
+
+def plain_params(params: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as texts under dotted names. Example: {"task": {"name": "aita"}, "steps": 2} -> {"task.name": "aita",
+    "steps": "2"}"""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(params).items()}
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without the values that are NaN or infinite."""
+    return {key: value for key, value in row.items() if not (isinstance(value, float) and not math.isfinite(value))}
 
 
 def numbers(metrics: Mapping[str, Any], step: int) -> dict[str, float]:

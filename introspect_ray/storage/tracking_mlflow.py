@@ -1,225 +1,177 @@
-"""A tracker that writes to MLflow: runs through MlflowClient, metrics in batches."""
+"""A run in MLflow: it takes the calls of a tracker one after another, through MlflowClient. Every call raises.
+
+What keeps a run from being held up by MLflow is tracking_queue.py, in whose thread all of this happens.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
-import shlex
-import threading
-import time
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.config import flatten
 from introspect_ray.errors import UserError
-from introspect_ray.storage.tracker import Dataset, Status, Tracker, TrainedPolicy, numbers
-from introspect_ray.storage.tracking_store import line_of, open_client, origin_tags, prepare_mlflow, tag_experiment
-from introspect_ray.storage.tracking_view import NOTE, view_id, view_path
+from introspect_ray.storage import Store
+from introspect_ray.storage.tracking_calls import Call, Target
+from introspect_ray.storage.tracking_store import (
+    PARENT,
+    line_of,
+    open_client,
+    origin_tags,
+    prepare_mlflow,
+    tag_experiment,
+)
 
-FLUSH_S = 2.0
-FLUSH_CALLS = 50  # log_metrics calls
-MOST_KEPT = 200_000  # metrics that wait for a server; a run of 1,500 steps has about 25,000
 _BATCH_METRICS, _BATCH_PARAMS = 1000, 100  # MLflow's limits on one log_batch
 _REFUSED_IN_MODELS = re.compile(r"[/:.%\"']")  # in their names
-_log = logging.getLogger(__name__)
+_FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")  # error codes
 
 
-def open_run(
-    uri: str, experiment: str, run_name: str, *, parent_run_id: str | None = None, run_id: str | None = None
-) -> MLflowTracker:
-    """Start a run (a child of `parent_run_id`), or continue `run_id`. Raises UserError if it cannot."""
-    experiment_id = prepare_mlflow(uri, experiment)
-    client = open_client(uri)
+def open_run(target: Target, store: Store, *, running: bool = True) -> MLflowRun:
+    """Start the run of `target`, or continue it. running: whether it runs again from now on.
+
+    Raises UserError with the remedy, Unreachable where no server answers.
+    """
+    experiment_id = prepare_mlflow(target.uri, target.experiment)
+    client = open_client(target.uri)
     from mlflow.exceptions import MlflowException
 
+    known = target.run_id
     try:
-        if run_id is None:
-            run = client.create_run(experiment_id, tags=origin_tags(client, parent_run_id), run_name=run_name)
-        else:
-            run = client.update_run(run_id, status="RUNNING") or client.get_run(run_id)
+        if known is None:
+            tags = target.tags if target.parent is None and target.tags else origin_tags(client, target.parent)
+            made = client.create_run(experiment_id, tags=tags, run_name=target.name)
+            target = replace(target, run_id=made.info.run_id)
+        elif running:
+            client.update_run(known, status="RUNNING")
+        found = client.get_run(target.run_id)
+        if target.parent and PARENT not in found.data.tags:
+            client.set_tag(target.run_id, PARENT, target.parent)
     except MlflowException as error:
-        remedy = "; start without --resume" if run_id else ""
-        what = f"run {run_id} cannot be continued" if run_id else f"run {run_name} cannot be started"
-        raise UserError(f"MLflow {what} in {uri}: {line_of(error)}{remedy}") from None
-    return MLflowTracker(uri, run.info.run_id, experiment_id)
+        remedy = f"; delete {store.join('tracking.json')} to start another run there" if known else ""
+        what = f"run {known} cannot be continued" if known else f"run {target.name} cannot be started"
+        raise UserError(f"MLflow {what} in {target.uri}: {line_of(error)}{remedy}") from None
+    return MLflowRun(client, target, experiment_id, store)
 
 
-class MLflowTracker(Tracker):
-    """One MLflow run. Metrics are buffered for FLUSH_CALLS calls or FLUSH_S seconds, checked at each call.
+def is_final(error: BaseException) -> bool:
+    """Whether a call would be refused again whatever happens: MLflow finds it wrong, or its file is not there."""
+    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", None) in _FINAL
 
-    Once it is open, MLflow ends no run: what it refuses is a warning. Metrics wait for the next flush meanwhile, the
-    last MOST_KEPT of them.
-    """
 
-    uri: str
-    run_id: str
+class MLflowRun:
+    """One MLflow run. A call that was taken before changes nothing: a sender that was cut off sends it again."""
 
-    def __init__(self, uri: str, run_id: str, experiment_id: str) -> None:
-        self.uri, self.run_id, self._experiment_id = uri, run_id, experiment_id
-        self._client = open_client(uri)
-        self._metrics: list[Any] = []
-        self._series: set[str] = set()  # names with a value after some step
-        self._calls = self._refused = self._dropped = 0
-        self._flushed = time.monotonic()
-        self._closed = False
-        self._lock = threading.Lock()  # a thread logs the steps while the driver logs artifacts
+    def __init__(self, client: Any, target: Target, experiment_id: str, store: Store) -> None:
+        """store: the run's output folder, from which files are taken."""
+        self.target, self.experiment_id = target, experiment_id
+        self._client, self._store = client, store
+        self._run_id: str = target.run_id or ""
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Raises UserError if the run has other values already."""
+    def send(self, calls: Sequence[Call]) -> None:
+        """Calls of kind "metrics" together, or one of another kind. Raises what MLflow raises."""
+        if calls[0].kind == "metrics":
+            metrics = [
+                _metric(key, value, call.ms, call.args["step"])
+                for call in calls
+                for key, value in call.args["metrics"].items()
+            ]
+            self._log_metrics(metrics)
+            return
+        for call in calls:
+            getattr(self, f"_send_{call.kind}")(call.ms, **call.args)
+
+    def _log_metrics(self, metrics: Sequence[Any]) -> None:
+        for start in range(0, len(metrics), _BATCH_METRICS):
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + _BATCH_METRICS])
+
+    def _send_params(self, ms: int, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
 
-        flat = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(params).items()}
-        entities = [Param(key, value) for key, value in flat.items()]
-        try:
-            for start in range(0, len(entities), _BATCH_PARAMS):
-                self._client.log_batch(self.run_id, params=entities[start : start + _BATCH_PARAMS])
-        except MlflowException as error:
-            raise UserError(
-                f"MLflow run {self.run_id} refuses the parameters: {line_of(error)}; resume with the same config"
-            ) from None
+        entities = [Param(key, value) for key, value in params.items()]
+        for start in range(0, len(entities), _BATCH_PARAMS):
+            self._client.log_batch(self._run_id, params=entities[start : start + _BATCH_PARAMS])
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        found = numbers(metrics, step)
-        if step:
-            self._series |= found.keys()
-        self._add(found, {}, step)
+    def _send_announce(self, ms: int, names: Sequence[str]) -> None:
+        """NaN until they are there: SQL stores give a run's metrics in the order in which they came, and the compare
+        page opens with the first one."""
+        self._log_metrics([_metric(name, math.nan, ms, 0) for name in names])
 
-    def log_step(self, row: Mapping[str, Any]) -> None:
-        """Under names that come after those of held-out scores: train_batch.loss, train_batch.explanation_self, ..."""
-        self.log_metrics({"train_batch": {key: value for key, value in row.items() if key != "step"}}, row["step"])
-
-    def log_result(self, metrics: Mapping[str, Any], step: int, policy: TrainedPolicy | None = None) -> None:
+    def _send_result(
+        self, ms: int, metrics: Mapping[str, float], step: int, curves: Sequence[str], policy: Mapping[str, Any] | None
+    ) -> None:
         """MLflow draws a metric at step 0 as a bar per run, and a later one as a curve of one point. So results are
         at step 0, unless there is a curve already. `policy` becomes a LoggedModel with the metrics."""
-        found = numbers(metrics, step)
-        of_model: dict[str, str] = {}
-        if policy is not None:
-            with self._tolerated("the trained policy"):
-                of_model = self._log_policy(policy, step)
-        for at in (0, step) if step else (0,):
-            self._add({key: value for key, value in found.items() if (key in self._series) == bool(at)}, of_model, at)
+        of_model = self._log_policy(policy, step) if policy else {}
+        at = {key: step if key in curves else 0 for key in metrics}
+        self._log_metrics([_metric(key, value, ms, at[key], **of_model) for key, value in metrics.items()])
 
-    def _log_policy(self, policy: TrainedPolicy, step: int) -> dict[str, str]:
+    def _log_policy(self, policy: Mapping[str, Any], step: int) -> dict[str, str]:
         """Returns the fields of metrics that are of this model. Its weights stay where they are, at tag `uri`."""
         from mlflow.entities import LoggedModelOutput
 
-        model = self._client.create_logged_model(
-            self._experiment_id,
-            name=_REFUSED_IN_MODELS.sub("_", policy.name),
-            source_run_id=self.run_id,
-            tags={"uri": policy.uri},
-            params=policy.params,
+        name = _REFUSED_IN_MODELS.sub("_", policy["name"])
+        there = self._client.search_logged_models(
+            [self.experiment_id], filter_string=f"source_run_id = '{self._run_id}' AND name = '{name}'"
+        )
+        model = next(iter(there), None) or self._client.create_logged_model(
+            self.experiment_id,
+            name=name,
+            source_run_id=self._run_id,
+            tags={"uri": policy["uri"]},
+            params=policy["params"],
             model_type="policy",
         )
         self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
-        data = policy.scored_on
-        about = {"dataset_name": data.name, "dataset_digest": data.digest} if data else {}
+        outputs = self._client.get_run(self._run_id).outputs
+        if model.model_id not in {one.model_id for one in (outputs.model_outputs if outputs else [])}:
+            self._client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step)])
+        data = policy["scored_on"]
+        about = {"dataset_name": data["name"], "dataset_digest": data["digest"]} if data else {}
         return {"model_id": model.model_id, **about}
 
-    def announce(self, names: Sequence[str]) -> None:
-        """NaN until they are there: SQL stores give a run's metrics in the order in which they came, and the compare
-        page opens with the first one."""
-        self._add(dict.fromkeys(names, math.nan), {}, 0)
-
-    def log_tags(self, tags: Mapping[str, str]) -> None:
+    def _send_tags(self, ms: int, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        with self._tolerated("tags"):
-            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def describe(self, text: str) -> None:
-        self.log_tags({NOTE: text})
+    def _send_datasets(self, ms: int, datasets: Sequence[Mapping[str, Any]]) -> None:
+        self._client.log_inputs(self._run_id, list(_inputs(datasets)))
 
-    def log_datasets(self, datasets: Sequence[Dataset]) -> None:
-        from mlflow.entities import Dataset as Data
-        from mlflow.entities import DatasetInput, InputTag
+    def _send_view(self, ms: int, keys: Sequence[str]) -> None:
+        tag_experiment(self._client, self._client.get_experiment(self.experiment_id), keys)
 
-        inputs = [
-            DatasetInput(
-                Data(
-                    name=data.name,
-                    digest=data.digest,
-                    source_type="introspect-ray",
-                    source=json.dumps(data.source),
-                    profile=json.dumps({"cases": data.cases}),
-                ),
-                tags=[InputTag("mlflow.data.context", data.context)],
-            )
-            for data in datasets
-        ]
-        with self._tolerated("datasets"):
-            self._client.log_inputs(self.run_id, inputs)
+    def _send_file(self, ms: int, name: str, folder: str) -> None:
+        """Raises FileNotFoundError where the run's folder does not have it any more."""
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch, Path(name).name)
+            with local.open("wb") as content:
+                self._store.read_into(name, content)
+            self._client.log_artifact(self._run_id, str(local), folder.strip("/") or None)
 
-    def show_runs_by(self, keys: Sequence[str]) -> None:
-        with self._tolerated("the view of the runs"):
-            tag_experiment(self._client, self._client.get_experiment(self._experiment_id), keys)
-            path = view_path(self._experiment_id, view_id(keys))
-            served = self.uri.startswith("http")
-            start = "" if served else f"mlflow server --backend-store-uri {shlex.quote(self.uri)}; then "
-            self.page = f"{start}{self.uri.rstrip('/') if served else 'http://127.0.0.1:5000'}/{path}"
+    def _send_end(self, ms: int, status: str) -> None:
+        self._client.set_terminated(self._run_id, status, end_time=ms)
 
-    def log_artifact(self, path: str | Path, folder: str = "") -> None:
-        """A folder keeps its name below `folder`."""
-        path = Path(path)
-        with self._tolerated(f"artifact {path.name}"):
-            if path.is_dir():
-                below = "/".join(filter(None, [folder.strip("/"), path.name]))
-                self._client.log_artifacts(self.run_id, str(path), below)
-            else:
-                self._client.log_artifact(self.run_id, str(path), folder.strip("/") or None)
 
-    def flush(self) -> None:
-        with self._lock:
-            self._flush()
+def _metric(key: str, value: float, ms: int, step: int, **of_model: str) -> Any:
+    from mlflow.entities import Metric
 
-    def close(self, status: Status = "FINISHED") -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._flush()
-            if lost := self._dropped + len(self._metrics):
-                _log.warning(
-                    "MLflow at %s lacks %d metrics of run %s; metrics.jsonl in the output folder has them all",
-                    self.uri,
-                    lost,
-                    self.run_id,
-                )
-        with self._tolerated(f"status {status}"):
-            self._client.set_terminated(self.run_id, status)
+    return Metric(key, float(value), ms, step, **of_model)
 
-    def _add(self, metrics: Mapping[str, float], of_model: Mapping[str, str], step: int) -> None:
-        from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        entities = [Metric(key, float(value), now, step, **of_model) for key, value in metrics.items()]
-        with self._lock:
-            self._metrics += entities
-            self._calls += 1
-            if self._calls >= FLUSH_CALLS or time.monotonic() - self._flushed >= FLUSH_S:
-                self._flush()
+def _inputs(datasets: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    def _flush(self) -> None:
-        self._calls, self._flushed = 0, time.monotonic()
-        with self._tolerated(f"{len(self._metrics)} metrics, which wait for the next call"):
-            while self._metrics:
-                self._client.log_batch(self.run_id, metrics=self._metrics[:_BATCH_METRICS])
-                del self._metrics[:_BATCH_METRICS]
-        if (excess := len(self._metrics) - MOST_KEPT) > 0:
-            del self._metrics[:excess]
-            self._dropped += excess
-
-    @contextmanager
-    def _tolerated(self, what: str) -> Iterator[None]:
-        """An error in the body is a warning: a run does not end because it cannot be tracked."""
-        try:
-            yield
-        except Exception as error:
-            self._refused += 1
-            _log.warning("MLflow at %s refused %s (refusal %d): %s", self.uri, what, self._refused, line_of(error))
+    for data in datasets:
+        entity = Dataset(
+            name=data["name"],
+            digest=data["digest"],
+            source_type="introspect-ray",
+            source=json.dumps(data["source"]),
+            profile=json.dumps({"cases": data["cases"]}),
+        )
+        yield DatasetInput(entity, tags=[InputTag("mlflow.data.context", data["context"])])

@@ -14,9 +14,22 @@ from urllib.parse import urlsplit
 from introspect_ray.errors import UserError
 from introspect_ray.storage.tracking_view import experiment_tags
 
+_log = logging.getLogger(__name__)
 _CONNECT_S = 5.0
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",  # no git: no commit, and no warning
+    # A queue asks again, with longer pauses (tracking_queue.py): MLflow itself would try for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+PARENT = "mlflow.parentRunId"
 _COMMIT = "mlflow.source.git.commit"
 _OF_THE_JOB = ("mlflow.user", "mlflow.source.", "ray_job_id")
+
+
+class Unreachable(UserError):
+    """No server answers. It may be back later, so a run that has begun goes on without it."""
 
 
 def prepare_mlflow(uri: str, experiment: str) -> str:
@@ -40,6 +53,11 @@ def prepare_mlflow(uri: str, experiment: str) -> str:
             tag_experiment(client, found, [])
     except MlflowException as error:
         raise UserError(f"tracking.uri={uri}: MLflow cannot use it: {line_of(error)}") from None
+    except ImportError as error:  # SQLAlchemy has no driver for this database
+        raise UserError(
+            f"tracking.uri={uri}: MLflow cannot use it ({line_of(error)}): install that package, or name an MLflow "
+            "server (http://...)"
+        ) from None
     if found.lifecycle_stage != "active":
         raise UserError(
             f"tracking.experiment={experiment!r} is deleted in {uri}: restore it there or choose another name"
@@ -55,11 +73,15 @@ def tag_experiment(client: Any, experiment: Any, keys: Sequence[str]) -> None:
 
 
 def origin_tags(client: Any, parent_run_id: str | None) -> dict[str, str]:
-    """Tags that say who started a run, with which code: the parent's for a child, whose process is one of Ray's."""
+    """Tags that say who started a run, with which code: the parent's for a child, whose process is one of Ray's.
+
+    client: needed for a child alone.
+    """
+    _silence()
     if parent_run_id:
         tags: dict[str, str] = client.get_run(parent_run_id).data.tags
         inherited = {key: value for key, value in tags.items() if key.startswith(_OF_THE_JOB)}
-        return {**inherited, "mlflow.parentRunId": parent_run_id}
+        return {**inherited, PARENT: parent_run_id}
     from mlflow.tracking.context.registry import resolve_tags
     from mlflow.utils.git_utils import get_git_commit
 
@@ -76,24 +98,29 @@ def open_client(uri: str) -> Any:
 
 
 def _silence() -> None:
-    """To be called before mlflow is imported: no usage reports, and no log lines about the creation of a store."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git: no commit, and no warning
+    """To be called before mlflow is imported: no usage reports, no long retries, and no log lines about the creation of
+    a store."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def check_server(uri: str) -> None:
-    """Raises UserError within seconds if no server answers; MLflow itself would retry for minutes. Changes nothing."""
+def check_server(uri: str, *, required: bool = True) -> None:
+    """Raises Unreachable within seconds if no server answers; MLflow itself would retry for minutes. Changes nothing.
+
+    required: False for a run that goes on: it is told, and the run's rows wait.
+    """
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         try:
             port = parts.port or (443 if parts.scheme == "https" else 80)
             socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_S).close()
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"tracking.uri={uri}: no MLflow server answers ({error}): start it or correct the address"
-            ) from None
+            away = f"tracking.uri={uri}: no MLflow server answers ({error})"
+            if required:
+                raise Unreachable(f"{away}: start it or correct the address") from None
+            _log.warning("%s: the run goes on without it, and its rows wait on disk", away)
 
 
 def _make_folder(uri: str) -> None:

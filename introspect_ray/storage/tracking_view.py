@@ -10,6 +10,7 @@ that set the switch and open the view.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 
 KIND = "mlflow.experimentKind"
@@ -54,6 +55,13 @@ def view_id(keys: Sequence[str]) -> str:
 def view_path(experiment_id: str, view: str) -> str:
     """Where a server shows a view, from its root."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={view}&workflowType=machine_learning"
+
+
+def page_of(uri: str, experiment_id: str, keys: Sequence[str]) -> str:
+    """Where to look at the view of the swept `keys`; where no server runs yet, how to start one comes first."""
+    path, served = view_path(experiment_id, view_id(keys)), uri.startswith("http")
+    start = "" if served else f"mlflow server --backend-store-uri {shlex.quote(uri)}; then "
+    return f"{start}{uri.rstrip('/') if served else 'http://127.0.0.1:5000'}/{path}"
 
 
 def _links(experiment_id: str, tags: Mapping[str, str]) -> list[str]:

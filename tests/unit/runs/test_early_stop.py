@@ -26,8 +26,9 @@ def place(error):
 
 def test_what_has_ended_takes_no_place_and_does_not_run(tmp_path):
     """Neither one with a summary nor one that was stopped."""
-    for name, row in (("summary.json", {"gap": {}}), (STOPPED, {"stopped": "by the scheduler", "steps": 5})):
-        run = load_config(overrides={"output_dir": str(tmp_path / name)})
+    whole = {"gap": {}, "cases": {"test": 0}}
+    for name, row in (("summary.json", whole), (STOPPED, {"stopped": "by the scheduler", "steps": 5})):
+        run = load_config(overrides={"output_dir": str(tmp_path / name), "steps": 0})
         open_store(run.output_dir).write_json(name, row)
         assert trial_row(run, lambda: place(AssertionError("it asked for a place")), (None, None)) == row
 

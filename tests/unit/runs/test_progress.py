@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
-
-import pytest
+import math
+from typing import Any, ClassVar
 
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.results import missing_rows, step_rows
@@ -34,12 +33,12 @@ def test_the_rows_before_a_checkpoint_last_with_it(s3_env):
     assert missing_rows(step_rows(store), 10) == []
 
 
-def test_an_error_of_the_tracker_is_raised_at_the_end():
+def test_an_error_of_the_tracker_is_told_once_and_ends_no_run(capsys):
     class Refusing:
-        rows = 0
+        rows: ClassVar[list[dict]] = []
 
         def log_step(self, row: dict) -> None:
-            self.rows += 1
+            self.rows.append(row)
 
         def flush(self) -> None:
             raise OSError("no room")
@@ -47,13 +46,15 @@ def test_an_error_of_the_tracker_is_raised_at_the_end():
     tracker = Refusing()
     steps = StepTracking(None, "run", tracker, flush_every=1)
     steps.track([row(0)])
-    steps.track([row(1)])
-    assert tracker.rows == 2
-    with pytest.raises(OSError, match="no room"):
-        steps.raise_failure()
+    steps.track([{**row(1), "kl": math.nan}])
+    assert tracker.rows == [row(0), row(1)]
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: step metrics: no room; the run goes on",
+        "warning: kl not finite, from step 1 on: left out of the metrics",
+    ]
 
 
 def test_missing_steps_are_named_with_the_numbers():
     assert missing_rows([row(0), row(1)], 2) == []
     (line,) = missing_rows([row(0), row(3), row(6)], 7)
-    assert line.startswith("metrics.jsonl has 3 of 7 steps, without 4 from step 1 to 5 ")
+    assert line.startswith("metrics.jsonl has 3 of 7 steps, without 4 from step 1 to 5: ")

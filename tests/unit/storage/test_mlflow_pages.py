@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def test_a_child_names_who_started_the_job(store: str, tmp_path: Path) -> None:
     cfg = TrackingConfig(uri=store)
     with make_tracker(cfg, str(tmp_path / "sweep"), "sweep") as parent:
         parent.log_tags({"ray_job_id": "raysubmit_1", "mlflow.source.name": "jobs/sweep_lambda.py", "task": "organism"})
+        while "task" not in client(store).get_run(parent.run_id).data.tags:  # they are sent in a thread
+            time.sleep(0.1)
         with make_tracker(cfg, str(tmp_path / "a"), "a", parent_run_id=parent.run_id) as child:
             pass
     tags = client(store).get_run(child.run_id).data.tags

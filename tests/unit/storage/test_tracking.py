@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 
 from introspect_ray.config import TrackingConfig
 from introspect_ray.errors import UserError
-from introspect_ray.storage import open_store, tracking_mlflow
+from introspect_ray.runs.results import step_rows
+from introspect_ray.storage import open_store
+from introspect_ray.storage.s3 import S3Store
 from introspect_ray.storage.tracker import numbers
 from introspect_ray.storage.tracking import JsonlTracker, make_tracker, tracking_uri
-from introspect_ray.storage.tracking_store import prepare_mlflow
+from introspect_ray.storage.tracking_calls import Target, write_target
+from introspect_ray.storage.tracking_store import check_server, prepare_mlflow
 
 
 def rows(folder: str | Path) -> list[dict[str, Any]]:
@@ -45,20 +49,54 @@ def test_jsonl_is_on_disk_at_once(tmp_path: Path) -> None:
 
 def test_backend_none_writes_metrics_only(tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("x")
-    with make_tracker(TrackingConfig(backend="none"), str(tmp_path / "run"), "run") as tracker:
+    with make_tracker(TrackingConfig(backend="none"), str(tmp_path), "run") as tracker:
         tracker.log_params({"seed": 0})
         tracker.log_metrics({"loss": 1}, 0)
-        tracker.log_artifact(tmp_path / "file.txt")
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+        tracker.log_file("file.txt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt", "metrics.jsonl"]
 
 
 def test_jsonl_artifacts(tmp_path: Path) -> None:
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures/a.png").write_bytes(b"png")
-    with JsonlTracker(str(tmp_path / "run")) as tracker:
-        tracker.log_artifact(tmp_path / "figures/a.png", "plots")
-        tracker.log_artifact(tmp_path / "figures")
-    assert open_store(tmp_path / "run").list("artifacts") == ["artifacts/figures/a.png", "artifacts/plots/a.png"]
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.parquet").write_bytes(b"labels")
+    with JsonlTracker(str(tmp_path)) as tracker:
+        tracker.log_file("labels/a.parquet", "plots")
+        tracker.log_file("labels/a.parquet")
+    assert open_store(tmp_path).list("artifacts") == ["artifacts/a.parquet", "artifacts/plots/a.parquet"]
+
+
+def test_a_part_of_a_row_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A killed writer leaves it at the end. Version 0.1 wrote on behind it, on a full disk, so it is inside, too."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "loss": 0.5}\n{"step": 1, "lo{"step": 2, "loss": 0.25}\n{"step": 3, "loss": 1}\n{"st')
+    with caplog.at_level(logging.WARNING), JsonlTracker(str(tmp_path)) as tracker:
+        tracker.log_metrics({"loss": 2.0}, 4)
+    assert "ended with a part of a row (4 bytes)" in caplog.text
+    assert [row["step"] for row in step_rows(open_store(tmp_path))] == [0, 3, 4]
+    path.write_text('{"step": 0, "loss": 0.5}')  # whole, but for the end of its line
+    with JsonlTracker(str(tmp_path)) as tracker:
+        tracker.log_metrics({"loss": 2.0}, 1)
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1]
+
+
+def test_rows_wait_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit on the size of files: like a full disk, it takes the first bytes of a row."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tracker = JsonlTracker(str(tmp_path))
+    tracker.log_metrics({"loss": 0.5}, 0)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, unlimited[1]))
+        for step in (1, 2):
+            tracker.log_metrics({"loss": 0.5}, step)
+        tracker.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (tmp_path / "metrics.jsonl").stat().st_size == size
+    assert caplog.text.count("cannot be written") == 1
+    tracker.log_metrics({"loss": 0.5}, 3)
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2, 3]
+    tracker.close()
 
 
 def test_a_continued_run_keeps_its_rows(tmp_path: Path) -> None:
@@ -75,14 +113,34 @@ def test_jsonl_on_s3_is_rewritten_as_it_grows(s3_env: str, tmp_path: Path) -> No
     for step in range(120):  # sent at 50 and at 100 rows
         tracker.log_metrics({"loss": step}, step)
     assert len(rows(s3_env)) == 100
-    (tmp_path / "a.txt").write_text("x")
-    tracker.log_artifact(tmp_path / "a.txt", "notes")
+    open_store(s3_env).write_bytes("a.txt", b"x")
+    tracker.log_file("a.txt", "notes")
     tracker.close()
     assert [row["loss"] for row in rows(s3_env)] == list(range(120))
-    assert open_store(s3_env).list() == ["artifacts/notes/a.txt", "metrics.jsonl"]
+    assert open_store(s3_env).list() == ["a.txt", "artifacts/notes/a.txt", "metrics.jsonl"]
     with JsonlTracker(s3_env) as again:
         again.log_metrics({"loss": -1}, 120)
     assert [row["loss"] for row in rows(s3_env)] == [*range(120), -1]
+
+
+def test_rows_wait_while_s3_is_away(
+    s3_env: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that is away takes its time to say so: it is not asked again for every row."""
+    asked = []
+
+    def away(store: S3Store, name: str, data: bytes) -> None:
+        asked.append(name)
+        raise UserError("cannot reach S3")
+
+    tracker = JsonlTracker(s3_env)
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Store, "write_bytes", away)
+        for step in range(199):
+            tracker.log_metrics({"loss": step}, step)
+    assert len(asked) == 2 and caplog.text.count("cannot be written") == 1  # at 50 and 100 rows
+    tracker.log_metrics({"loss": 199}, 199)
+    assert [row["loss"] for row in rows(s3_env)] == list(range(200))
 
 
 def test_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +171,8 @@ def client(uri: str) -> Any:
 
 def test_an_mlflow_run_and_its_child(store: str, tmp_path: Path) -> None:
     cfg, metrics = TrackingConfig(uri=store), [{"loss": 0.5, "gap": None}, {"loss": 0.25, "gap": 2.0}]
-    (tmp_path / "figure.txt").write_text("drawn")
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial/figure.txt").write_text("drawn")
     with make_tracker(cfg, str(tmp_path / "sweep"), "sweep") as parent:
         parent.log_params({"task": {"name": "organism"}, "steps": 2, "path": None})
         with make_tracker(
@@ -121,7 +180,7 @@ def test_an_mlflow_run_and_its_child(store: str, tmp_path: Path) -> None:
         ) as child:
             for step, row in enumerate(metrics):
                 child.log_metrics(row, step)
-            child.log_artifact(tmp_path / "figure.txt", "figures")
+            child.log_file("figure.txt", "figures")
     found, run = client(store), client(store).get_run(child.run_id)
     assert run.info.status == "FINISHED" and run.info.run_name == "trial"
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
@@ -141,7 +200,7 @@ def test_a_failed_run_is_failed_and_can_be_continued(store: str, tmp_path: Path)
     found = client(store)
     assert found.get_run(tracker.run_id).info.status == "FAILED"
     assert [m.value for m in found.get_metric_history(tracker.run_id, "loss")] == [1.0]  # the buffer was written
-    with make_tracker(cfg, str(tmp_path), "run", run_id=tracker.run_id) as again:
+    with make_tracker(cfg, str(tmp_path), "run") as again:
         assert found.get_run(tracker.run_id).info.status == "RUNNING"
         again.log_metrics({"loss": 0.5}, 1)
     assert again.run_id == tracker.run_id
@@ -149,98 +208,9 @@ def test_a_failed_run_is_failed_and_can_be_continued(store: str, tmp_path: Path)
     assert [m.value for m in found.get_metric_history(tracker.run_id, "loss")] == [1.0, 0.5]
 
 
-def test_changed_parameters_of_a_continued_run_are_refused(store: str, tmp_path: Path) -> None:
-    with make_tracker(TrackingConfig(uri=store), str(tmp_path), "run") as tracker:
-        tracker.log_params({"seed": 0})
-        tracker.log_params({"seed": 0})
-        with pytest.raises(UserError, match=r"refuses the parameters: .*seed.*; resume with the same config"):
-            tracker.log_params({"seed": 1})
-
-
-class _Flaky:
-    """A client whose first `failures` batches are refused."""
-
-    def __init__(self, failures: int) -> None:
-        self.failures, self.batches, self.ended = failures, [], []
-
-    def log_batch(self, run_id: str, metrics: list[Any] = (), tags: list[Any] = ()) -> None:
-        from mlflow.exceptions import MlflowException
-
-        if self.failures:
-            self.failures -= 1
-            raise MlflowException("database is locked")
-        self.batches.append([m.step for m in metrics])
-
-    def set_terminated(self, run_id: str, status: str) -> None:
-        self.ended.append(status)
-
-
-def flaky(store: str, monkeypatch: pytest.MonkeyPatch, failures: int) -> tuple[Any, _Flaky]:
-    fake = _Flaky(failures)
-    monkeypatch.setattr(tracking_mlflow, "open_client", lambda uri: fake)
-    monkeypatch.setattr(tracking_mlflow, "FLUSH_S", math.inf)  # by calls only: nothing here depends on time
-    return tracking_mlflow.MLflowTracker(store, "run", "1"), fake
-
-
-def test_metrics_are_written_in_batches(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker, fake = flaky(store, monkeypatch, failures=0)
-    for step in range(120):
-        tracker.log_metrics({"loss": 1.0}, step)
-    assert [len(batch) for batch in fake.batches] == [50, 50]
-    tracker.close()
-    tracker.close("FAILED")  # a second close changes nothing
-    assert [len(batch) for batch in fake.batches] == [50, 50, 20] and fake.ended == ["FINISHED"]
-
-
-def test_a_refused_batch_is_sent_again_in_order(
-    store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker, fake = flaky(store, monkeypatch, failures=1)
-    with caplog.at_level(logging.WARNING):
-        for step in range(100):
-            tracker.log_metrics({"loss": 1.0}, step)
-    assert fake.batches == [list(range(100))]
-    assert "refused 50 metrics, which wait for the next call (refusal 1): database is locked" in caplog.text
-
-
-def test_refusals_end_no_run_and_are_counted(
-    store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Of 1000 metrics the last 100 wait, the others are dropped; the last flush is refused too."""
-    monkeypatch.setattr(tracking_mlflow, "MOST_KEPT", 100)
-    tracker, fake = flaky(store, monkeypatch, failures=1000)
-    with caplog.at_level(logging.WARNING):
-        for step in range(1000):
-            tracker.log_metrics({"loss": 1.0}, step)
-        tracker.log_tags({"task": "organism"})
-        tracker.close()
-    assert "lacks 1000 metrics of run run; metrics.jsonl in the output folder has them all" in caplog.text
-    assert "refused tags" in caplog.text
-    assert fake.batches == [] and fake.ended == ["FINISHED"]  # not left RUNNING
-
-
-def test_a_waiting_metric_is_not_lost_when_the_server_is_back(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker, fake = flaky(store, monkeypatch, failures=2)
-    tracker.log_metrics({"loss": 1.0}, 0)
-    for _ in range(3):
-        tracker.flush()
-    assert fake.batches == [[0]]
-
-
-def test_a_trial_goes_on_in_its_folder_where_its_sweep_cannot_be_reached(tmp_path: Path) -> None:
-    (tmp_path / "note.txt").write_text("kept")
-    with make_tracker(
-        TrackingConfig(), str(tmp_path), "trial", uri="http://127.0.0.1:9", parent_run_id="sweep"
-    ) as trial:
-        trial.log_metrics({"loss": 1.0}, 0)
-        trial.log_artifact(tmp_path / "note.txt")
-    assert rows(tmp_path) == [{"step": 0, "loss": 1.0}] and (tmp_path / "artifacts/note.txt").is_file()
-
-
 @pytest.mark.parametrize(
     "uri, message",
     [
-        ("http://127.0.0.1:9", r"no MLflow server answers .*: start it or correct the address"),
         ("sqlite:////proc/none/mlflow.db", r"cannot make /proc/none"),
         ("ftp://host", r"tracking.uri=ftp://host: MLflow cannot use it"),
     ],
@@ -251,12 +221,27 @@ def test_unusable_stores_are_named(uri: str, message: str, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_run_and_deleted_experiment(store: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"run nope cannot be continued .*start without --resume"):
-        make_tracker(TrackingConfig(uri=store), str(tmp_path), "run", run_id="nope")
+def test_a_server_that_is_away_refuses_new_runs_alone(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError, match="no MLflow server answers"):
+        check_server("http://127.0.0.1:9")
+    with caplog.at_level(logging.WARNING):
+        check_server("http://127.0.0.1:9", required=False)
+    assert "the run goes on without it, and its rows wait on disk" in caplog.text
+
+
+def test_a_deleted_experiment_is_refused(store: str) -> None:
     gone = prepare_mlflow(store, "gone")
     client(store).delete_experiment(gone)
     with pytest.raises(
         UserError, match=r"tracking.experiment='gone' is deleted .*: restore it there or choose another"
     ):
         prepare_mlflow(store, "gone")
+
+
+def test_a_run_that_mlflow_lost_goes_on_without_it(
+    store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_target(open_store(tmp_path), Target(store, "introspect-ray", "run", run_id="nope"))
+    with caplog.at_level(logging.WARNING), make_tracker(TrackingConfig(uri=store, patience_s=0), str(tmp_path), "run"):
+        pass
+    assert "run nope cannot be continued" in caplog.text and "tracking.json to start another run" in caplog.text
