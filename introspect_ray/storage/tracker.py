@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from introspect_ray.config import flatten
-from introspect_ray.errors import one_line
+from introspect_ray.errors import Halted, one_line
 
-Status = Literal["FINISHED", "FAILED"]
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,10 @@ class Tracker(ABC):
         if error is None:
             self.close("FINISHED")
             return
+        told = isinstance(error, Halted | KeyboardInterrupt)
         try:
-            self.log_tags({"failed": one_line(error)})
-            self.close("FAILED")
+            self.log_tags({"stopped" if told else "failed": one_line(error)})
+            self.close("KILLED" if told else "FAILED")
         except Exception as second:  # the error of the body is the one to show
             error.add_note(f"closing the tracker failed too: {second}")
 

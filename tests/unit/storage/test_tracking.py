@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from introspect_ray.config import TrackingConfig
-from introspect_ray.errors import UserError
+from introspect_ray.errors import Halted, UserError
 from introspect_ray.runs.results import step_rows
 from introspect_ray.storage import open_store
 from introspect_ray.storage.s3 import S3Store
@@ -190,6 +190,12 @@ def test_an_mlflow_run_and_its_child(store: str, tmp_path: Path) -> None:
     assert rows(tmp_path / "trial") == [{"step": 0, "loss": 0.5}, {"step": 1, "loss": 0.25, "gap": 2.0}]
     beside = Path(store.removeprefix("sqlite:///")).parent / "artifacts" / child.run_id / "artifacts/figures/figure.txt"
     assert beside.read_text() == "drawn"
+
+
+def test_a_run_that_was_told_to_end_is_killed(store: str, tmp_path: Path) -> None:
+    with pytest.raises(Halted), make_tracker(TrackingConfig(uri=store), str(tmp_path), "run") as tracker:
+        raise Halted("SIGTERM: the checkpoint of step 3 is stored")
+    assert client(store).get_run(tracker.run_id).info.status == "KILLED"
 
 
 def test_a_failed_run_is_failed_and_can_be_continued(store: str, tmp_path: Path) -> None:
