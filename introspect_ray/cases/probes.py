@@ -3,21 +3,19 @@
 A probe is a few short prompts, and the tokens whose logprobs are read at their ends. Which ones follows from the number
 of the delivery, so that deliveries in a row look at other cases and other tokens, in two parts:
 
-- a case: CASE_TOKENS tokens in a row of its x and of its x∖C, read at the tokens of its labels. All layers take part,
-  attention included.
-- tokens of the vocabulary, ITEM_TOKENS at a time: two prompts, each of the window's first CONTEXT tokens and half of
-  them, read at all of them. So the embedding and the row of the output head of each of these tokens take part, and
-  little else that could hide them.
+- a case: CASE_TOKENS tokens in a row of its x and of its x∖C, read at the tokens of its labels;
+- items of ITEM_TOKENS tokens of the vocabulary: two prompts, each of CONTEXT tokens of the case and half of the item,
+  read at all of the item. So the embedding and the row of the output head of each of these tokens take part.
 
-A delivery costs 2 * rollout.probe_tokens + 2 * CASE_TOKENS tokens of one forward without gradient, in the engine and in
-the trainer. Three quarters of the vocabulary's part go to the tokens that the training cases use, in turn, and the rest
-to the others: `ProbePlan.rounds` says after how many deliveries each was looked at. The last delivery, whose weights
-are evaluated, looks at as many as LAST_FACTOR others together.
+All layers take part in each prompt. Of four items three are tokens that the training cases use, in turn, and one is of
+the others: `ProbePlan.rounds` says after how many deliveries each was looked at. A delivery costs 1.5 * probe_tokens +
+2 * CASE_TOKENS tokens of a forward without gradient (64 by default), in the engine and in the trainer. The last
+delivery, whose weights are evaluated, looks at as many items as LAST_FACTOR others together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,8 +26,9 @@ from introspect_ray.cases.answers import Tokens, probe_tokens
 from introspect_ray.records import TokenizedCase
 from introspect_ray.rng import bits
 
-CASE_TOKENS = 16  # of each prompt of a case: all layers take part, at a tenth of the cost of a whole Hint-MMLU case
-ITEM_TOKENS = 8  # of the vocabulary in one item: four per prompt; among more a token's embedding counts less
+CASE_TOKENS = 8  # of each prompt of a case: a probe costs a tenth of a Hint-MMLU case
+ITEM_TOKENS = 16  # of the vocabulary in one item: eight per prompt; among more a token's embedding counts less
+OTHERS_EVERY = 4  # one item of so many is of tokens that no training case uses
 # Tokens before them. Without any, some prompts of four tokens at random are so far from a text that rounding to
 # bfloat16 moves their logprobs by nats (SmolLM2-135M, the probes of 80 deliveries: by 3.3 at most, with them by 0.68).
 CONTEXT = 4
@@ -72,43 +71,48 @@ class ProbePlan:
     def __init__(self, cases: Sequence[TokenizedCase], used: NDArray[np.bool_], tokens: int, seed: int) -> None:
         """used: by token of the vocabulary, whether a training case has it. tokens: of the vocabulary, per delivery.
 
-        Raises ValueError without cases, and for fewer tokens than one item of each part needs.
+        Raises ValueError without cases, and for fewer tokens than an item has.
         """
-        if not len(cases) or tokens < 4 * ITEM_TOKENS:
-            raise ValueError(f"a probe needs a case and {4 * ITEM_TOKENS} tokens, got {len(cases)} and {tokens}")
-        self._cases, self._seed = cases, seed
+        if not len(cases) or tokens < ITEM_TOKENS:
+            raise ValueError(f"a probe needs a case and {ITEM_TOKENS} tokens, got {len(cases)} and {tokens}")
+        self._cases, self._seed, self._items = cases, seed, tokens // ITEM_TOKENS
         self._used, self._others = (self._shuffled(np.flatnonzero(part)) for part in (used, ~used))
-        items = tokens // ITEM_TOKENS
-        self._items = (items - items // 4, items // 4) if len(self._others) else (items, 0)
 
     @property
     def rounds(self) -> Rounds:
-        of_used, of_others = self._items
-        others = -(-len(self._others) // (of_others * ITEM_TOKENS)) if of_others else 0
-        return Rounds(-(-len(self._used) // (of_used * ITEM_TOKENS)), others)
+        used, others = (-(-len(pool) // ITEM_TOKENS) for pool in (self._used, self._others))
+        slots = used + -(-used // (OTHERS_EVERY - 1)) if others else used
+        return Rounds(-(-slots // self._items), -(-others * OTHERS_EVERY // self._items))
 
     def at(self, number: int) -> Probe:
         """The probe of delivery `number` (0, 1, ...)."""
-        return self._probe(number, *self._items)
+        return self._probe(number, self._items)
 
     def last(self, number: int) -> Probe:
-        """The probe of the last delivery: tokens of LAST_FACTOR deliveries from `number` on, each once."""
-        of_used, of_others = (
-            min(count * LAST_FACTOR, -(-len(pool) // ITEM_TOKENS))
-            for count, pool in zip(self._items, (self._used, self._others), strict=True)
-        )
-        return self._probe(number, of_used, of_others)
+        """The probe of the last delivery: as much as LAST_FACTOR deliveries from `number` on, or all there is."""
+        rounds = min(LAST_FACTOR, max(self.rounds))
+        return self._probe(number, rounds * self._items)
 
-    def _probe(self, number: int, of_used: int, of_others: int) -> Probe:
-        """A case, and so many items of tokens that cases use and of others, from those of delivery `number` on."""
+    def _probe(self, number: int, items: int) -> Probe:
         case = self._cases[bits(self._seed, number, "probe case") % len(self._cases)]
         place = bits(self._seed, number, "probe place")
         window = _window(case.prompt, place)
+        first = number * self._items
         return (
             ProbeItem(window, _window(case.ablated, place), probe_tokens(case)),
-            *_items(self._used, number * self._items[0], of_used, window[:CONTEXT]),
-            *_items(self._others, number * self._items[1], of_others, window[:CONTEXT]),
+            *(self._item(slot, window[:CONTEXT]) for slot in range(first, first + items)),
         )
+
+    def _item(self, slot: int, context: Tokens) -> ProbeItem:
+        """The item of a slot. Slots are numbered through all deliveries."""
+        pool, item = self._used, slot
+        if len(self._others):
+            turn, place = divmod(slot, OTHERS_EVERY)
+            pool, item = (self._others, turn) if place == OTHERS_EVERY - 1 else (self._used, slot - turn)
+        at = np.arange(item * ITEM_TOKENS, (item + 1) * ITEM_TOKENS) % len(pool)
+        tokens = tuple(pool[at].tolist())
+        half = ITEM_TOKENS // 2
+        return ProbeItem(context + tokens[:half], context + tokens[half:], tuple(dict.fromkeys(tokens)))
 
     def _shuffled(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         keys = np.fromiter((bits(self._seed, int(token), "probe token") for token in tokens), np.uint64, len(tokens))
@@ -118,12 +122,3 @@ class ProbePlan:
 def _window(prompt: Tokens, place: int) -> Tokens:
     start = place % max(1, len(prompt) - CASE_TOKENS + 1)
     return prompt[start : start + CASE_TOKENS]
-
-
-def _items(pool: NDArray[np.int64], first: int, count: int, context: Tokens) -> Iterator[ProbeItem]:
-    """Items first, first + 1, ... of a pool that is cut into them again and again, after the same context."""
-    for item in range(first, first + count if len(pool) else first):
-        at = np.arange(item * ITEM_TOKENS, (item + 1) * ITEM_TOKENS) % len(pool)
-        tokens = tuple(pool[at].tolist())
-        half = ITEM_TOKENS // 2
-        yield ProbeItem(context + tokens[:half], context + tokens[half:], tuple(dict.fromkeys(tokens)))

@@ -82,9 +82,9 @@ class RolloutConfig(_Section):
     probe_tolerance: float | None = Field(None, gt=0)
     """Largest difference in nats between the engine's and the trainer's logprobs of the probe for a delivery of weights
     to count as verified (bfloat16: in the root mean square); null: chosen by `dtype`."""
-    probe_tokens: int = Field(64, ge=32)
+    probe_tokens: int = Field(32, ge=16)
     """Tokens of the vocabulary that the probe of a delivery looks at, others each time, those of the training cases
-    first. A delivery costs 2 probe_tokens + 32 tokens of a forward, in engine and trainer. online, lag > 0 or
+    first. A delivery costs 1.5 probe_tokens + 16 tokens of a forward, in engine and trainer. online, lag > 0 or
     sync_every > 1: also how many tokens of a step's cases the trainer reads itself to compare with the engines."""
 
     @property

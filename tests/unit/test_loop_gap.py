@@ -71,7 +71,7 @@ def trained(reference: str, lag: int, sync_every: int, stale: str = "") -> list[
         others = [step for step in range(STEPS) if label_version(step, lag, sync_every) != step]
         expected = [label_version(step, lag, sync_every) for step in others]
         assert [version for _, version in asked] == expected[: len(asked)]  # one sample a step, on its version
-        assert all(cases == 4 for cases, _ in asked)  # x and x∖C have 14 tokens together, and 64 may be read
+        assert all(cases == 2 for cases, _ in asked)  # x and x∖C have 14 tokens together, and 32 may be read
     return rows
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from learner_helpers import make_cases, with_words
 
-from introspect_ray.cases.probes import CASE_TOKENS, ITEM_TOKENS, ProbePlan, Rounds, case_item, prompts_of
+from introspect_ray.cases.probes import CASE_TOKENS, ITEM_TOKENS, LAST_FACTOR, ProbePlan, Rounds, case_item, prompts_of
 from introspect_ray.cases.table import CaseTable
 
 CASES = [with_words(case) for case in make_cases(30, stem=(20, 40))]
@@ -26,16 +26,12 @@ def plan(table) -> ProbePlan:
 
 
 def test_every_token_is_looked_at_within_the_rounds(plan, table):
-    """By hand: 48 of the tokens that cases use and 16 of the others per delivery. A token is in a prompt and asked for;
-    from any delivery on, not only the first."""
+    """From any delivery on, a token is in a prompt and asked for. By hand, with 4 items of 16 tokens per delivery, one
+    of them of the tokens that no case uses."""
     used = set(np.flatnonzero(table.used_tokens(VOCABULARY)).tolist())
-    assert used == {
-        t
-        for c in CASES
-        for s in (c.prompt, c.ablated, c.question, *c.label_tokens, *c.explanations.values())
-        for t in s
-    }
-    assert plan.rounds == Rounds(-(-len(used) // 48), -(-(VOCABULARY - len(used)) // 16))
+    texts = [s for c in CASES for s in (c.prompt, c.ablated, c.question, *c.label_tokens, *c.explanations.values())]
+    assert used == {token for text in texts for token in text} and 33 <= len(used) <= 48  # three items
+    assert plan.rounds == Rounds(1, 17)  # three of four; the 252 to 267 others make 16 or 17 items, one a delivery
     for tokens, rounds in ((used, plan.rounds.used), (set(range(VOCABULARY)) - used, plan.rounds.others)):
         for first in (0, 5):
             items = [item for number in range(first, first + rounds) for item in plan.at(number)[1:]]
@@ -43,10 +39,20 @@ def test_every_token_is_looked_at_within_the_rounds(plan, table):
             assert tokens <= {token for item in items for token in item.first + item.second}
 
 
+@pytest.mark.parametrize(("items", "used", "others"), [(1, 100, 40), (2, 100, 40), (3, 17, 300), (5, 500, 1)])
+def test_the_rounds_hold_for_any_number_of_items(items, used, others):
+    marks = np.arange(used + others) < used
+    plan = ProbePlan(CASES, marks, items * ITEM_TOKENS, seed=1)
+    for tokens, rounds in ((np.flatnonzero(marks), plan.rounds.used), (np.flatnonzero(~marks), plan.rounds.others)):
+        for first in range(9):
+            asked = {t for number in range(first, first + rounds) for item in plan.at(number)[1:] for t in item.asked}
+            assert set(tokens.tolist()) <= asked
+
+
 def test_a_delivery_costs_its_tokens_and_those_of_a_case_window(plan):
     for number in range(20):
         prompts, asked = prompts_of(plan.at(number))
-        assert sum(map(len, prompts)) == 2 * TOKENS + 2 * CASE_TOKENS
+        assert sum(map(len, prompts)) == 1.5 * TOKENS + 2 * CASE_TOKENS
         assert max(map(len, asked)) <= ITEM_TOKENS  # far below what vLLM answers at one place
 
 
@@ -61,15 +67,20 @@ def test_probes_follow_from_seed_and_number_and_rotate_over_cases_and_places(pla
         assert any(case.prompt[i : i + CASE_TOKENS] == window for case in CASES for i in range(len(case.prompt)))
 
 
-def test_the_last_delivery_looks_at_all_tokens_of_a_small_vocabulary_once(plan):
+def test_the_last_delivery_looks_at_all_tokens_of_a_small_vocabulary(plan):
     items = plan.last(9)[1:]
     assert {token for item in items for token in item.asked} == set(range(VOCABULARY))
-    assert len(items) <= VOCABULARY // ITEM_TOKENS + 2
+    assert len(items) == plan.rounds.others * TOKENS // ITEM_TOKENS
+
+
+def test_the_last_delivery_is_bounded():
+    plan = ProbePlan(CASES, np.arange(100_000) < 40_000, 32, seed=0)
+    assert sum(map(len, prompts_of(plan.last(3))[0])) <= LAST_FACTOR * (1.5 * 32) + 2 * CASE_TOKENS
 
 
 def test_where_cases_use_all_tokens_all_of_a_delivery_goes_to_them():
     plan = ProbePlan(CASES, np.ones(100, np.bool_), TOKENS, seed=0)
-    assert plan.rounds == Rounds(2, 0)
+    assert plan.rounds == Rounds(2, 0)  # 7 items, 4 a delivery
     assert len(plan.at(1)) == 1 + TOKENS // ITEM_TOKENS
 
 
@@ -79,5 +90,5 @@ def test_short_prompts_and_few_tokens_are_enough():
     item, *others = ProbePlan(short, np.ones(5, np.bool_), 32, seed=0).at(3)
     assert (item.first, item.second) == ((1,), (4,)) and case_item(short[0]) == item
     assert all(sorted(other.asked) == [0, 1, 2, 3, 4] for other in others)
-    with pytest.raises(ValueError, match="got 1 and 31"):
-        ProbePlan(short, np.ones(5, np.bool_), 31, seed=0)
+    with pytest.raises(ValueError, match="got 1 and 15"):
+        ProbePlan(short, np.ones(5, np.bool_), 15, seed=0)
