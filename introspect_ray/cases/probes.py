@@ -30,7 +30,7 @@ CASE_TOKENS = 8  # of each prompt of a case: a probe costs a tenth of a Hint-MML
 ITEM_TOKENS = 16  # of the vocabulary in one item: eight per prompt; among more a token's embedding counts less
 OTHERS_EVERY = 4  # one item of so many is of tokens that no training case uses
 # Tokens before them. Without any, some prompts of four tokens at random are so far from a text that rounding to
-# bfloat16 moves their logprobs by nats (SmolLM2-135M, the probes of 80 deliveries: by 3.3 at most, with them by 0.68).
+# bfloat16 moves their logprobs by nats (SmolLM2-135M, the probes of 80 deliveries: by 3.3 at most, with them by 0.85).
 CONTEXT = 4
 LAST_FACTOR = 64  # deliveries in one; the last one comes once
 

@@ -74,7 +74,8 @@ class Shortfalls:
         warnings.showwarning = self._show
 
     def _show(self, message: Warning | str, *rest: Any, **more: Any) -> None:
-        line = str(message).split("\n")[0]
-        if "deterministic" in line and line not in self.lines:
-            self.lines.append(f"deterministic=true: {line}")
+        said = str(message).split("\n")[0]
+        line = f"deterministic=true: {said}"
+        if "deterministic" in said.lower() and line not in self.lines:
+            self.lines.append(line)
         self._shown(message, *rest, **more)  # type: ignore[arg-type]

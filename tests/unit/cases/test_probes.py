@@ -30,8 +30,8 @@ def test_every_token_is_looked_at_within_the_rounds(plan, table):
     of them of the tokens that no case uses."""
     used = set(np.flatnonzero(table.used_tokens(VOCABULARY)).tolist())
     texts = [s for c in CASES for s in (c.prompt, c.ablated, c.question, *c.label_tokens, *c.explanations.values())]
-    assert used == {token for text in texts for token in text} and 33 <= len(used) <= 48  # three items
-    assert plan.rounds == Rounds(1, 17)  # three of four; the 252 to 267 others make 16 or 17 items, one a delivery
+    assert used == {token for text in texts for token in text} and len(used) == 53  # 4 items
+    assert plan.rounds == Rounds(2, 16)  # three items a delivery; the 247 others make 16 items, one a delivery
     for tokens, rounds in ((used, plan.rounds.used), (set(range(VOCABULARY)) - used, plan.rounds.others)):
         for first in (0, 5):
             items = [item for number in range(first, first + rounds) for item in plan.at(number)[1:]]
