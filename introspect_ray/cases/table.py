@@ -130,9 +130,9 @@ class CaseTable(RecordTable[TokenizedCase]):
                 used[list(tokens)] = True
         for batch in self.batches:
             for name in TOKEN_COLUMNS:
-                tokens = _numpy(batch.column(name).values)
-                used[tokens] = True
-                seen += len(tokens)
+                values = _numpy(batch.column(name).values)
+                used[values] = True
+                seen += len(values)
             self._release()
             if seen >= LOOKED_AT:
                 break

@@ -78,4 +78,4 @@ class Shortfalls:
         line = f"deterministic=true: {said}"
         if "deterministic" in said.lower() and line not in self.lines:
             self.lines.append(line)
-        self._shown(message, *rest, **more)  # type: ignore[arg-type]
+        self._shown(message, *rest, **more)

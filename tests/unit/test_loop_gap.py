@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from learner_helpers import make_pairs, organism_cases, weight_update, with_free_text
 
 from introspect_ray.cases.probes import case_item
@@ -57,9 +58,13 @@ class InProcess:
         return self.steps.pop(step)
 
 
-def trained(reference: str, lag: int, sync_every: int, stale: str = "") -> list[StepMetrics]:
+def trained(
+    reference: str, lag: int, sync_every: int, stale: str = "", look: int = 2
+) -> tuple[list[StepMetrics], dict[str, torch.Tensor]]:
+    """The metrics of each step, and the weights at the end. look: cases of a step that the trainer reads itself."""
     flat = {"lag": lag, "rollout.sync_every": sync_every, "steps": STEPS, "batch_size": 8, "learning_rate": 1e-3}
-    cfg = load_config(None, {"supervision.rule": "online", "rollout.engine": "transformers", **flat})
+    flat |= {"supervision.rule": "online", "rollout.engine": "transformers"}
+    cfg = load_config(None, {**flat, "rollout.probe_tokens": 16 * look})  # x and x∖C of a case have 14 tokens together
     learner = Learner(cfg, POLICY, reference, BY_ID)
     asked, label_pairs = [], learner.label_pairs
     learner.label_pairs = lambda cases, version: asked.append((len(cases), version)) or label_pairs(cases, version)
@@ -71,15 +76,21 @@ def trained(reference: str, lag: int, sync_every: int, stale: str = "") -> list[
         others = [step for step in range(STEPS) if label_version(step, lag, sync_every) != step]
         expected = [label_version(step, lag, sync_every) for step in others]
         assert [version for _, version in asked] == expected[: len(asked)]  # one sample a step, on its version
-        assert all(cases == 2 for cases, _ in asked)  # x and x∖C have 14 tokens together, and 32 may be read
-    return rows
+        assert all(cases == look for cases, _ in asked)
+    return rows, learner.weights()
 
 
 @pytest.mark.parametrize(("lag", "sync_every"), [(0, 1), (1, 1), (0, 2), (2, 2)])
 def test_a_right_engine_agrees_at_every_step(reference, lag, sync_every):
     """Compared with weights of another version, the gap would be beyond 1e-3 at this learning rate."""
-    rows = trained(reference, lag, sync_every)
+    rows, _ = trained(reference, lag, sync_every)
     assert len(rows) == STEPS and all(row.engine_gap is not None and row.engine_gap < 1e-4 for row in rows)
+
+
+def test_what_is_looked_at_changes_no_bit(reference):
+    (rows, few), (others, many) = (trained(reference, 1, 1, look=look) for look in (1, 4))
+    assert [row.loss for row in rows] == [row.loss for row in others]
+    assert all(torch.equal(few[name], many[name]) for name in few)
 
 
 @pytest.mark.parametrize(("lag", "sync_every"), [(0, 1), (1, 1), (2, 2)])
