@@ -50,6 +50,7 @@ def ways(most: int) -> list[Way]:
 
 def config(kind: str, dtype: str, engines: int = 1) -> RunConfig:
     flat = {"rollout.dtype": dtype, "train.dtype": dtype, "batch_size": BATCH, "rollout.num_actors": engines}
+    flat |= {"rollout.group_size": None}  # the preset of the organism fixes it
     return load_config(None, flat | {"rollout.engine": "transformers" if kind == "learner" else kind})
 
 
