@@ -21,14 +21,16 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import ray
 import torch
 
 from benchmarks.common import parser, report, run_main
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.rollout import EngineSpec
-from introspect_ray.actors.weight_sync import expect, pack, probe_case, probe_tolerance, verify
+from introspect_ray.actors.weight_sync import Tolerance, expect, pack, probe_tolerance, verify
 from introspect_ray.actors.weight_transfer import ObjectStoreTransfer
+from introspect_ray.cases.probes import Probe, ProbePlan, prompts_of
 from introspect_ray.config import load_config
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
@@ -38,8 +40,9 @@ from introspect_ray.runs.cluster import connect
 
 NAME, GOAL, RANK = "sync", "<= 3", 32
 ORGANISM = BUNDLED["organism"]
-LONG = tuple(range(200, 350))  # token ids of a prompt as long as a Hint-MMLU case; the probe takes its end
+LONG = tuple(range(200, 350))  # token ids of a prompt as long as a Hint-MMLU case; the probe takes a part of it
 CASE = TokenizedCase("probe", ("A", "B"), ((330,), (331,)), LONG, (*LONG[:-4], 7, 8, 9, 10), (5, 6), {})
+PROBE = ProbePlan([CASE], np.arange(49152) < 2000, load_config(None, {}).rollout.probe_tokens, seed=0).at(0)
 
 
 class Trainer:
@@ -77,9 +80,13 @@ class Trainer:
         return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
     @torch.no_grad()
-    def probe(self, case: TokenizedCase) -> tuple[float, ...]:
-        logits = self.model(torch.tensor([case.prompt, case.ablated]), logits_to_keep=1).logits[:, -1]
-        return tuple(logits.log_softmax(-1)[:, [token for (token,) in case.label_tokens]].flatten().tolist())
+    def probe(self, probe: Probe) -> tuple[float, ...]:
+        """One forward per prompt; the learner packs them."""
+        found: list[float] = []
+        for prompt, asked in zip(*prompts_of(probe)):
+            logits = self.model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
+            found += logits.log_softmax(-1)[list(asked)].tolist()
+        return tuple(found)
 
 
 def make_policy(folder: str, layers: int) -> None:
@@ -128,7 +135,7 @@ def measure(folder: str, method: str, repeats: int) -> tuple[float, dict[str, fl
     cfg = load_config(None, {"method": method, "lora_rank": RANK, "output_dir": folder})
     connect(cfg)
     pool = RolloutPool(cfg, EngineSpec(folder, 256, method, RANK, 0), [])
-    trainer, probe = Trainer(folder, method), probe_case(CASE)
+    trainer, probe = Trainer(folder, method), PROBE
     tolerance = probe_tolerance(cfg)
     transfer = ObjectStoreTransfer(method, pool, 0, tolerance)
 
@@ -146,7 +153,7 @@ def measure(folder: str, method: str, repeats: int) -> tuple[float, dict[str, fl
     return min(seconds), {part: min(row[part] for row in rows) for part in rows[0]}, trainer
 
 
-def taken_apart(trainer: Trainer, pool: RolloutPool, version: int, probe: TokenizedCase, tolerance: float) -> dict:
+def taken_apart(trainer: Trainer, pool: RolloutPool, version: int, probe: Probe, tolerance: Tolerance) -> dict:
     """Seconds of each part of a sync, in turn. engine_*: by the engine itself; "message": the call around it."""
     kind, config = ("adapter", trainer.adapter_config()) if trainer.method == "lora" else ("full", None)
     update = WeightUpdate(version, kind, trainer.weights(), probe, config)

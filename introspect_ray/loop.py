@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # they import torch and Ray
     from introspect_ray.actors.supply import Conductor, Supply
     from introspect_ray.training.learner import Learner
 
+Logprobs = Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]  # by case id: natural label logprobs on x, on x∖C
+
 
 def no_texts(step: int) -> Sequence[AuxiliaryText]:
     """The auxiliary texts of a run that has none."""
@@ -61,9 +63,9 @@ def run(
 ) -> dict[str, float]:
     """Train from step `start` to cfg.steps.
 
-    m0: M0's pairs by case id. train: the training cases in plan order; the first is the probe of deliveries. world: how
-    many ranks there are; each takes every world-th case of a step, from its own number on. restored: steps whose labels
-    came with the checkpoint. auxiliary: this rank's auxiliary texts of a step. Returns this rank's seconds by activity:
+    m0: M0's pairs by case id. train: the training cases in plan order. world: how many ranks there are; each takes
+    every world-th case of a step, from its own number on. restored: steps whose labels came with the checkpoint.
+    auxiliary: this rank's auxiliary texts of a step. Returns this rank's seconds by activity:
     "train", "sync" (with the engines), "label" (by the learner) and "wait" (for labels). Raises AlarmError on rank 0 if
     a step exceeds a bound of cfg.alarms, and after a checkpoint Interrupted if a node of the run is about to go, and
     Halted if the job was asked to end.
@@ -72,11 +74,12 @@ def run(
     """
     seconds = {"train": 0.0, "sync": 0.0, "label": 0.0, "wait": 0.0}
     ordering = "label" if learner_labels(cfg) else "sync"
+    known: dict[int, Logprobs] = {}  # by later step, what rank 0 compares with its engines
     for step in range(start, cfg.steps):
         began = time.perf_counter()
-        _start_labels(cfg, learner, supply, train, step, restored=restored, rank=rank, world=world)
+        known |= _start_labels(cfg, learner, supply, train, step, restored=restored, rank=rank, world=world)
         if cfg.eval.every and step and step % cfg.eval.every == 0:
-            supply.score(step, learner, train[0])
+            supply.score(step, learner)
         ordered = time.perf_counter()
         fetched = supply.fetch(step)
         ready = time.perf_counter()
@@ -85,8 +88,9 @@ def run(
         seconds[ordering] += ordered - began
         seconds["wait"] += ready - ordered
         seconds["train"] += done - ready
+        ours = known.pop(step, {}) if _lag(cfg, step) else learner.last_logprobs
         if rank == 0:
-            row = _metrics(cfg, step, fetched, result, learner, idle=ready - ordered, total=done - began)
+            row = _metrics(cfg, step, fetched, result, ours, idle=ready - ordered, total=done - began)
             conductor.report(row)
             stop_on(check_step(row, cfg.alarms))  # after the report: the numbers are on record
         if step + 1 < cfg.steps:
@@ -110,20 +114,51 @@ def _start_labels(
     restored: frozenset[int],
     rank: int,
     world: int,
-) -> None:
-    """Start making the labels that are due at `step`, with the current weights: those of version `step`."""
+) -> dict[int, Logprobs]:
+    """Start making the labels that are due at `step`, with the current weights: those of version `step`.
+
+    Returns the learner's own label logprobs on these weights, for some cases of the later steps whose labels are due.
+    """
     online = cfg.supervision.rule == "online"
     due = [later for later in (steps_of_version(step, cfg) if online else [step]) if later not in restored]
     if learner_labels(cfg):
         for later in due:
             plan = step_plan(cfg.seed, later, len(train), cfg.batch_size)[rank::world]
             supply.offer(later, step, learner.label_pairs(records_at(train, plan), step))
-        return
+        return {}
     if online and step % cfg.rollout.sync_every == 0:
-        supply.publish(learner, step, train[0])
+        supply.publish(learner, step)
     if rank == 0:
         for later in due:
             supply.request(later, version=step if online else 0)
+    # The engines are at work. At `step` itself the update's own forward says what the trainer makes of all cases.
+    return {t: _own_logprobs(cfg, learner, train, t, step, rank, world) for t in due if online and t != step}
+
+
+def _own_logprobs(
+    cfg: RunConfig, learner: Learner, train: Sequence[TokenizedCase], later: int, step: int, rank: int, world: int
+) -> Logprobs:
+    """The learner's label logprobs on a sample of rank 0's cases of step `later`, with the weights of `step`.
+
+    Collective. At most rollout.probe_tokens tokens of x and x∖C or, if its first case is longer, that case; which cases
+    these are changes with the order of the epoch.
+    """
+    plan = step_plan(cfg.seed, later, len(train), cfg.batch_size)[0::world] if rank == 0 else []
+    sample: list[TokenizedCase] = []
+    left = cfg.rollout.probe_tokens
+    for case in (train[row] for row in plan):
+        if case.max_response:  # what is answered in free text has no logprobs to compare
+            continue
+        left -= len(case.prompt) + len(case.ablated)
+        if left < 0 and sample:
+            break
+        sample.append(case)
+    pairs = learner.label_pairs(sample, step)
+    return {pair.case_id: (pair.cued_logprobs, pair.ablated_logprobs) for pair in pairs}
+
+
+def _lag(cfg: RunConfig, step: int) -> int:
+    return step - label_version(step, cfg.lag, cfg.rollout.sync_every)
 
 
 def _metrics(
@@ -131,21 +166,21 @@ def _metrics(
     step: int,
     fetched: StepLabels,
     result: Mapping[str, Any],
-    learner: Learner,
+    logprobs: Logprobs,
     *,
     idle: float,
     total: float,
 ) -> StepMetrics:
-    lag = step - label_version(step, cfg.lag, cfg.rollout.sync_every)
+    """logprobs: the learner's own, of some or all cases of `step`, on the weights that its labels were made with."""
     online = cfg.supervision.rule == "online"
     return StepMetrics(
         step=step,
         requested_agreement=cfg.supervision.agreement if online else None,
         realised_at_labelling=fetched.realised_agreement,
-        engine_gap=engine_gap(fetched.pairs, learner.last_logprobs) if online and lag == 0 else None,
+        engine_gap=engine_gap(fetched.pairs, logprobs) if online else None,
         off_format=fetched.off_format,
         prefix_hit_rate=fetched.prefix_hit_rate,
-        lag=lag if online else None,
+        lag=_lag(cfg, step) if online else None,
         trainer_idle_s=idle,
         rollout_idle_s=fetched.rollout_idle_s,
         relabeler_idle_s=fetched.relabeler_idle_s,

@@ -163,9 +163,9 @@ class Label:
 class Delivery:
     """An engine's receipt of one weight update: what it serves now.
 
-    fingerprints: by group, the hex digest of the received tensors (engines/fingerprint.py). probe: natural logprobs of
-    the probe case's tokens (cases.answers.probe_tokens) at x, then at x∖C, on the served weights; the trainer compares
-    them with its own forward. seconds: the engine's time for "load", "probe" and "fingerprint".
+    fingerprints: by group, the hex digest of the received tensors (engines/fingerprint.py). probe: the natural logprobs
+    of the delivery's probe (cases/probes.py), item by item, on the served weights; the trainer compares them with its
+    own forward. seconds: the engine's time for "load", "probe" and "fingerprint".
     """
 
     version: int
@@ -194,7 +194,7 @@ class StepMetrics:
     requested_agreement: float | None
     realised_at_labelling: float | None
     realised_at_consumption: float | None  # share of labels equal to E(M_t), read off the training forward; as above
-    engine_gap: float | None  # max |trainer - engine| label logprob, same case and version (lag 0)
+    engine_gap: float | None  # max |trainer - engine| label logprob, same case and version; lag > 0: on a sample
     off_format: float | None  # share of the answers, two per pair (see BehaviorPair.cued_off_format)
     prefix_hit_rate: float | None  # share of the rollouts' prompt tokens that came from vLLM's prefix cache
     lag: int | None  # online: step - weight version of the labels' parents

@@ -69,6 +69,15 @@ def steps_of_version(version: int, cfg: RunConfig) -> list[int]:
     return [t for t in range(first, last) if label_version(t, cfg.lag, cfg.rollout.sync_every) == version]
 
 
+def delivery_number(version: int, cfg: RunConfig) -> int:
+    """How many deliveries to the engines come before that of `version`; it decides the delivery's probe.
+
+    Example: version 8 at sync_every 4 -> 2.
+    """
+    by_labels = cfg.supervision.rule == "online" and not learner_labels(cfg)
+    return version // (cfg.rollout.sync_every if by_labels else max(1, cfg.eval.every))
+
+
 def step_group(cfg: RunConfig) -> int:
     """Cases of a step that one engine answers together: rollout.group_size, or else the batch dealt evenly.
 

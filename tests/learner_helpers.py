@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from introspect_ray.cases.probes import case_item
 from introspect_ray.cases.tokenize import tokenize_case
 from introspect_ray.config import RunConfig, TaskConfig
 from introspect_ray.engines.protocol import WeightUpdate
@@ -155,8 +156,9 @@ def make_config(**changes: object) -> RunConfig:
     return RunConfig.model_validate({"learning_rate": 1e-2, "batch_size": 8, **changes})
 
 
-def weight_update(learner: Learner, version: int, probe: TokenizedCase) -> WeightUpdate:
-    """The learner's current weights, as the trainer sends them to engines."""
+def weight_update(learner: Learner, version: int, case: TokenizedCase) -> WeightUpdate:
+    """The learner's current weights, as the trainer sends them to engines, with a case as the probe."""
+    probe = (case_item(case),)
     tensors = learner.weights()
     assert tensors is not None
     if learner.cfg.method == "full":

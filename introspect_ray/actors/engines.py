@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -32,7 +33,8 @@ class Engines:
     def __init__(self, cfg: RunConfig, spec: EngineSpec, places: Sequence[Any] = ()) -> None:
         """cfg.rollout and `spec` are what each of them is started with. places: a scheduling strategy per engine; ():
         where there is room."""
-        self._rollout, self._spec, self._endless = cfg.rollout, spec, cfg.wait_for_nodes
+        self._rollout, self._endless = cfg.rollout, cfg.wait_for_nodes
+        self._spec = replace(spec, deterministic=cfg.deterministic)
         self._places = list(places) or ["DEFAULT"] * cfg.rollout.num_actors
         self._away: dict[int, float] = {}  # who is waited for, and since when
         self.actors: list[Any] = [self._start(number) for number in range(len(self._places))]

@@ -15,6 +15,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from introspect_ray.actors.engines import Engines, reason
@@ -81,6 +82,9 @@ class RolloutPool:
         """Until every engine is up. Raises RayActorError for one that cannot start, UserError where its node lacks the
         policy or vLLM."""
         asyncio.run(self.engines.start())
+        if self._cfg.deterministic:
+            for line in set(ray.get([actor.engine.remote("shortfall") for actor in self.actors])) - {None}:
+                print(f"warning: deterministic=true: {line}", file=sys.stderr, flush=True)
 
     def revive(self) -> list[str]:
         """Until every engine is up and usable; returns a line on each that had to be restarted for it.

@@ -19,6 +19,7 @@ import ray
 
 from introspect_ray.actors.weight_sync import Expected, unpack
 from introspect_ray.cases.answers import Tokens
+from introspect_ray.cases.probes import Probe
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import prompt_tokens
 from introspect_ray.config import RolloutConfig
@@ -47,14 +48,15 @@ class EngineSpec:
     seed: int
     judging: Judging | None = None  # who judges free responses; None where all labels are closed
     chats: bool = False  # a judging policy: it answers chats instead of cases
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A trained policy (or adapter) in Hugging Face format, and the probe case for its receipt."""
+    """A trained policy (or adapter) in Hugging Face format, and the probe for its receipt."""
 
     uri: str
-    probe: TokenizedCase
+    probe: Probe
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class RolloutWorker:
                     method=spec.method,
                     lora_rank=spec.lora_rank,
                     seed=spec.seed,
+                    deterministic=spec.deterministic,
                 )
                 self._tokenizer = load_tokenizer(folder) if spec.judging or spec.chats else None
         except UserError as error:

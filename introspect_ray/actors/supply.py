@@ -19,13 +19,14 @@ from introspect_ray.actors.interim import Asked, Interim
 from introspect_ray.actors.metrics import Meters, checkpoint_values, run_name, step_values
 from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
 from introspect_ray.actors.rollout import Serving
-from introspect_ray.actors.weight_sync import Expected, probe_case, verify
+from introspect_ray.actors.weight_sync import Expected, verify
 from introspect_ray.actors.weight_transfer import make_transfer
+from introspect_ray.cases.probes import Probe, ProbePlan
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import Halted, Interrupted
 from introspect_ray.labels.store import labels_to_table
-from introspect_ray.records import BehaviorPair, Label, StepLabels, StepMetrics, TokenizedCase
-from introspect_ray.schedule import plan_ids
+from introspect_ray.records import BehaviorPair, Label, StepLabels, StepMetrics
+from introspect_ray.schedule import delivery_number, plan_ids
 from introspect_ray.storage.checkpoints import CheckpointWriter, Saved
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ ROWS = "rows.jsonl"  # in a checkpoint: the metrics of all steps before it, sinc
 class Supply(Protocol):
     """Where labels come from: the engines and the relabeler behind one interface."""
 
-    def publish(self, learner: Learner, version: int, probe: TokenizedCase) -> None:
+    def publish(self, learner: Learner, version: int) -> None:
         """Start delivering the learner's weights as `version`. Labels of it are refused unless their engine has
         confirmed the version by fingerprints and probe. Collective: every rank calls it."""
         ...
@@ -52,7 +53,7 @@ class Supply(Protocol):
         `version`. The labels of `step` are made when every rank has offered its pairs. Never waits."""
         ...
 
-    def score(self, step: int, learner: Learner, probe: TokenizedCase) -> None:
+    def score(self, step: int, learner: Learner) -> None:
         """Start scoring the learner's weights, those of version `step`, on a few held-out cases. Never waits.
         Collective."""
         ...
@@ -100,20 +101,25 @@ class RaySupply:
         pool: RolloutPool,
         relabeler: Any,
         rank: int,
+        probes: ProbePlan,
         interim: Interim | None = None,
     ) -> None:
-        """case_ids: of the training cases, in plan order. relabeler: handle of a Relabeler. interim: what `score`
-        asks."""
+        """case_ids: of the training cases, in plan order. relabeler: handle of a Relabeler. probes: the same on all
+        ranks. interim: what `score` asks."""
         self._cfg, self._ids, self._pool, self._relabeler, self._rank = cfg, case_ids, pool, relabeler, rank
-        self._interim = interim
+        self._probes, self._interim = probes, interim
+        self.probe: Probe = ()  # of the latest version
         self._transfer = make_transfer(cfg, pool, rank)
         self._meters = Meters(run_name(cfg.output_dir), rank)
         self._latest: Serving | None = None  # its weights stay in the object store as long as a request names them
         self._receipts: list[Any] = []  # futures, one per engine
 
-    def publish(self, learner: Learner, version: int, probe: TokenizedCase) -> None:
+    def publish(self, learner: Learner, version: int, *, last: bool = False) -> None:
+        """last: these weights are evaluated, and looked at with a larger probe."""
+        number = delivery_number(version, self._cfg)
+        self.probe = self._probes.last(number) if last else self._probes.at(number)
         began = time.perf_counter()
-        published = self._transfer.send(learner, version, probe_case(probe))
+        published = self._transfer.send(learner, version, self.probe)
         self._meters.record({"introspect_sync_seconds": time.perf_counter() - began})
         self._latest = Serving(version, published.expected, None if published.stored is None else [published.stored])
         self._receipts = published.receipts
@@ -137,9 +143,9 @@ class RaySupply:
     def offer(self, step: int, version: int, pairs: Sequence[BehaviorPair]) -> None:
         self._relabeler.offer.remote(step, version, self._rank, pairs)
 
-    def score(self, step: int, learner: Learner, probe: TokenizedCase) -> None:
+    def score(self, step: int, learner: Learner) -> None:
         if self._latest is None or self._latest.version != step:  # no step delivers weights
-            self.publish(learner, step, probe)
+            self.publish(learner, step)
         if self._interim and self._latest and self._latest.expected:
             ids, serving = self._interim.case_ids, self._latest
             labels = self._pool.ask("label", ids, serving)

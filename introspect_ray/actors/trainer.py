@@ -22,16 +22,18 @@ from introspect_ray.actors.supply import PENDING, ROWS, RayConductor, RaySupply
 from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.actors.weight_sync import Expected
 from introspect_ray.cases.auxiliary_table import AuxiliaryTable
+from introspect_ray.cases.probes import Probe, ProbePlan
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import learner_labels, weight_transfer
+from introspect_ray.engines.determinism import Shortfalls, use_deterministic_algorithms
 from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
 from introspect_ray.labels.calibration import Calibration
 from introspect_ray.labels.store import labels_from_table
 from introspect_ray.loop import no_texts, run
 from introspect_ray.policy import local_policy
-from introspect_ray.records import AuxiliaryText, BehaviorPair, Label, TokenizedCase
+from introspect_ray.records import AuxiliaryText, BehaviorPair, Label
 from introspect_ray.schedule import auxiliary_plan
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.checkpoints import FOLDER, CheckpointWriter, step_of
@@ -64,12 +66,17 @@ class WorkerSpec:
 
 @dataclass(frozen=True)
 class Trained:
-    """What rank 0 returns: seconds by activity, what every engine's receipt of the final weights must say, and the
-    metrics of all steps of the run (but for those before a checkpoint of version 0.1)."""
+    """What rank 0 returns: seconds by activity; what every engine's receipt of the final weights must say, on which
+    probe; the metrics of all steps of the run (but for those before a checkpoint of version 0.1).
+
+    notes: what deterministic=true asks for and torch does not have.
+    """
 
     seconds: dict[str, float]
     served: Expected | None
+    probe: Probe
     rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
 
 def train_worker(config: dict[str, Any]) -> Trained:
@@ -86,15 +93,20 @@ def train_worker(config: dict[str, Any]) -> Trained:
         check_shared_gpu(place(), spec.pool.engines.places(), rank)
     train: CaseTable = ray.get(spec.train)
     m0: Mapping[str, BehaviorPair] = ray.get(spec.m0)
+    lacking = None
+    if cfg.deterministic:
+        use_deterministic_algorithms()
+        lacking = Shortfalls()
     learner = _learner(spec, train, rank, world)
-    supply = RaySupply(cfg, train.case_ids, spec.pool, spec.relabeler, rank, spec.interim)
+    probes = ProbePlan(train, train.used_tokens(learner.vocabulary), cfg.rollout.probe_tokens, cfg.seed)
+    supply = RaySupply(cfg, train.case_ids, spec.pool, spec.relabeler, rank, probes, spec.interim)
     writer = CheckpointWriter(cfg.output_dir, spec.identity, rank, world, spec.checkpoint)
     conductor = RayConductor(spec.status, spec.run_name, writer, rank, world, watched=_watched())
     start, restored, conductor.rows = _resume(spec, learner, supply, rank)
     built = time.perf_counter()
     first = 0.0
     if spec.pool.actors and (cfg.supervision.rule != "online" or learner_labels(cfg)):  # no step delivers weights
-        first = _deliver(supply, learner, start, train[0], rank)[1]  # a delivery that cannot work fails now, not last
+        first = _deliver(supply, learner, start, rank)[1]  # a delivery that cannot work fails now, not last
     texts = no_texts if spec.auxiliary is None else auxiliary_share(cfg, ray.get(spec.auxiliary), rank, world)
     kept = frozenset(restored)
     ranks: Any = {"rank": rank, "world": world}
@@ -104,9 +116,10 @@ def train_worker(config: dict[str, Any]) -> Trained:
     _export(cfg, learner, rank)
     conductor.settle()
     setup = {"learner": built - began, "export": time.perf_counter() - finished}
-    served, last = _deliver(supply, learner, cfg.steps, train[0], rank)  # after the export, which saves the policy
+    served, last = _deliver(supply, learner, cfg.steps, rank, last=True)  # after the export, which saves the policy
     seconds["sync"] += first + last
-    return Trained({**seconds, **setup}, served, conductor.rows)
+    notes = tuple(lacking.lines) if lacking else ()
+    return Trained({**seconds, **setup}, served, supply.probe, conductor.rows, notes)
 
 
 def auxiliary_share(
@@ -154,11 +167,11 @@ def _check_output(output_dir: str) -> None:
 
 
 def _deliver(
-    supply: RaySupply, learner: Learner, version: int, probe: TokenizedCase, rank: int
+    supply: RaySupply, learner: Learner, version: int, rank: int, *, last: bool = False
 ) -> tuple[Expected | None, float]:
     """Publish the learner's weights and, on rank 0, wait for the receipts: (what they must say, seconds)."""
     began = time.perf_counter()
-    supply.publish(learner, version, probe)
+    supply.publish(learner, version, last=last)
     served = supply.delivered() if rank == 0 else None
     return served, time.perf_counter() - began
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import ray
 
-from introspect_ray.actors.weight_sync import Expected, expect, pack, probe_tolerance
+from introspect_ray.actors.weight_sync import Expected, Tolerance, expect, pack, probe_tolerance
+from introspect_ray.cases.probes import Probe
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import weight_transfer
 from introspect_ray.engines.protocol import WeightUpdate
-from introspect_ray.records import TokenizedCase
 
 if TYPE_CHECKING:
     from introspect_ray.actors.pool import RolloutPool
@@ -43,7 +43,7 @@ class PublishedWeights(NamedTuple):
 class WeightTransfer(Protocol):
     """One trainer rank's way to all engines."""
 
-    def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
+    def send(self, learner: Learner, version: int, probe: Probe) -> PublishedWeights:
         """Start serving the learner's weights as `version`. Every rank calls it, in lockstep."""
         ...
 
@@ -60,12 +60,12 @@ def make_transfer(cfg: RunConfig, pool: RolloutPool, rank: int) -> WeightTransfe
 class ObjectStoreTransfer:
     """Rank 0 gathers the tensors on the CPU and stores them once; every engine maps and loads them."""
 
-    def __init__(self, method: Literal["full", "lora"], pool: RolloutPool, rank: int, tolerance: float) -> None:
+    def __init__(self, method: Literal["full", "lora"], pool: RolloutPool, rank: int, tolerance: Tolerance) -> None:
         """tolerance: see Expected."""
         self._method, self._pool, self._rank, self._tolerance = method, pool, rank, tolerance
 
-    def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
-        """Does not wait for the engines: they load while the trainer computes its logprobs on the probe case."""
+    def send(self, learner: Learner, version: int, probe: Probe) -> PublishedWeights:
+        """Does not wait for the engines: they load while the trainer computes its logprobs on the probe."""
         tensors = learner.weights()
         if tensors is None:
             learner.probe(probe)
@@ -83,14 +83,14 @@ class DeviceTransfer:
     """From GPU to GPU by vLLM's trainer-side weight transfer. `send` waits until every engine has the weights."""
 
     def __init__(
-        self, backend: Literal["nccl", "ipc"], pool: RolloutPool, rank: int, tolerance: float, engine_workers: int
+        self, backend: Literal["nccl", "ipc"], pool: RolloutPool, rank: int, tolerance: Tolerance, engine_workers: int
     ) -> None:
         """tolerance: see Expected. engine_workers: processes per engine, its tensor_parallel_size."""
         self._backend, self._pool, self._rank, self._workers = backend, pool, rank, engine_workers
         self._tolerance = tolerance
         self._sender: Sender | None = None
 
-    def send(self, learner: Learner, version: int, probe: TokenizedCase) -> PublishedWeights:
+    def send(self, learner: Learner, version: int, probe: Probe) -> PublishedWeights:
         expected = learner.probe(probe)
         if self._backend == "ipc":
             _make_room()

@@ -101,7 +101,7 @@ def read_label(
 
 
 def probe_tokens(case: TokenizedCase) -> Tokens:
-    """The tokens whose logprobs at the ends of x and of x∖C say whether an engine serves the trainer's weights.
+    """The tokens whose logprobs after a part of x and of x∖C say whether an engine serves the trainer's weights.
 
     Closed labels: the children of the trie's root; one-token labels: the labels. Free text has none: the first
     PROBE_TOKENS distinct tokens of x, as good as any others.

@@ -30,6 +30,7 @@ from introspect_ray.records import TokenizedCase
 
 Ints = NDArray[np.int32]
 RELEASE_EVERY = 64  # rows read before the pages of the mapped file are released
+LOOKED_AT = 1 << 26  # tokens of which `used_tokens` takes note: 256 MiB of the file
 
 
 class CaseTable(RecordTable[TokenizedCase]):
@@ -119,6 +120,23 @@ class CaseTable(RecordTable[TokenizedCase]):
         """Most tokens on a path of a training tree: x or x∖C with its answer but for the answer's last token, after
         which nothing is predicted, or q with its explanation."""
         return max(self.longest_answered - 1, self.longest_explained)
+
+    def used_tokens(self, vocabulary: int) -> NDArray[np.bool_]:
+        """[vocabulary] whether a case has the token in a prompt, an answer or an explanation; of the first LOOKED_AT
+        tokens of prompts. Raises IndexError for a token beyond the vocabulary."""
+        used, seen = np.zeros(vocabulary, np.bool_), 0
+        for answers in self.answers:
+            for tokens in (*answers.label_tokens, *answers.explanations.values()):
+                used[list(tokens)] = True
+        for batch in self.batches:
+            for name in TOKEN_COLUMNS:
+                values = _numpy(batch.column(name).values)
+                used[values] = True
+                seen += len(values)
+            self._release()
+            if seen >= LOOKED_AT:
+                break
+        return used
 
     def _longest(self, columns: Sequence[str], more: Sequence[int]) -> int:
         """Most tokens in any of these columns together with the tokens `more` of the case's answer set."""

@@ -80,8 +80,12 @@ class RolloutConfig(_Section):
     threads: int = Field(1, ge=1)
     """CPU threads per rollout actor."""
     probe_tolerance: float | None = Field(None, gt=0)
-    """Largest difference in nats between the engine's and the trainer's logprobs of the probe case for a delivery of
-    weights to count as verified; null: chosen by `dtype`."""
+    """Largest difference in nats between the engine's and the trainer's logprobs of the probe for a delivery of weights
+    to count as verified (bfloat16: in the root mean square); null: chosen by `dtype`."""
+    probe_tokens: int = Field(32, ge=16)
+    """Tokens of the vocabulary that the probe of a delivery looks at, others each time, those of the training cases
+    first. A delivery costs 1.5 probe_tokens + 16 tokens of a forward, in engine and trainer. online, lag > 0 or
+    sync_every > 1: also how many tokens of a step's cases the trainer reads itself to compare with the engines."""
 
     @property
     def served_by(self) -> Literal["vllm", "transformers"]:
@@ -201,7 +205,7 @@ class AlarmConfig(_Section):
 
     engine_gap: float | None = Field(0.01, gt=0)
     """Largest difference in nats between the trainer's and the engine's label logprobs on the same case and weights
-    (online, lag 0); null: off."""
+    (online: rank 0's cases of a step or, of labels made with earlier weights, a sample of them); null: off."""
     agreement: float | None = Field(1e-9, gt=0, lt=0.5)
     """Stop if the agreement of all labels so far has less than this probability at ν (per side and step); null: off."""
     off_format: float | None = Field(None, ge=0, le=1)
@@ -252,6 +256,10 @@ class RunConfig(_Section):
     """Seed of the run: the order of cases, wrong and mixed labels, LoRA's initial weights."""
     lag: int = Field(0, ge=0)
     """Step t trains on labels of weight version t - lag exactly."""
+    deterministic: bool = False
+    """Kernels whose results do not depend on what is computed beside them: torch's deterministic algorithms in the
+    training workers and, where the engines have NVIDIA GPUs of compute capability 9.0 or later, vLLM's batch-invariant
+    mode (beta). Where the hardware has no such mode, a warning says so and the run goes on. Slower."""
     method: Literal["full", "lora"] = "full"
     """Train all weights, or LoRA adapters on all linear layers."""
     lora_rank: int = Field(32, ge=1)

@@ -19,8 +19,11 @@ def make_engine(
     method: Literal["full", "lora"] = "full",
     lora_rank: int = 32,
     seed: int = 0,
+    deterministic: bool = False,
 ) -> Engine:
     """Start the engine `rollout.served_by` on the Hugging Face folder `policy_path`. Only that engine is imported.
+
+    deterministic: see determinism.py; what the machine cannot give is in the engine's `shortfall`.
 
     Raises UserError where vLLM is needed but not installed, or the folder cannot be served.
     """
@@ -29,10 +32,10 @@ def make_engine(
         if rollout.served_by == "transformers":
             from introspect_ray.engines.transformers_engine import TransformersEngine
 
-            return TransformersEngine(policy_path, rollout, max_model_len, method, lora_rank, seed)
+            return TransformersEngine(policy_path, rollout, max_model_len, method, lora_rank, seed, deterministic)
         from introspect_ray.engines.vllm_engine import VLLMEngine
 
-        return VLLMEngine(policy_path, rollout, max_model_len, method, lora_rank, seed)
+        return VLLMEngine(policy_path, rollout, max_model_len, method, lora_rank, seed, deterministic)
 
 
 def check_installed(rollout: RolloutConfig) -> None:

@@ -7,9 +7,10 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from introspect_ray.cases.probes import Probe
 from introspect_ray.engines import checks
 from introspect_ray.engines.versioned_engine import VersionedEngine
-from introspect_ray.records import Delivery, TokenizedCase
+from introspect_ray.records import Delivery
 
 _UNDER_WAY = "it is in the middle of a weight update"
 
@@ -36,7 +37,7 @@ class DeviceUpdates(VersionedEngine):
         with self._unusable_on_error(f"{call} failed"):
             self._call_workers(call, dict(kwargs))
 
-    def confirm(self, version: int, probe: TokenizedCase) -> Delivery:
+    def confirm(self, version: int, probe: Probe) -> Delivery:
         """Serve the transferred weights as `version` from now on; returns the receipt.
 
         Its fingerprints are of the tensors that arrived on the workers' devices; its probe is computed on the weights

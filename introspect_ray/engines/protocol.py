@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from introspect_ray.cases.answers import Tokens
+from introspect_ray.cases.probes import Probe
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
 if TYPE_CHECKING:
@@ -20,14 +21,13 @@ class WeightUpdate:
     kind "full": `tensors` are CPU tensors of the whole policy by Hugging Face name, tied heads included.
     kind "adapter": they are the state of the PEFT adapter, and `adapter_config` is the content of its
     adapter_config.json.
-    probe: trainer and engines compare the logprobs of probe_tokens(probe) after x and x∖C, to verify which weights are
-    served.
+    probe: trainer and engines compare their logprobs on it, to verify which weights are served (cases/probes.py).
     """
 
     version: int
     kind: Literal["full", "adapter"]
     tensors: Mapping[str, torch.Tensor]
-    probe: TokenizedCase
+    probe: Probe
     adapter_config: Mapping[str, object] | None = None
 
 
@@ -62,6 +62,10 @@ class Engine(Protocol):
     @property
     def usable(self) -> bool:
         """False for a closed engine, and after a weight update that failed: the engine must be replaced."""
+        ...
+
+    def shortfall(self) -> str | None:
+        """What `deterministic=true` asks for and this engine's machine does not have; None if it has all."""
         ...
 
     def load_weights(self, update: WeightUpdate) -> Delivery:

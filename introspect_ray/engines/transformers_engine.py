@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from introspect_ray.cases.answers import Tokens
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
+from introspect_ray.engines.determinism import NOT_IN_TRANSFORMERS, use_deterministic_algorithms
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.engines.versioned_engine import VersionedEngine
 
@@ -28,8 +29,12 @@ class TransformersEngine(VersionedEngine):
         method: Literal["full", "lora"],
         lora_rank: int,
         seed: int,
+        deterministic: bool = False,
     ) -> None:
         """Arguments as for VLLMEngine. `seed` is unused: nothing is sampled, and an adapter comes with an update."""
+        if deterministic:
+            use_deterministic_algorithms()
+            self._shortfall = NOT_IN_TRANSFORMERS
         import torch
         from transformers import AutoModelForCausalLM
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-from introspect_ray.cases.answers import LabelNode, Reading, Tokens, label_nodes, make_pair, probe_tokens, read_label
+from introspect_ray.cases.answers import LabelNode, Reading, Tokens, label_nodes, make_pair, read_label
+from introspect_ray.cases.probes import Probe, prompts_of
 from introspect_ray.engines import checks
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
@@ -21,6 +22,8 @@ class VersionedEngine(ABC):
     An engine starts at version 0, the policy folder. An exception within a weight update leaves the weights undefined:
     from then on every call raises RuntimeError, and the engine must be replaced.
     """
+
+    _shortfall: str | None = None
 
     def __init__(self, policy_path: str, max_model_len: int, method: Literal["full", "lora"], lora_rank: int) -> None:
         """policy_path: a local Hugging Face folder. Raises UserError for a folder that no engine can serve."""
@@ -44,6 +47,10 @@ class VersionedEngine(ABC):
     def prompt_tokens(self) -> PromptTokens:
         """Prompt tokens so far. An engine without a prefix cache counts none."""
         return PromptTokens()
+
+    def shortfall(self) -> str | None:
+        """What `deterministic=true` asks for and this engine's machine does not have; None if it has all."""
+        return self._shortfall
 
     def label_pairs(self, cases: Sequence[TokenizedCase]) -> list[BehaviorPair]:
         """y(x), y(x∖C) of each case with closed labels, in order, on one weight version.
@@ -103,10 +110,9 @@ class VersionedEngine(ABC):
         seconds = {"load": loaded - start, "probe": probed - loaded, "fingerprint": time.perf_counter() - probed}
         return Delivery(update.version, received, probe, seconds, checks.nbytes(update.tensors))
 
-    def _probe(self, case: TokenizedCase) -> tuple[float, ...]:
-        """Logprobs of the case's probe tokens after x, then after x∖C, on the weights now served."""
-        cued, ablated = self._next_tokens([case.prompt, case.ablated], [probe_tokens(case)] * 2)
-        return cued.logprobs + ablated.logprobs
+    def _probe(self, probe: Probe) -> tuple[float, ...]:
+        """The logprobs of a probe, item by item, on the weights now served: by the same calls as labels."""
+        return tuple(value for answer in self._next_tokens(*prompts_of(probe)) for value in answer.logprobs)
 
     def close(self) -> None:
         """Free the engine; later calls raise RuntimeError. A second close does nothing."""
@@ -133,7 +139,7 @@ class VersionedEngine(ABC):
             checks.check_full(update, self._expected)
         else:
             checks.check_adapter(update, self._expected, self._lora_rank)
-        checks.check_prompts([update.probe.prompt, update.probe.ablated], 1, self._max_model_len)
+        checks.check_prompts(prompts_of(update.probe)[0], 1, self._max_model_len)
 
     def _require_usable(self) -> None:
         if self._unusable:

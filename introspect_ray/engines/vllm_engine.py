@@ -10,12 +10,14 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from introspect_ray.cases.answers import Tokens
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import checks
+from introspect_ray.engines.determinism import use_batch_invariance
 from introspect_ray.engines.device_updates import DeviceUpdates
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
 
@@ -56,17 +58,18 @@ class VLLMEngine(DeviceUpdates):
         method: Literal["full", "lora"],
         lora_rank: int,
         seed: int,
+        deterministic: bool = False,
     ) -> None:
         """Import vLLM and start its core in this process. Raises as VersionedEngine does."""
         super().__init__(policy_path, max_model_len, method, lora_rank)
         self._request = 0
         self._asleep = False
         self._prompt_tokens = self._cached_tokens = 0
-        self._params: dict[Tokens, Any] = {}
         self._adapter: Any = None  # the LoRARequest now served
         self._adapters = 0  # how many were loaded so far
         self._adapter_dir: tempfile.TemporaryDirectory[str] | None = None
         set_environment(rollout.threads)
+        self._shortfall = use_batch_invariance() if deterministic else None
         import torch
 
         torch.set_num_threads(rollout.threads)  # vLLM forbids this from here on
@@ -198,29 +201,12 @@ class VLLMEngine(DeviceUpdates):
             self._adapter_dir = None
 
     def _next_tokens(self, prompts: Sequence[Tokens], asked: Sequence[Tokens]) -> list[checks.NextToken]:
-        outputs = self._run(prompts, [self._params_of(ids) for ids in asked])
+        outputs = self._run(prompts, [_next_token(ids) for ids in asked])
         answers = []
         for output, ids in zip(outputs, asked, strict=True):
             logprobs = output.logprobs[0]  # of the tokens asked for and of the sampled one
             answers.append(checks.NextToken(tuple(logprobs[i].logprob for i in ids), output.token_ids[0]))
         return answers
-
-    def _params_of(self, asked: Tokens) -> Any:
-        """One greedy token over the full vocabulary, with the raw logprobs of `asked`. Made once for them."""
-        if asked not in self._params:
-            from vllm import SamplingParams
-            from vllm.sampling_params import RequestOutputKind
-
-            checks.check_vllm_limits([asked])
-            self._params[asked] = SamplingParams(
-                max_tokens=1,
-                temperature=0.0,
-                logprob_token_ids=list(asked),
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-                skip_clone=True,  # vLLM's deep copy of each request takes a third of the labelling time
-            )
-        return self._params[asked]
 
     def _run(self, prompts: Sequence[Tokens], params: Sequence[Any]) -> list[Any]:
         """vLLM's completion output of each prompt, in order.
@@ -249,6 +235,23 @@ class VLLMEngine(DeviceUpdates):
                 f"expected all of them, on version {self._version}"
             )
         return [outputs[i] for i in range(len(prompts))]
+
+
+@lru_cache(maxsize=4096)  # probes ask for other tokens each time
+def _next_token(asked: Tokens) -> Any:
+    """One greedy token over the full vocabulary, with the raw logprobs of `asked`."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    checks.check_vllm_limits([asked])
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        logprob_token_ids=list(asked),
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # vLLM's deep copy of each request takes a third of the labelling time
+    )
 
 
 def _start(args: dict[str, Any], architectures: Sequence[str], transfer: str) -> Any:

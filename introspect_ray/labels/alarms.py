@@ -105,8 +105,9 @@ def engine_gap(
 ) -> float | None:
     """The largest |trainer - engine| label logprob (nats) over the engine's pairs; None without logprobs (free text).
 
-    logprobs: the trainer's, by case id: of the labels on x and on x∖C.
+    logprobs: the trainer's, by case id: of the labels on x and on x∖C. Pairs of other cases are passed over.
     """
+    pairs = [pair for pair in pairs if pair.case_id in logprobs]
     ours = [value for pair in pairs for side in logprobs[pair.case_id] for value in side]
     theirs = [value for pair in pairs for side in (pair.cued_logprobs, pair.ablated_logprobs) for value in side]
     return worst_gap(ours, theirs) if theirs else None

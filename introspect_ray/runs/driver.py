@@ -12,7 +12,6 @@ import ray
 from introspect_ray.actors.relabeler import RelabelerActor
 from introspect_ray.actors.rollout import Exported, Serving
 from introspect_ray.actors.trainer import WorkerSpec
-from introspect_ray.actors.weight_sync import probe_case
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import reference_policy
 from introspect_ray.labels.reading import NAME as READING
@@ -67,7 +66,7 @@ def train_once(
         labelled, done = train_with_recovery(_worker_spec(cfg, room, run_name), lambda: _relabeler(cfg, room))
     trained = time.perf_counter()
     # An engine that dies from here on loads the policy that the workers exported.
-    exported = Exported(store.join("policy"), probe_case(setup.prepared.train[0]))
+    exported = Exported(store.join("policy"), done.probe)
     serving = Serving(cfg.steps, done.served, exported)
     turn = setup.turns.turn() if setup.turns else nullcontext()
     with turn, evaluation_room(cfg, setup) as room, watched(setup.status, run_name, room.pool.engines.waits):
@@ -89,7 +88,7 @@ def train_once(
     if cfg.alarms.collapse != "off":  # those of M0 were printed before training
         warned([line for line in extra["findings"] if line.startswith("trained: ")])
     # kept, as nobody sees the output of a sweep's trial
-    extra["findings"] += warned(doubts(judged))
+    extra["findings"] += warned([*doubts(judged), *done.notes])
     store.write_json("details.json", {**extra, "timing_s": timing})
     store.write_json("summary.json", out)
     with tolerated("tracking of the results"):  # which are written by now

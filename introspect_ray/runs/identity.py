@@ -36,6 +36,7 @@ _FREE = (
     "judge.max_unjudged",
     "rollout.weight_transfer",
     "rollout.probe_tolerance",
+    "rollout.probe_tokens",
 )
 
 

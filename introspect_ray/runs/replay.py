@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, TrackingConfig, override
 from introspect_ray.config.compatibility import workers_text
+from introspect_ray.engines.determinism import use_deterministic_algorithms
 from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import load_run
 from introspect_ray.labels.reading import Reading, load_reading
@@ -117,6 +118,8 @@ def train_again(
 
     m0: see `m0_pairs`. Raises UserError if it is not known and the KL needs it.
     """
+    if cfg.deterministic:
+        use_deterministic_algorithms()
     torch.set_num_threads(cfg.train.threads)  # the number of threads decides how sums are split, hence rounded
     reference, calibration = None, load_reading(source).calibration
     responses = _responses(m0, prepared, source)  # the KL of a live reference follows them too
@@ -151,7 +154,7 @@ def m0_pairs(recorded: RunConfig, prepared: Prepared, reading: Reading) -> Mappi
     judge = judging_key(recorded, prepared)
     own = prepared.tokens_of(recorded.policy)
     key = label_set_key(prepared.reference_id, chain(prepared.train, prepared.test), recorded.rollout, judge)
-    pairs = load_pairs(prepared.cache_uri, key)
+    pairs = load_pairs(prepared.cache_uri, key + "-deterministic" * recorded.deterministic)
     return _Unknown(own.labels) if pairs is None else pairs.read_by(reading, own.labels).by_id
 
 

@@ -296,5 +296,5 @@ def _kept_report(cfg: RunConfig, cache_uri: str, key: str) -> JudgeReport | None
 
 def label_set(cfg: RunConfig, tokens: PolicyCases, policy_id: str, judging: Judging | None) -> str:
     """The name of a policy's label set in the cache. tokens: the cases as it reads them."""
-    judge = judging.key if judging else ""
-    return label_set_key(policy_id, chain(tokens.train, tokens.test), cfg.rollout, judge)
+    judge, cases = judging.key if judging else "", chain(tokens.train, tokens.test)
+    return label_set_key(policy_id, cases, cfg.rollout, judge) + "-deterministic" * cfg.deterministic

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from introspect_ray.cases.answers import make_pair, probe_tokens
+from introspect_ray.cases.answers import make_pair
 from introspect_ray.cases.label_trie import walk_explanations
 from introspect_ray.cases.lookup import records_of
+from introspect_ray.cases.probes import Probe
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.labels.calibration import Calibration
@@ -43,7 +43,7 @@ from introspect_ray.training.fsdp import (
 from introspect_ray.training.label_readings import answers, label_readings
 from introspect_ray.training.loss import Counts, Scales, loss_scales
 from introspect_ray.training.packing import PackedBatch, pack, placeholder
-from introspect_ray.training.prompt_tree import TreeCache, build_tree, longest_sequence, text_tree
+from introspect_ray.training.prompt_tree import TreeCache, item_tree, longest_sequence, text_tree
 from introspect_ray.training.reference import Reference
 from introspect_ray.training.step_sums import StepSums
 
@@ -205,16 +205,23 @@ class Learner:
         dist.all_gather_into_tensor(gathered, mine)
         return Counts(*gathered[:, :-1].sum(0).tolist()), int(gathered[:, -1].max())
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the policy has embeddings and logits for."""
+        size: int = self.module.causal_lm.config.get_text_config().vocab_size
+        return size
+
     @torch.no_grad()
-    def probe(self, case: TokenizedCase) -> tuple[float, ...]:
-        """Natural logprobs of probe_tokens(case) at the end of x, then of x∖C, on the current weights. Collective."""
-        tokens = probe_tokens(case)
-        at_the_end = replace(case, label_tokens=tuple((token,) for token in tokens), max_response=0)
-        (batch,) = pack([build_tree(at_the_end, None, None)], self.cfg.train.token_budget)
-        with self._precision():
-            out = self.module(batch)
+    def probe(self, probe: Probe) -> tuple[float, ...]:
+        """The natural logprobs of a probe, item by item, on the current weights. Collective."""
+        found: dict[str, tuple[float, ...]] = {}
+        for batch in pack([item_tree(str(i), item) for i, item in enumerate(probe)], self.cfg.train.token_budget):
+            with self._precision():
+                out = self.module(batch)
+            for tree, readings in zip(batch.trees, label_readings(batch, out), strict=True):
+                found[tree.case_id] = readings[0].logprobs + readings[1].logprobs if readings else ()
         free_gathered(self.module)
-        return tuple(out.label_logprobs_P.tolist())
+        return tuple(value for i in range(len(probe)) for value in found[str(i)])
 
     @torch.no_grad()
     def label_pairs(self, cases: Sequence[TokenizedCase], version: int) -> list[BehaviorPair]:

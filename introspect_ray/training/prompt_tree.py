@@ -20,6 +20,7 @@ from introspect_ray.cases.answers import LabelNode, label_nodes, response_path
 from introspect_ray.cases.label_trie import Branch, Tokens, label_branches
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.cases.prefix import common_prefix
+from introspect_ray.cases.probes import ProbeItem
 from introspect_ray.cases.tokenize import max_explanation_tokens, max_response_tokens
 from introspect_ray.records import AuxiliaryText, BehaviorPair, Explanation, TokenizedCase
 
@@ -152,6 +153,13 @@ def build_tree(case: TokenizedCase, label: Explanation | None, paths: Paths | No
         branches=branches,
         branch_nodes=np.array([node_of[tokens][-1] for tokens in deciders], np.int64),
     )
+
+
+def item_tree(name: str, item: ProbeItem) -> PromptTree:
+    """The two prompts of a probe's item as the tree of a case, each with all tokens that are asked for as labels."""
+    tokens = tuple((token,) for token in item.asked)
+    case = TokenizedCase(name, tuple(map(str, item.asked)), tokens, item.first, item.second, item.first, {})
+    return build_tree(case, None, None)
 
 
 def _side(

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from learner_helpers import make_labels, make_pairs, make_texts, with_free_text, with_words
 
+from introspect_ray.cases.probes import case_item
 from introspect_ray.config import RunConfig
 from introspect_ray.policy import BUNDLED
 from introspect_ray.records import TokenizedCase
@@ -92,7 +93,7 @@ def two_steps(
     texts = make_texts(5) if "responses" in variant else []
     metrics = []
     for _ in range(2):
-        learner.probe(cases[0])  # a short row, without gradient
+        learner.probe((case_item(cases[0]),))  # a short row, without gradient
         learner.label_pairs([case for case in cases if not case.max_response], 0)
         metrics.append(learner.step(labels, m0, texts))
     logprobs = [side for case in cases for side in learner.last_logprobs[case.case_id]]

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from learner_helpers import make_labels, make_pairs
 from torch.distributed.tensor import DTensor
 
+from introspect_ray.cases.probes import case_item
 from introspect_ray.config import RunConfig
 from introspect_ray.policy import BUNDLED
 from introspect_ray.records import TokenizedCase
@@ -37,7 +38,7 @@ def train(offload: bool, method: str, cases: list[TokenizedCase], folder: str) -
     labels, m0 = make_labels(cases), make_pairs(cases)
     first, second = make(), make()
     for _ in range(2):
-        first.probe(cases[0])
+        first.probe((case_item(cases[0]),))
         first.step(labels, m0)
     if offload:
         shards = [p for p in first.module.parameters() if isinstance(p, DTensor)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -20,7 +21,8 @@ from ray.exceptions import RayActorError
 from introspect_ray.actors import engines as engine_handles
 from introspect_ray.actors.rollout import Exported, Request, Serving
 from introspect_ray.actors.status import StatusBoardActor
-from introspect_ray.actors.weight_sync import Expected, WeightSyncError
+from introspect_ray.actors.weight_sync import Expected, Tolerance, WeightSyncError
+from introspect_ray.cases.probes import ProbePlan
 from introspect_ray.config import override
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import RepeatedFailure
@@ -34,6 +36,7 @@ from introspect_ray.scores.summary import check_summary
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 EVERY = 6
 STEPS = 36
+TOLERANCE = Tolerance(2e-3, 2e-3)
 SETTINGS = {
     "supervision__rule": "online",
     "supervision__agreement": 0.7,
@@ -107,11 +110,17 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
     out = live.train(supervision__rule="fixed", steps=2)[2]
     pool, prepared = live.setup.pool, live.setup.prepared
     ids, sent = [case.case_id for case in prepared.test[:24]], fingerprints(load_saved(str(out / "policy"))[0])
-    exported = Exported(str(out / "policy"), prepared.train[0])
-    request = Request("label", ids, Serving(2, Expected(2, sent, (), 2e-3)), home=0)  # to be had nowhere: it is served
+    vocabulary = json.loads((out / "policy" / "config.json").read_text())["vocab_size"]
+    probes = ProbePlan(
+        prepared.train, prepared.train.used_tokens(vocabulary), live.cfg.rollout.probe_tokens, live.cfg.seed
+    )
+    exported = Exported(str(out / "policy"), probes.last(2))  # of the second version, in a run without other deliveries
+    request = Request(
+        "label", ids, Serving(2, Expected(2, sent, (), TOLERANCE)), home=0
+    )  # to be had nowhere: it is served
     before = ray.get(pool._send(request).future)
     os.kill(pids(TITLES["rollout actor"])[0], signal.SIGKILL)
-    again = pool.label_now(ids, Serving(2, Expected(2, sent, before.receipt.probe, 2e-3), exported))
+    again = pool.label_now(ids, Serving(2, Expected(2, sent, before.receipt.probe, TOLERANCE), exported))
     assert again == before.answers
     assert {pair.case_id: pair.cued_logprobs for pair in again} != {
         pair.case_id: pair.cued_logprobs for pair in live.setup.m0_test[:24]

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ENGINE, TRANSFER, CHUNKS = "vllm_engine_checks.py", "vllm_transfer_checks.py", "vllm_chunk_checks.py"
+PROBE = "vllm_probe_checks.py"
 
 
 @pytest.mark.timeout(200)
@@ -25,6 +26,7 @@ ENGINE, TRANSFER, CHUNKS = "vllm_engine_checks.py", "vllm_transfer_checks.py", "
         (ENGINE, "TestLora", 5),
         (TRANSFER, "TestTransfer", 4),
         (CHUNKS, "TestChunks", 2),
+        (PROBE, "TestProbe", 3),
     ],
 )
 def test_vllm_engine(file, scenario, count, tmp_path):

@@ -17,7 +17,6 @@ from engine_tiny import (
     TOLERANCE,
     assert_reads_tries,
     assert_serves,
-    label_ids,
     make_cases,
     make_trie_cases,
     peft_adapter,
@@ -27,6 +26,7 @@ from engine_tiny import (
     state,
 )
 
+from introspect_ray.cases.probes import case_item, prompts_of
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.fingerprint import fingerprints
@@ -35,6 +35,7 @@ from introspect_ray.organism import FOLDER as ORGANISM
 
 ROLLOUT = RolloutConfig(engine="vllm", kv_cache_bytes=8 << 20)
 CASES = make_cases(12)
+PROBE = (case_item(CASES[0]),)
 
 
 def start(policy: str, method: str = "full"):
@@ -42,13 +43,13 @@ def start(policy: str, method: str = "full"):
 
 
 def full(engine, tensors, probe=CASES[0]) -> WeightUpdate:
-    return WeightUpdate(engine.weight_version + 1, "full", tensors, probe)
+    return WeightUpdate(engine.weight_version + 1, "full", tensors, (case_item(probe),))
 
 
 def assert_delivery(delivery, update, expected):
-    """The receipt names what was sent and what is served: probe on x, then on x∖C."""
-    case = update.probe
-    want = expected([case.prompt, case.ablated])[:, label_ids(case)].flatten()
+    """The receipt names what was sent and what is served: the probe's logprobs after each of its prompts."""
+    prompts, asked = prompts_of(update.probe)
+    want = torch.cat([row[list(tokens)] for row, tokens in zip(expected(prompts), asked, strict=True)])
     torch.testing.assert_close(torch.tensor(delivery.probe), want, atol=TOLERANCE, rtol=0)
     assert (delivery.version, delivery.fingerprints) == (update.version, fingerprints(update.tensors))
     assert delivery.bytes == sum(t.numel() * t.element_size() for t in update.tensors.values())
@@ -159,7 +160,7 @@ class TestTied(Served):
             with pytest.raises(ValueError, match=message):
                 engine.load_weights(full(engine, tensors))
         with pytest.raises(ValueError, match=r"kind 'adapter'.*method='full'"):
-            engine.load_weights(WeightUpdate(version + 1, "adapter", {}, CASES[0], {}))
+            engine.load_weights(WeightUpdate(version + 1, "adapter", {}, PROBE, {}))
         long = replace(CASES[0], prompt=(20,) * 192)
         with pytest.raises(ValueError, match="192 tokens"):
             engine.load_weights(full(engine, good, probe=long))
@@ -259,7 +260,7 @@ class TestLora(Served):
         seen = []
         for seed in (1, 2, 1):
             tensors, config, expected = peft_adapter(policy, seed, rank=4)
-            update = WeightUpdate(engine.weight_version + 1, "adapter", tensors, CASES[0], config)
+            update = WeightUpdate(engine.weight_version + 1, "adapter", tensors, PROBE, config)
             delivery = engine.load_weights(update)
             assert_delivery(delivery, update, expected)
             assert delivery.bytes < 0.2 * sum(t.numel() * t.element_size() for t in state(policy).values())
@@ -269,7 +270,7 @@ class TestLora(Served):
 
     def test_generate_uses_the_adapter(self, engine, policy):
         tensors, config, expected = peft_adapter(policy, 3, rank=4)
-        engine.load_weights(WeightUpdate(engine.weight_version + 1, "adapter", tensors, CASES[0], config))
+        engine.load_weights(WeightUpdate(engine.weight_version + 1, "adapter", tensors, PROBE, config))
         prompts = [case.prompt for case in CASES[:4]]
         first = [tokens[:1] for tokens in engine.generate(prompts, 1)]
         assert first == [(t,) if t != EOS else () for t in expected(prompts).argmax(-1).tolist()]
@@ -286,7 +287,7 @@ class TestLora(Served):
             ("match no linear layer", tensors, config | {"target_modules": ["nothing"]}),
         ):
             with pytest.raises(ValueError, match=message):
-                engine.load_weights(WeightUpdate(version + 1, "adapter", bad, CASES[0], bad_config))
+                engine.load_weights(WeightUpdate(version + 1, "adapter", bad, PROBE, bad_config))
         assert engine.label_pairs(CASES) == before
 
     def test_old_adapters_leave_nothing_behind(self, engine, policy):

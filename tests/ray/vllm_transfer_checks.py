@@ -6,6 +6,7 @@ import pytest
 from engine_tiny import reference_logprobs, state
 from vllm_engine_checks import CASES, ROLLOUT, Served, assert_delivery, assert_serves
 
+from introspect_ray.cases.probes import case_item
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
@@ -70,8 +71,8 @@ class TestTransfer(Served):
             for name in moved:
                 engine.transfer("update_weights", {"update_info": {"weights": {name: moved[name]}}})
             engine.transfer("finish_weight_update", {})
-            update = WeightUpdate(version, "full", moved, CASES[0])
-            delivery = engine.confirm(version, CASES[0])
+            update = WeightUpdate(version, "full", moved, (case_item(CASES[0]),))
+            delivery = engine.confirm(version, update.probe)
             assert_delivery(delivery, update, lambda prompts, moved=moved: reference_logprobs(policy, moved, prompts))
             assert_serves(engine, CASES, lambda prompts, moved=moved: reference_logprobs(policy, moved, prompts))
 

@@ -30,7 +30,7 @@ class TinyLearner:
 class Supply:
     """Supplies one label per step, from the version that was published last."""
 
-    def publish(self, learner, version, probe):
+    def publish(self, learner, version):
         self.version = version
 
     def request(self, step, version):
@@ -125,7 +125,7 @@ def test_weights_are_scored_every_so_many_steps_before_they_are_updated():
     scored: list[tuple[int, int]] = []
 
     class Scoring(Supply):
-        def score(self, step, learner, probe):
+        def score(self, step, learner):
             scored.append((step, self.version))
 
     flat = {"steps": 6, "batch_size": 1, "supervision": {"rule": "online"}, "eval": {"every": 2}}

@@ -10,6 +10,7 @@ from introspect_ray.config import RunConfig, load_config
 from introspect_ray.schedule import (
     auxiliary_plan,
     deal,
+    delivery_number,
     idle_engines,
     idle_warning,
     label_version,
@@ -131,3 +132,13 @@ def test_engines_that_cannot_be_busy_are_named_with_the_remedy():
     few = idle_warning(online(batch_size=2, rollout__num_actors=4, rollout__group_size=None))
     assert few and few.endswith("lower rollout.num_actors to 2")
     assert idle_warning(online()) is None
+
+
+def test_deliveries_are_numbered_without_gaps():
+    """Their probes look at the vocabulary in turn. Online each sync_every steps; otherwise for interim scores alone."""
+    made = online(rollout__sync_every=4, steps=12)
+    assert [delivery_number(version, made) for version in (0, 4, 8, 12)] == [0, 1, 2, 3]
+    for flat in ({}, {"supervision.rule": "online", "rollout.engine": "learner"}):
+        scored = load_config(None, {"eval.every": 5, **flat})
+        assert [delivery_number(version, scored) for version in (0, 5, 10)] == [0, 1, 2]
+    assert delivery_number(100, load_config(None, {})) == 100  # the last one; there is no other but the first

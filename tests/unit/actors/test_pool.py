@@ -13,7 +13,7 @@ from introspect_ray.actors import engines as engine_handles
 from introspect_ray.actors.engines import Engines
 from introspect_ray.actors.pool import RolloutPool, at_rest, receipts
 from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, RolloutWorker, Serving
-from introspect_ray.actors.weight_sync import Expected, WeightSyncError
+from introspect_ray.actors.weight_sync import Expected, Tolerance, WeightSyncError
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines.protocol import PromptTokens
 from introspect_ray.errors import AlarmError, RepeatedFailure, UserError, one_line
@@ -27,7 +27,7 @@ def task_error(cause: Exception) -> RayTaskError:
 
 
 GOOD = Delivery(3, {"model.layers.0": "abc"}, (-0.1, -2.0), {}, 30)
-SERVING = Serving(3, Expected(3, GOOD.fingerprints, (-0.1, -2.0), 2e-3), [None])
+SERVING = Serving(3, Expected(3, GOOD.fingerprints, (-0.1, -2.0), Tolerance(2e-3, 2e-3)), [None])
 REQUEST = Request("label", ["c1", "c2"], SERVING, home=1)
 
 

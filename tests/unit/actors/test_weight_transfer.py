@@ -8,7 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from introspect_ray.actors.weight_sync import WeightSyncError, expect, pack, probe_tolerance, unpack, verify
+from introspect_ray.actors.weight_sync import (
+    Tolerance,
+    WeightSyncError,
+    expect,
+    pack,
+    probe_tolerance,
+    unpack,
+    verify,
+)
 from introspect_ray.actors.weight_transfer import DeviceTransfer, ObjectStoreTransfer, make_transfer
 from introspect_ray.config import load_config
 from introspect_ray.engines.fingerprint import fingerprints
@@ -20,7 +28,7 @@ GPU = {"train.use_gpu": True, "rollout.num_gpus": 1}
 
 def update() -> WeightUpdate:
     tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "l.0.b": torch.ones(3, dtype=torch.bfloat16)}
-    return WeightUpdate(7, "full", tensors, probe=None)
+    return WeightUpdate(7, "full", tensors, probe=())
 
 
 def test_pack_and_unpack_keep_every_bit():
@@ -41,7 +49,7 @@ def test_a_tied_tensor_travels_once():
 
 def test_verify_names_what_is_wrong():
     """A receipt of another version, other bytes, or other behaviour than the trainer's stops the run."""
-    sent = expect(update(), (-0.1, -2.0), 0.002)
+    sent = expect(update(), (-0.1, -2.0), Tolerance(0.002, 0.002))
     good = Delivery(7, fingerprints(update().tensors), (-0.1, -2.001), {}, 30)
     verify(sent, [good, good])
     for bad, says in (
@@ -59,16 +67,16 @@ def test_verify_names_what_is_wrong():
 
 
 @pytest.mark.parametrize(
-    ("flat", "nats"),
+    ("flat", "nats", "one"),
     [
-        ({}, 0.002),
-        ({"rollout.dtype": "bfloat16"}, 0.5),  # the coarser side decides
-        ({"train.dtype": "bfloat16"}, 0.5),
-        ({"train.dtype": "bfloat16", "rollout.probe_tolerance": 0.1}, 0.1),
+        ({}, 0.002, 0.002),
+        ({"rollout.dtype": "bfloat16"}, 0.5, 4),  # the coarser side decides
+        ({"train.dtype": "bfloat16"}, 0.5, 4),
+        ({"train.dtype": "bfloat16", "rollout.probe_tolerance": 0.1}, 0.1, 0.8),
     ],
 )
-def test_the_probe_tolerance_follows_the_types(flat, nats):
-    assert probe_tolerance(load_config(None, flat)) == nats
+def test_the_probe_tolerance_follows_the_types(flat, nats, one):
+    assert probe_tolerance(load_config(None, flat)) == Tolerance(nats, one)
 
 
 def test_a_step_of_bfloat16_logits_passes_the_probe_and_a_stale_head_does_not():
@@ -83,8 +91,8 @@ def test_a_step_of_bfloat16_logits_passes_the_probe_and_a_stale_head_does_not():
     sent = expect(update(), tuple(one.float().log_softmax(-1).tolist()), tolerance)
     got = Delivery(7, sent.fingerprints, tuple(other.float().log_softmax(-1).tolist()), {}, 30)
     verify(sent, [got])
-    with pytest.raises(WeightSyncError, match=r"off by 0\.49 nats, allowed are 0\.1: .*--resume and a larger"):
-        verify(replace(sent, tolerance=0.1), [got])
+    with pytest.raises(WeightSyncError, match=r"0\.49 nats at most \(0 by more than 0\.8\) .* 0\.35 .* 0\.1: .*larger"):
+        verify(replace(sent, tolerance=Tolerance(0.1, 0.8)), [got])
     with pytest.raises(WeightSyncError, match=r"off by 3 nats"):
         verify(sent, [replace(got, probe=(got.probe[0] - 3.5, got.probe[1]))])
 

@@ -18,12 +18,14 @@ from engine_tiny import (
     state,
 )
 
+from introspect_ray.cases.probes import case_item
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
 
 CASES = make_cases(9)
+PROBE = (case_item(CASES[0]),)
 ROLLOUT = RolloutConfig(engine="transformers")
 
 
@@ -44,13 +46,13 @@ def test_full_update_serves_the_new_weights_and_back(tmp_path, family, tied):
     engine = start(policy)
     old, new = state(policy), state(policy, seed=1, scale=0.1)
     before = assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, old, prompts))
-    delivery = engine.load_weights(WeightUpdate(1, "full", new, CASES[0]))
+    delivery = engine.load_weights(WeightUpdate(1, "full", new, PROBE))
     after = assert_serves(engine, CASES, lambda prompts: reference_logprobs(policy, new, prompts))
     assert delivery.probe == pytest.approx(after[0].cued_logprobs + after[0].ablated_logprobs, abs=1e-4)
     assert (delivery.version, delivery.fingerprints) == (1, fingerprints(new))
     assert delivery.bytes == sum(t.numel() * 4 for t in new.values())
     assert before[0].cued_logprobs[0] != pytest.approx(after[0].cued_logprobs[0], abs=0.05)
-    engine.load_weights(WeightUpdate(2, "full", old, CASES[0]))
+    engine.load_weights(WeightUpdate(2, "full", old, PROBE))
     assert [replace(p, weight_version=0) for p in engine.label_pairs(CASES)] == before
 
 
@@ -106,7 +108,7 @@ def test_the_probe_of_other_answers(tmp_path, kind):
     if kind == "free text":
         case = replace(case, prompt=(20, 21, 20, *range(22, 40)), label_tokens=(), max_response=4)
         want = list(range(20, 28))
-    delivery = start(policy).load_weights(WeightUpdate(1, "full", new, case))
+    delivery = start(policy).load_weights(WeightUpdate(1, "full", new, (case_item(case),)))
     rows = reference_logprobs(policy, new, [case.prompt, case.ablated])
     assert delivery.probe == pytest.approx(rows[:, want].flatten().tolist(), abs=1e-4)
 
@@ -117,7 +119,7 @@ def test_each_adapter_version_equals_the_peft_forward(policy):
     pairs = []
     for version, seed in enumerate((1, 2, 1), start=1):
         tensors, config, expected = peft_adapter(policy, seed, rank=4)
-        delivery = engine.load_weights(WeightUpdate(version, "adapter", tensors, CASES[0], config))
+        delivery = engine.load_weights(WeightUpdate(version, "adapter", tensors, PROBE, config))
         assert delivery.bytes < 0.2 * sum(t.numel() * 4 for t in state(policy).values())
         pairs.append([replace(p, weight_version=0) for p in assert_serves(engine, CASES, expected)])
     assert pairs[0] != pairs[1]
@@ -130,9 +132,9 @@ def test_refused_updates_change_nothing(tmp_path):
     before, new = engine.label_pairs(CASES), state(policy, seed=1, scale=0.1)
     del new["lm_head.weight"]
     with pytest.raises(ValueError, match=r"lm_head.weight \[64, 64\] is missing \(send a tied head too"):
-        engine.load_weights(WeightUpdate(1, "full", new, CASES[0]))
+        engine.load_weights(WeightUpdate(1, "full", new, PROBE))
     with pytest.raises(ValueError, match=r"kind 'adapter'"):
-        engine.load_weights(WeightUpdate(1, "adapter", {}, CASES[0], {}))
+        engine.load_weights(WeightUpdate(1, "adapter", {}, PROBE, {}))
     assert engine.label_pairs(CASES) == before
 
 
@@ -145,7 +147,7 @@ def test_a_failed_update_makes_the_engine_unusable(tmp_path, monkeypatch):
 
     monkeypatch.setattr(engine._model, "load_state_dict", fail)
     with pytest.raises(OSError, match="link down"):
-        engine.load_weights(WeightUpdate(1, "full", state(policy), CASES[0]))
+        engine.load_weights(WeightUpdate(1, "full", state(policy), PROBE))
     for call in (lambda: engine.label_pairs(CASES), lambda: engine.generate([(20, 21)], 1)):
         with pytest.raises(RuntimeError, match=r"link down.*Replace the engine"):
             call()

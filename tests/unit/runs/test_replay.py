@@ -43,8 +43,8 @@ class InProcess:
         self.cases = {case.case_id: case for case in prepared.train}
         self.steps: dict[int, StepLabels] = {}
 
-    def publish(self, learner, version, probe) -> None:
-        self.engine.load_weights(WeightUpdate(version, "full", learner.weights(), probe))
+    def publish(self, learner, version) -> None:
+        self.engine.load_weights(WeightUpdate(version, "full", learner.weights(), ()))
 
     def request(self, step: int, version: int) -> None:
         pairs = self.engine.label_pairs([self.cases[i] for i in plan_ids(self.cfg, list(self.cases), step)])

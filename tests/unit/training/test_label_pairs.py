@@ -23,6 +23,7 @@ from learner_helpers import (
 )
 
 from introspect_ray.cases.answers import probe_tokens
+from introspect_ray.cases.probes import case_item
 from introspect_ray.engines import make_engine
 from introspect_ray.errors import UserError
 from introspect_ray.policy import BUNDLED, load_model
@@ -113,7 +114,7 @@ def test_free_text_is_left_to_the_engines(tmp_path: Path) -> None:
             model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)[tokens].tolist()
             for prompt in (free.prompt, free.ablated)
         ]
-    assert learner.probe(free) == pytest.approx(expected[0] + expected[1], abs=1e-4)
+    assert learner.probe((case_item(free),)) == pytest.approx(expected[0] + expected[1], abs=1e-4)
 
 
 def test_off_format_is_judged_over_the_full_vocabulary(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from learner_helpers import (
 )
 from torch.distributed.checkpoint import FileSystemWriter
 
+from introspect_ray.cases.probes import case_item
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.errors import UserError
 from introspect_ray.policy import load_model, load_saved
@@ -146,7 +147,7 @@ def test_probe_equals_a_plain_forward_and_the_exported_policy(policy, tmp_path):
             for s in (case.prompt, case.ablated)
             for i in LETTER_IDS
         ]
-    assert learner.probe(case) == pytest.approx(expected, abs=1e-5)
+    assert learner.probe((case_item(case),)) == pytest.approx(expected, abs=1e-5)
     learner.step(LABELS, M0)
     cued, ablated = learner.last_logprobs[case.case_id]  # of the weights before this update
     assert cued + ablated == pytest.approx(expected, abs=1e-5)
@@ -209,7 +210,7 @@ def test_lora_trains_the_adapter_only_and_exports_it(policy, tmp_path):
     case = CASES[0]
     with torch.no_grad():
         logprobs = model(input_ids=torch.tensor([case.prompt])).logits[0, -1].log_softmax(-1)
-    assert learner.probe(case)[:4] == pytest.approx([logprobs[i].item() for i in LETTER_IDS], abs=1e-5)
+    assert learner.probe((case_item(case),))[:4] == pytest.approx([logprobs[i].item() for i in LETTER_IDS], abs=1e-5)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -19,11 +19,13 @@ from learner_helpers import (
 )
 from ranks import on_two_ranks
 
+from introspect_ray.cases.probes import case_item
 from introspect_ray.errors import UserError
 from introspect_ray.training.learner import Learner
 from introspect_ray.training.reference import build_reference
 
 CASES = [*make_cases(8)[:4], *map(with_words, make_cases(8)[4:])]
+PROBE = (case_item(CASES[0]),)
 TOKENIZED = {case.case_id: case for case in CASES}
 LABELS = make_labels(CASES)
 M0 = make_pairs(CASES)
@@ -60,10 +62,10 @@ def run_variant(changes, policy, reference, folder, rank, world):
     learner = Learner(config(changes), policy, reference, TOKENIZED, rank=rank, world_size=world, device="cpu")
     metrics, pairs = [], []
     for version, shards in enumerate(SHARDS):
-        learner.probe(CASES[0])  # a forward without backward must not leave stale weights behind
+        learner.probe(PROBE)  # a forward without backward must not leave stale weights behind
         pairs.append(learner.label_pairs(CASES[shards[rank]] if world > 1 else CASES, version))
         metrics.append(learner.step(LABELS[shards[rank]] if world > 1 else LABELS, M0, [] if rank else TEXTS))
-    probe = learner.probe(CASES[0])
+    probe = learner.probe(PROBE)
     learner.save_checkpoint(f"{folder}/checkpoint-{world}").result()
     learner.export(f"{folder}/export-{world}")
     return metrics, probe, learner.weights(), pairs
