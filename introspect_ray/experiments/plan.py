@@ -19,7 +19,7 @@ from introspect_ray.policy import local_policy, policy_id
 
 _FILES = ("task.path", "task.test_path", "auxiliary.path")
 # Config keys that change nothing that is computed.
-_FREE = ("output_dir", "cache_dir", "tracking", "ray_address", "wait_for_nodes", "train.max_failures")
+_FREE = ("output_dir", "cache_dir", "tracking", "ray_address", "wait_for_nodes", "patience_s", "train.max_failures")
 _POLICIES = ("policy", "reference_policy", "supervision.second_policy", "eval.policy", "judge.policy")
 
 
