@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.errors import AlarmError, UserError, one_line
+from introspect_ray.errors import AlarmError, Outage, UserError, one_line
 from introspect_ray.log_levels import DEFAULT, LEVELS
 
 
@@ -83,13 +83,14 @@ class _Help(argparse.Action):
 
 
 def run(job: Callable[[], None]) -> None:
-    """Run a command: bad input is one line on stderr and exit code 2, an alarm one line and 1, the rest a traceback."""
+    """Run a command: bad input is one line on stderr and exit code 2, an alarm or an outage one line and 1, the rest a
+    traceback."""
     try:
         job()
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
-    except AlarmError as error:
+    except (AlarmError, Outage) as error:
         print(f"stopped: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
