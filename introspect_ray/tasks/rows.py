@@ -41,8 +41,11 @@ def parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = (
     import pyarrow.lib
     import pyarrow.parquet as parquet
 
+    from introspect_ray.cases.table_file import check_file
+
     try:
-        with parquet.ParquetFile(path) as file:
+        check_file(path)
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             present = file.schema_arrow.names
             missing = [column for column in columns if column not in present]
             if missing:
@@ -53,7 +56,7 @@ def parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = (
             wanted = [*columns, *(column for column in optional if column in present)]
             for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
                 yield from batch.to_pylist()
-    except (pyarrow.lib.ArrowException, OSError) as error:
+    except (pyarrow.lib.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable parquet file: {one_line(error)}; check the file") from None
 
 
