@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ class S3Store(Store):
         return sorted(key.removeprefix(self.root) for key in keys)
 
     def delete_prefix(self, prefix: str = "") -> int:
-        found = self._keys(prefix)
+        found = [*self._keys(prefix)]
         if prefix and self.exists(prefix):
             found.append(self._key(prefix))
         for start in range(0, len(found), _DELETE_BATCH):
@@ -102,7 +102,7 @@ class S3Store(Store):
             self._ask(prefix, functools.partial(self._delete, batch, prefix))
         return sum(not key.endswith("/") for key in found)
 
-    def _delete(self, keys: list[dict[str, str]], prefix: str, client: Any) -> None:
+    def _delete(self, keys: Sequence[dict[str, str]], prefix: str, client: Any) -> None:
         done = client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
         if errors := done.get("Errors"):
             code = errors[0].get("Code")
@@ -171,10 +171,10 @@ class S3Store(Store):
     def _folder(self, prefix: str) -> str:
         return f"{self._key(prefix.strip('/'))}/" if prefix.strip("/") else self.root
 
-    def _keys(self, prefix: str) -> list[str]:
+    def _keys(self, prefix: str) -> Sequence[str]:
         """All keys in folder `prefix`, with markers of folders."""
 
-        def listed(client: Any) -> list[str]:
+        def listed(client: Any) -> Sequence[str]:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._folder(prefix))
             return [item["Key"] for page in pages for item in page.get("Contents", [])]
 

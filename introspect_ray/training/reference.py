@@ -21,7 +21,7 @@ import torch
 
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.errors import UserError
-from introspect_ray.policy import load_model, new_folder, policy_id
+from introspect_ray.policy import discard, load_model, new_folder, policy_id
 from introspect_ray.records import BehaviorPair, TokenizedCase
 from introspect_ray.storage import is_remote, open_store
 from introspect_ray.training.attention import AttentionChoice, choose_attention
@@ -38,7 +38,6 @@ from introspect_ray.training.reference_files import (
     Layout,
     Sums,
     damaged,
-    discard,
     download_cache,
     is_whole,
     read_index,

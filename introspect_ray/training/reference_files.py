@@ -13,9 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
-import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from introspect_ray.errors import AlarmError, Outage, UserError, one_line
+from introspect_ray.policy import discard
 from introspect_ray.storage import Store
 from introspect_ray.storage.digests import Digest, Written, digest_of, in_parallel
-from introspect_ray.storage.store import TEMPORARY
 from introspect_ray.training.mapped_tensors import MappedTensors
 
 INDEX, TENSORS, ROWS = "index.json", "tensors/tensors.safetensors", "tensors/rows.crc32"
@@ -41,7 +38,7 @@ _log = logging.getLogger(__name__)
 def row_sums(hidden_NH: Tensor) -> Sums:
     """CRC-32 of each row, [N]. hidden_NH: contiguous, on the CPU."""
     rows = _bytes(hidden_NH).reshape(len(hidden_NH), -1)
-    return np.fromiter((zlib.crc32(row) for row in rows), np.uint32, len(rows))
+    return np.fromiter((zlib.crc32(row.data) for row in rows), np.uint32, len(rows))
 
 
 def write_index(
@@ -57,7 +54,7 @@ def write_index(
         "files": {name: digest_of(folder / name) for name in (TENSORS, ROWS)},
         "rows": {side: len(part) for side, part in sums.items()},
         "header": {"bytes": len(header), "blake2b": _hash(header)},
-        "constants": {name: _hash(_bytes(tensor)) for name, tensor in constants.items()},
+        "constants": {name: _hash(_bytes(tensor).data) for name, tensor in constants.items()},
     }
     (folder / INDEX).write_text(json.dumps({"blake2b": _hash(_text(index)), "index": index}))
 
@@ -123,16 +120,6 @@ def is_whole(store: Store, name: str) -> bool:
     return False
 
 
-def discard(folder: Path) -> None:
-    """Delete a folder, out of the way of others at once: runs that have its files open go on with them."""
-    aside = folder.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        os.rename(folder, aside)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(aside, ignore_errors=True)
-
-
 class Layout:
     """Where the rows of each case lie in the tensors of either side: a row per position, in the order of the cases."""
 
@@ -171,7 +158,7 @@ class CheckedTensors:
             raise ValueError(problem)
         self.file = MappedTensors(folder / TENSORS)
         for name, checksum in index["constants"].items():
-            if _hash(_bytes(self.file.tensors[name])) != checksum:
+            if _hash(_bytes(self.file.tensors[name]).data) != checksum:
                 raise ValueError(f"{name} in {TENSORS} has another checksum than was written")
         self.file.release_all()
         sums, rows = np.fromfile(folder / ROWS, np.uint32), index["rows"]
@@ -210,7 +197,7 @@ def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
     return flat.view(torch.uint8).numpy()
 
 
-def _hash(data: bytes | NDArray[np.uint8]) -> str:
+def _hash(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
