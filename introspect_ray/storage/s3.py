@@ -29,7 +29,8 @@ _DELETE_BATCH = 1000  # S3's limit on one DeleteObjects request
 _MOST_PARTS = 10_000  # S3's limit on the parts of one object
 _PART = 8 << 20  # bytes per part, as boto3 cuts it
 _PARTS_AT_ONCE = 4  # of one file that is read
-_TRIES, _TRANSFER_TRIES = 3, 8  # of boto3 per request; a transfer of many parts begins anew where one part fails
+# Of boto3 per request: before a run an answer is due soon; a transfer of many parts begins anew where one part fails.
+_CHECK_TRIES, _TRIES, _TRANSFER_TRIES = 1, 3, 8
 Made = TypeVar("Made")
 
 
@@ -117,7 +118,7 @@ class S3Store(Store):
         def upload(name: str) -> None:
             target = f"{prefix.strip('/')}/{name}".lstrip("/")
             path, key = str(source.local_path(name)), self._key(target)
-            self._ask(target, lambda client: client.upload_file(path, self.bucket, key), transfer=True)
+            self._ask(target, lambda client: client.upload_file(path, self.bucket, key), _TRANSFER_TRIES)
 
         return len(in_parallel(upload, source.list()))
 
@@ -134,7 +135,7 @@ class S3Store(Store):
                     client.upload_fileobj(reader, self.bucket, self._key(target), Config=_parts_of(path.stat().st_size))
                 return reader.digest.written()
 
-            return self._ask(target, send, transfer=True)
+            return self._ask(target, send, _TRANSFER_TRIES)
 
         names = source.list()
         return dict(zip(names, in_parallel(take, names), strict=True))
@@ -161,7 +162,7 @@ class S3Store(Store):
             client.abort_multipart_upload(Bucket=self.bucket, Key=self._key(name), UploadId=upload["UploadId"])
 
         try:
-            self._ask(name, check, seconds=min(BEFORE_A_RUN_S, patience_s()))
+            self._ask(name, check, _CHECK_TRIES, min(BEFORE_A_RUN_S, patience_s()))
         except Outage as error:
             raise UserError(str(error)) from None
 
@@ -181,13 +182,12 @@ class S3Store(Store):
         return self._ask(prefix, listed)
 
     def _ask(
-        self, name: str, request: Callable[[Any], Made], *, transfer: bool = False, seconds: float | None = None
+        self, name: str, request: Callable[[Any], Made], tries: int | None = None, seconds: float | None = None
     ) -> Made:
-        """What `request` makes of a client, as `patiently`. transfer: it consists of many requests, all of which are to
-        be made again if one of them fails for good."""
+        """What `request` makes of a client, as `patiently`. tries: of boto3 for each of its requests."""
 
         def once() -> Made:
-            with self._errors(name, _TRANSFER_TRIES if transfer else _TRIES) as client:
+            with self._errors(name, tries or _TRIES) as client:
                 return request(client)
 
         return patiently(once, seconds)
@@ -215,7 +215,7 @@ def _parts_of(size: int) -> Any:
 
 def _client(tries: int = _TRIES) -> Any:
     """The client of the current environment; a changed AWS_* variable makes a new one. tries: per request, with pauses
-    of up to 2 ** tries / 2 seconds in all."""
+    of up to 1, 2, 4, ... seconds, 20 at most, in between."""
     return _make_client(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))), tries)
 
 
@@ -227,7 +227,7 @@ def _make_client(environment: tuple[tuple[str, str], ...], tries: int) -> Any:
     region = dict(environment).get("AWS_REGION") or dict(environment).get("AWS_DEFAULT_REGION")
     config = Config(
         connect_timeout=5,
-        read_timeout=30,
+        read_timeout=10 if tries == _CHECK_TRIES else 30,
         retries={"mode": "standard", "total_max_attempts": tries},
         max_pool_connections=4 * PARALLEL_FILES,
         request_checksum_calculation="when_required",  # S3-compatible services often lack the newer checksums

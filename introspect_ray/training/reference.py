@@ -35,6 +35,7 @@ from introspect_ray.training.reference_files import (
     INDEX,
     TENSORS,
     CheckedTensors,
+    Damage,
     Layout,
     Sums,
     damaged,
@@ -204,7 +205,7 @@ class Reference:
     """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", source: str | None = None) -> None:
-        """source: the s3:// prefix that `folder` was downloaded from. Raises ValueError if what is read here is
+        """source: the s3:// prefix that `folder` was downloaded from. Raises Damage if what is read here is
         damaged, OSError if it is not there."""
         index = read_index((folder / INDEX).read_bytes())
         ids = index["case_ids"]
@@ -236,7 +237,7 @@ class Reference:
         if source and folder.is_dir():
             try:
                 return cls(folder, device, source)
-            except (ValueError, OSError) as error:
+            except (Damage, OSError) as error:
                 _log.warning("the download of reference %s is damaged (%s): it is fetched again", path, error)
                 discard(folder)
         if source:
@@ -246,7 +247,7 @@ class Reference:
             raise UserError(f"reference {path!r} is missing or incomplete: run build_reference again")
         try:
             return cls(folder, device, source)
-        except (ValueError, OSError) as error:
+        except (Damage, OSError) as error:
             raise damaged(error, folder, source) from None
 
     def rows(self, case_ids: Sequence[str], positions_2B: np.ndarray | None = None) -> ReferenceRows:
@@ -262,7 +263,7 @@ class Reference:
             self._check(case_ids, positions_2B)
         try:
             hidden = [self._checked.rows(s, rows) for s, rows in zip(SIDES, self._layout.rows(case_ids), strict=True)]
-        except ValueError as error:
+        except Damage as error:
             raise damaged(error, self._folder, self._source) from None
         self._file.release_all()
         return ReferenceRows(torch.cat(hidden).to(self.head.weight_VH.device), self.head)

@@ -35,9 +35,13 @@ Sums = NDArray[np.uint32]
 _log = logging.getLogger(__name__)
 
 
+class Damage(ValueError):
+    """A file of a reference is not as it was written. The message says which, and what is wrong."""
+
+
 def row_sums(hidden_NH: Tensor) -> Sums:
     """CRC-32 of each row, [N]. hidden_NH: contiguous, on the CPU."""
-    rows = _bytes(hidden_NH).reshape(len(hidden_NH), -1)
+    rows = _bytes(hidden_NH).reshape(len(hidden_NH), hidden_NH.shape[1] * hidden_NH.itemsize)
     return np.fromiter((zlib.crc32(row.data) for row in rows), np.uint32, len(rows))
 
 
@@ -60,15 +64,15 @@ def write_index(
 
 
 def read_index(content: bytes) -> dict[str, Any]:
-    """The index in the bytes of its file. Raises ValueError if it is damaged, or of a version without checksums."""
+    """The index in the bytes of its file. Raises Damage, also for one of a version without checksums."""
     try:
         found = json.loads(content)
         index: dict[str, Any] = found["index"]
         whole = found["blake2b"] == _hash(_text(index))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"its {INDEX} has no checksum, or is cut short ({one_line(error)[:80]})") from None
+        raise Damage(f"its {INDEX} has no checksum, or is cut short ({one_line(error)[:80]})") from None
     if not whole or index["format"] != FORMAT:
-        raise ValueError(f"its {INDEX} has another checksum than was written")
+        raise Damage(f"its {INDEX} has another checksum than was written")
     return index
 
 
@@ -79,7 +83,7 @@ def damage(store: Store, name: str) -> str | None:
     """
     try:
         files = read_index(store.read_bytes(f"{name}/{INDEX}"))["files"]
-    except ValueError as error:
+    except Damage as error:
         return str(error)
 
     def found(file: str) -> str | None:
@@ -146,31 +150,31 @@ class CheckedTensors:
     """The tensors of a reference: constants checked when it is opened, rows whenever they are read."""
 
     def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
-        """Raises ValueError if anything that is read here is damaged, OSError if it is not there."""
+        """Raises Damage if anything that is read here is damaged, OSError if it is not there."""
         listed: Mapping[str, Written] = index["files"]
         size = (folder / TENSORS).stat().st_size
         if size != listed[TENSORS]["bytes"]:  # beyond its end a mapped file would end the process
-            raise ValueError(f"{TENSORS} has {size} bytes of {listed[TENSORS]['bytes']}")
+            raise Damage(f"{TENSORS} has {size} bytes of {listed[TENSORS]['bytes']}")
         with (folder / TENSORS).open("rb") as file:
             if _hash(file.read(index["header"]["bytes"])) != index["header"]["blake2b"]:
-                raise ValueError(f"the header of {TENSORS} has another checksum than was written")
+                raise Damage(f"the header of {TENSORS} has another checksum than was written")
         if problem := _difference(ROWS, digest_of(folder / ROWS), listed[ROWS]):
-            raise ValueError(problem)
+            raise Damage(problem)
         self.file = MappedTensors(folder / TENSORS)
         for name, checksum in index["constants"].items():
             if _hash(_bytes(self.file.tensors[name]).data) != checksum:
-                raise ValueError(f"{name} in {TENSORS} has another checksum than was written")
+                raise Damage(f"{name} in {TENSORS} has another checksum than was written")
         self.file.release_all()
         sums, rows = np.fromfile(folder / ROWS, np.uint32), index["rows"]
         parts = np.split(sums, np.cumsum(list(rows.values()))[:-1])
         self._sums = dict(zip(rows, parts, strict=True))
 
     def rows(self, side: str, rows: Tensor) -> Tensor:
-        """These rows of hidden states, a copy. Raises ValueError naming the first that is damaged."""
+        """These rows of hidden states, a copy. Raises Damage naming the first that is damaged."""
         hidden_NH = self.file.tensors[side].index_select(0, rows)
         wrong = np.flatnonzero(row_sums(hidden_NH) != self._sums[side][rows.numpy()])
         if len(wrong):
-            raise ValueError(
+            raise Damage(
                 f"row {int(rows[wrong[0]])} of {side} in {TENSORS} has another checksum than was written "
                 f"({len(wrong)} of {len(rows)} rows that were read)"
             )
