@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import TrainController
@@ -27,9 +28,11 @@ class GroupTrainer(TorchTrainer):
         self._group = group
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without Ray's cleaner: it removes the group of a controller that died, and the engines are in this one."""
+        """Without Ray's cleaner: it removes the group of a controller that died, and the engines are in this one. And
+        without the actor that would hand out Ray datasets, which are not used: a process less to start."""
         made = super()._create_default_callbacks()
-        return [_Lend(self._group), *(one for one in made if not isinstance(one, PlacementGroupCleanerCallback))]
+        left_out = (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [_Lend(self._group), *(one for one in made if not isinstance(one, left_out))]
 
 
 class _Lend(ControllerCallback):

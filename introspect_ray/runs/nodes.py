@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import yaml
 
-from introspect_ray.config import RunConfig
+from introspect_ray.config import RunConfig, override
 from introspect_ray.config.load import cluster_address
 from introspect_ray.errors import UserError
 from introspect_ray.runs.placement import MIN_CORES, OVERSUBSCRIPTION, Resources, resources
@@ -80,13 +80,16 @@ def at_once(cfg: RunConfig, trials: Sequence[RunConfig]) -> int:
 
 
 def local_at_once(cfg: RunConfig, trials: Sequence[RunConfig]) -> int:
-    """How many of the trials a local cluster is made for, at least one: a core per logical CPU, or half a core where
-    sweep.trials_at_once asks for it; and a GPU each."""
-    most = min(len(trials), cfg.sweep.trials_at_once or len(trials))
-    cores = os.cpu_count() or 1
-    cpus = max(cores, MIN_CORES) * OVERSUBSCRIPTION if cfg.sweep.trials_at_once else cores
-    for count in range(most, 1, -1):
-        need = local_need(cfg, trials, count)
+    """How many of the trials a local cluster is made for, at least one: a core per thread that works at the same time
+    as others, or half a core per logical CPU where sweep.trials_at_once asks for it; and a GPU each."""
+    cores, asked = os.cpu_count() or 1, cfg.sweep.trials_at_once
+    working = {
+        "train.num_cpus": max(cfg.train.num_cpus, cfg.train.threads),
+        "rollout.num_cpus": 0 if engines_shared(trials) else max(cfg.rollout.num_cpus, cfg.rollout.threads),
+    }  # engines that are shared rest while policies train
+    wants, cpus = (cfg, max(cores, MIN_CORES) * OVERSUBSCRIPTION) if asked else (override(cfg, working), cores)
+    for count in range(min(len(trials), asked or len(trials)), 1, -1):
+        need = local_need(wants, trials, count)
         if need["CPU"] <= cpus and (not need["GPU"] or need["GPU"] <= _gpus()):
             return count
     return 1

@@ -198,6 +198,7 @@ class CheckpointWriter:
         self._scratch = scratch_of(self._store, rank)
         if rank == 0:
             _clear_left(self._store, ranks)
+        self._resumed = resumed  # was checked, and may be of another number of ranks
         self._kept = [resumed] if resumed else []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[str, Future[None]] | None = None
@@ -234,8 +235,8 @@ class CheckpointWriter:
         """Once every rank has waited: rank 0 checks that the last checkpoint is finished, and deletes older ones."""
         if self._rank or not self._kept:
             return
-        last = f"{FOLDER}/{self._kept[-1]}"
-        missing = [rank for rank in range(self._ranks) if not self._store.exists(f"{last}/rank-{rank}.json")]
+        last, ranks = f"{FOLDER}/{self._kept[-1]}", 0 if self._kept[-1] == self._resumed else self._ranks
+        missing = [rank for rank in range(ranks) if not self._store.exists(f"{last}/rank-{rank}.json")]
         if missing:
             raise UserError(
                 f"checkpoint {self._store.join(last)} lacks the part of rank {missing[0]}: output_dir must be a folder "

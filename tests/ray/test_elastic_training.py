@@ -50,8 +50,9 @@ def until(found: Callable[[], object], process: subprocess.Popen, patience_s: fl
 @pytest.mark.slow
 @pytest.mark.timeout(800)
 def test_workers_follow_the_nodes_and_no_step_is_lost_or_made_twice(tmp_path):
-    """One CPU beside the head's engine, or two on a node: two workers. The node is preempted with a notice, and nothing
-    else has room for a worker until one more node comes; then a second one."""
+    """Three CPUs for an engine and two workers. The node with two of them is preempted with a notice, so that one part
+    has no room, the engine or the worker that is left, until one more node comes; then there is room for a second one.
+    """
     out = tmp_path / "run"
     settings = [
         f"output_dir={out}", f"steps={STEPS}", "batch_size=24", "task.train_cases=96", "task.test_cases=32",
@@ -75,14 +76,14 @@ def test_workers_follow_the_nodes_and_no_step_is_lost_or_made_twice(tmp_path):
     with contextlib.ExitStack() as nodes, head(tmp_path, cpus=1) as (_, env):
         two = nodes.enter_context(node(tmp_path / "two.log", env, 2))
         env["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
-        listed = subprocess.run([sys.executable, "-c", NODES], env=env, capture_output=True, text=True, check=True)
-        ids = {int(float(cpus)): name for cpus, name in json.loads(listed.stdout.splitlines()[-1]).items()}
         with said.open("wb") as stdout, errors.open("wb") as stderr:
             job = subprocess.Popen(
                 [sys.executable, "-c", TRAIN, *settings], cwd=REPO, env=env, stdout=stdout, stderr=stderr
             )
         try:
-            until(lambda: 2 in ranks().values(), job)
+            until(lambda: 2 in ranks().values(), job)  # so the node is there
+            listed = subprocess.run([sys.executable, "-c", NODES], env=env, capture_output=True, text=True, check=True)
+            ids = {int(float(cpus)): name for cpus, name in json.loads(listed.stdout.splitlines()[-1]).items()}
             drain = [str(Path(sys.executable).parent / "ray"), "drain-node", f"--address={env['RAY_ADDRESS']}"]
             drain += [f"--node-id={ids[2]}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
             subprocess.run([*drain, "--deadline-remaining-seconds=600"], env=env, check=True, capture_output=True)
@@ -91,9 +92,10 @@ def test_workers_follow_the_nodes_and_no_step_is_lost_or_made_twice(tmp_path):
             )
             assert left[1] == left[2]
             kill_family(two)
-            until(line(said, r"waiting  1 to 2 training worker\(s\) need 1 CPU each, since"), job)
+            waits = r"(1 to 2 training worker\(s\)|1 of 1 rollout actors)"
+            until(line(said, rf"waiting  {waits} need 1 CPU.* each, since"), job)
             nodes.enter_context(node(tmp_path / "one.log", env, 1))
-            until(line(said, r"waited   for 1 to 2 training worker\(s\)"), job)
+            until(line(said, rf"waited   for {waits}"), job)
             until(lambda: ranks().get(max(ranks())) == 1, job)
             nodes.enter_context(node(tmp_path / "another.log", env, 1))
             until(line(errors, r"there is room for 2 training workers, 1 were running\).*\(no failure\)"), job)
@@ -103,7 +105,7 @@ def test_workers_follow_the_nodes_and_no_step_is_lost_or_made_twice(tmp_path):
                 kill_family(job)
     assert job.returncode == 0, errors.read_text()[-3000:]
     cfg = RunConfig.model_validate(json.loads((out / "run.json").read_text()))
-    ids = [case.id for case in load_cases(cfg.task)[0]]
+    ids = [case.case_id for case in load_cases(cfg.task)[0]]
     labels = list(read_labels(str(out / "labels")))
     assert [label.case_id for label in labels] == [name for step in range(STEPS) for name in plan_ids(cfg, ids, step)]
     assert all(label.provenance.cued_version == label.provenance.step for label in labels)

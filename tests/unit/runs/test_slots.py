@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 from introspect_ray.config import load_config
-from introspect_ray.runs.nodes import launcher_nodes
+from introspect_ray.runs.nodes import launcher_nodes, local_at_once
 from introspect_ray.runs.slots import Nodes, NodeType, Places, engines_shared, obstacle, place, trials_at_once
 
 H100 = {"CPU": 192.0, "GPU": 8.0}
@@ -27,6 +28,19 @@ def test_a_sweep_fills_its_nodes():
     assert at_once({**ONLINE, "sweep.trials_at_once": 2}, Nodes([H100] * 4)) == 2
     assert at_once(ONLINE, Nodes([H100] * 4), trials=3) == 3
     assert at_once(ONLINE, Nodes([{"CPU": 4.0}])) == 1  # a run that does not fit is refused elsewhere, or waits
+
+
+def test_one_machine_runs_as_many_trials_as_its_cores_keep_busy(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+    def local(**flat: object) -> int:
+        cfg = load_config(None, {key.replace("__", "."): value for key, value in flat.items()})
+        return local_at_once(cfg, [cfg] * 8)
+
+    assert local() == 2  # fixed labels: a trainer each, and engines that rest
+    assert local(train__threads=2) == 1
+    assert local(supervision__rule="online") == 1  # trainer and engine at once
+    assert local(supervision__rule="online", sweep__trials_at_once=3) == 2  # half a core each
 
 
 def test_the_limits_of_an_autoscaler_count_nodes_that_are_not_there_yet():

@@ -56,6 +56,13 @@ def test_the_newest_of_the_two_kept_is_chosen(tmp_path):
     assert (step_of("step-00000006"), step_of(None)) == (6, 0)
 
 
+def test_one_of_fewer_ranks_is_gone_on_from(tmp_path):
+    """As when a node comes and elastic training goes on with one worker more."""
+    write(tmp_path, [2], ranks=1)
+    write(tmp_path, [4], ranks=2, resumed="step-00000002")
+    assert chosen(tmp_path) == ("step-00000004", [])
+
+
 def test_nothing_there_means_step_0_without_a_word(tmp_path):
     assert chosen(tmp_path) == (None, [])
 
