@@ -8,10 +8,13 @@ so that a mistyped address is told soon. The environment carries the number into
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from introspect_ray.errors import Outage
@@ -21,14 +24,25 @@ BEFORE_A_RUN_S = 15.0
 FIRST_S, MOST_S = 0.5, 15.0  # the first pause and the longest one; a pause is between half of it and all of it
 TELL_AFTER_S, TELL_EVERY_S = 3.0, 60.0  # of waiting, until a line says so
 
+_most: ContextVar[float] = ContextVar("patience_at_most", default=math.inf)
 _log = logging.getLogger(__name__)
 _jitter = random.Random()  # its own: the global generator may be seeded by a run
 Made = TypeVar("Made")
 
 
 def patience_s() -> float:
-    """The patience of this process in seconds."""
-    return float(os.environ.get(PATIENCE, BEFORE_A_RUN_S))
+    """The patience here in seconds: of this process, or less within `at_most`."""
+    return min(float(os.environ.get(PATIENCE, BEFORE_A_RUN_S)), _most.get())
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Less patience for what the body asks in this thread: for what must not hold a run up."""
+    token = _most.set(min(seconds, _most.get()))
+    try:
+        yield
+    finally:
+        _most.reset(token)
 
 
 def use(seconds: float) -> None:

@@ -86,6 +86,9 @@ def test_a_run_gives_its_patience_to_its_processes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(patience.PATIENCE, "")  # so that monkeypatch takes back what `use` sets
     patience.use(120.0)
     assert patience.patience_s() == 120.0
+    with patience.at_most(2.0), patience.at_most(5.0):
+        assert patience.patience_s() == 2.0
+    assert patience.patience_s() == 120.0
     assert str(pickle.loads(pickle.dumps(Outage("x")))) == "x"
 
 
