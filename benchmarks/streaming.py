@@ -70,7 +70,7 @@ def measure_cases(path: str, count: int) -> dict[str, float]:
     from introspect_ray.cases.table import CaseTable
     from introspect_ray.cases.tokenize import tokenize_case
     from introspect_ray.config import RolloutConfig, TaskConfig
-    from introspect_ray.labels.store import label_set_key
+    from introspect_ray.labels.label_sets import label_set_key
     from introspect_ray.policy import load_tokenizer
     from introspect_ray.tasks import load_cases
 

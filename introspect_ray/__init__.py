@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from introspect_ray.config import RunConfig, load_config
-    from introspect_ray.errors import AlarmError, UserError
+    from introspect_ray.errors import AlarmError, Outage, UserError
     from introspect_ray.runs.api import evaluate, sweep, train
 
 __version__ = "0.3.0"
-__all__ = ["AlarmError", "RunConfig", "UserError", "evaluate", "load_config", "sweep", "train"]
+__all__ = ["AlarmError", "Outage", "RunConfig", "UserError", "evaluate", "load_config", "sweep", "train"]
 
 _HOMES = {
     "introspect_ray.config": ("RunConfig", "load_config"),
-    "introspect_ray.errors": ("AlarmError", "UserError"),
+    "introspect_ray.errors": ("AlarmError", "Outage", "UserError"),
     "introspect_ray.runs.api": ("evaluate", "sweep", "train"),
 }
 

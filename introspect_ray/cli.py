@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray import signals
-from introspect_ray.errors import AlarmError, Halted, UserError, one_line
+from introspect_ray.errors import AlarmError, Halted, Outage, UserError, one_line
 from introspect_ray.log_levels import DEFAULT, LEVELS
 
 
@@ -84,15 +84,15 @@ class _Help(argparse.Action):
 
 
 def run(job: Callable[[], None], go_on: str = "") -> None:
-    """Run a command. One line on stderr and an exit code: bad input 2, an alarm 1, SIGINT 130, SIGTERM 143. The rest is
-    a traceback. go_on: how the command goes on after a signal."""
+    """Run a command. One line on stderr and an exit code: bad input 2, an alarm or an outage 1, SIGINT 130, SIGTERM
+    143. The rest is a traceback. go_on: how the command goes on after a signal."""
     with signals.handled():
         try:
             job()
         except UserError as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             sys.exit(2)
-        except AlarmError as error:
+        except (AlarmError, Outage) as error:
             print(f"stopped: {one_line(error)}", file=sys.stderr)
             sys.exit(1)
         except (KeyboardInterrupt, Halted) as error:

@@ -1,4 +1,5 @@
-"""Errors that a command prints as one line: bad input (exit code 2), and what an alarm or a check stopped (1)."""
+"""Errors that a command prints as one line: bad input (exit code 2), and what an alarm, a check or an outage
+stopped (1)."""
 
 
 def one_line(error: BaseException) -> str:
@@ -13,6 +14,11 @@ class UserError(Exception):
 class AlarmError(RuntimeError):
     """A run must stop, and trying again would not help: it is beyond one of its `alarms.*` bounds, or a subclass says
     why. The message names the bound, with the numbers, and the remedy."""
+
+
+class Outage(RuntimeError):
+    """A service did not answer, or not now; asking again later may help. Raised to a caller it stayed away for longer
+    than the patience there is (patience.py), and counts as a failure of the attempt. Nothing in the config is wrong."""
 
 
 class Interrupted(Exception):

@@ -36,7 +36,7 @@ from introspect_ray.policy import local_policy
 from introspect_ray.records import AuxiliaryText, BehaviorPair, Label
 from introspect_ray.schedule import auxiliary_plan
 from introspect_ray.storage import Store, open_store
-from introspect_ray.storage.checkpoints import FOLDER, CheckpointWriter, step_of
+from introspect_ray.storage.checkpoints import FOLDER, CheckpointWriter, fetch, step_of
 from introspect_ray.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _resume(
     if spec.checkpoint is not None:
         context = ray.train.get_context()
         place = (context.get_node_rank(), context.get_local_rank(), context.get_world_size())
-        with checkpoint_folder(open_store(spec.cfg.output_dir), f"{FOLDER}/{spec.checkpoint}", *place) as folder:
+        with checkpoint_folder(open_store(spec.cfg.output_dir), spec.checkpoint, *place) as folder:
             learner.load_checkpoint(str(folder))
             pending = labels_from_table(pq.read_table(folder / PENDING))
             if rank == 0 and (folder / ROWS).exists():
@@ -217,16 +217,17 @@ def _resume(
 
 @contextmanager
 def checkpoint_folder(store: Store, name: str, node: int, local_rank: int, world: int) -> Iterator[Path]:
-    """A folder where every rank can read the checkpoint: the stored one, or a download, one per node. Collective."""
+    """A folder where every rank can read the checkpoint `name`: the stored one, or a download, one per node, whose
+    content is checked. Collective."""
     import torch
 
-    if (stored := store.local_path(name)) is not None:
+    if (stored := store.local_path(f"{FOLDER}/{name}")) is not None:
         yield stored
         return
     with scratch_folder("checkpoint") as scratch:
         mine = None
         if local_rank == 0:
-            store.download_dir(name, scratch)
+            fetch(store, name, Path(scratch))
             mine = (node, scratch)
         folders: list[tuple[int, str] | None] = [mine] * world  # (node, folder) of the rank that downloaded, or None
         if world > 1:

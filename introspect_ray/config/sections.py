@@ -277,6 +277,10 @@ class RunConfig(_Section):
     """Folder or s3:// address of label sets and reference caches, named by content; null: cache/ in output_dir."""
     ray_address: str | None = None
     """Cluster to join; null: the one in RAY_ADDRESS, else a local one of just the size needed."""
+    patience_s: float = Field(300.0, ge=0, allow_inf_nan=False)
+    """Seconds for which a run asks a store (output_dir, cache_dir) or the Hugging Face Hub again that does not answer,
+    with pauses that grow to 15 s, at random by half. Then the attempt has failed (train.max_failures). Checks before a
+    run ask for 15 s at most."""
     wait_for_nodes: bool = False
     """On an autoscaling cluster: wait for new nodes, for as long as it takes, instead of refusing a run that does not
     fit yet or giving up one that lost its nodes."""

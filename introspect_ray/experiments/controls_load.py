@@ -21,7 +21,7 @@ from introspect_ray.storage import Store, open_store
 # What may differ between siblings: the seed, and where and how a run ran and was evaluated.
 NOT_TRAINING = (
     *("seed", "output_dir", "cache_dir", "tracking", "rollout", "train", "eval", "alarms"),
-    *("ray_address", "wait_for_nodes"),
+    *("ray_address", "wait_for_nodes", "patience_s"),
 )
 TRAINING = ("train.weight_decay", "train.max_grad_norm", "train.dtype")  # these keys of `train` are no matter of speed
 

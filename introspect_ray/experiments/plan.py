@@ -19,7 +19,7 @@ from introspect_ray.policy import local_policy, policy_id
 
 _FILES = ("task.path", "task.test_path", "auxiliary.path")
 # Config keys that change nothing that is computed.
-_FREE = ("output_dir", "cache_dir", "tracking", "ray_address", "wait_for_nodes", "stop_within_s",
+_FREE = ("output_dir", "cache_dir", "tracking", "ray_address", "wait_for_nodes", "stop_within_s", "patience_s",
          "train.max_failures")  # fmt: skip
 _POLICIES = ("policy", "reference_policy", "supervision.second_policy", "eval.policy", "judge.policy")
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from introspect_ray.errors import UserError
 from introspect_ray.judges.protocol import Judge, Reply, Verdict
 from introspect_ray.storage import Store
 
 CHUNK = 512  # replies per call of the judge, and per file: what a run that breaks off may lose
 _READERS = 8
+_log = logging.getLogger(__name__)
 
 
 class CachedJudge:
@@ -21,6 +22,7 @@ class CachedJudge:
     A verdict is found by the content of its reply (messages and response, not the case), under a judge of the same
     identity. Files are written whole and never changed, so that several processes may write at a time. Those that
     were there at the first call are read; two verdicts on one reply (of two writers) are settled by the files' names.
+    A file whose content is not that of its name is deleted, and its replies are judged again.
     """
 
     def __init__(self, judge: Judge, store: Store, chunk: int = CHUNK) -> None:
@@ -30,8 +32,8 @@ class CachedJudge:
         self._kept: dict[str, Verdict] | None = None
 
     def verdicts(self, replies: Sequence[Reply]) -> list[Verdict]:
-        """As Judge. Raises UserError if a file is damaged or the store refuses, and what the judge raises; the
-        chunks judged until then are kept."""
+        """As Judge. Raises UserError if the store refuses, and what the judge raises; the chunks judged until then are
+        kept."""
         if self._kept is None:
             self._kept = self._read()
         keys = [reply_key(reply) for reply in replies]
@@ -47,8 +49,7 @@ class CachedJudge:
     def _write(self, verdicts: Mapping[str, Verdict]) -> None:
         lines = [{"reply": key, "label": verdict.label, "said": verdict.said} for key, verdict in verdicts.items()]
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        self._store.write_bytes(f"{self._folder}/{digest}.jsonl", data)
+        self._store.write_bytes(f"{self._folder}/{_digest(data)}.jsonl", data)
 
     def _read(self) -> dict[str, Verdict]:
         kept: dict[str, Verdict] = {}
@@ -60,14 +61,16 @@ class CachedJudge:
         return kept
 
     def _verdicts(self, name: str, data: bytes) -> list[tuple[str, Verdict]]:
-        try:
-            rows = [json.loads(line) for line in data.decode().splitlines()]
-            return [(row["reply"], Verdict(row["label"], row["said"])) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            where = self._store.join(name)
-            raise UserError(
-                f"{where} is damaged ({type(error).__name__}: {error}): delete it, its replies are judged again"
-            ) from None
+        if name.rpartition("/")[2] != f"{_digest(data)}.jsonl":
+            _log.warning("%s is damaged: it is deleted, and its replies are judged again", self._store.join(name))
+            self._store.delete_prefix(name)
+            return []
+        rows = [json.loads(line) for line in data.decode().splitlines()]
+        return [(row["reply"], Verdict(row["label"], row["said"])) for row in rows]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def reply_key(reply: Reply) -> str:

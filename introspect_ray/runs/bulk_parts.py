@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from introspect_ray import __version__
+from introspect_ray.cases import table_file
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
 from introspect_ray.judges import JudgeReport
+from introspect_ray.labels.label_sets import engine_version
 from introspect_ray.labels.pair_table import PAIR_SCHEMA, PairTable
-from introspect_ray.labels.store import engine_version
 from introspect_ray.records import BehaviorPair, Explanation
 
 FOLDER = "pairs"  # of the parts, in output_dir
@@ -136,10 +136,7 @@ def part_bytes(answered: Answered, sides: Sequence[str], source: Mapping[str, An
         table = table.append_column(field, pa.array(columns[field.name], field.type))
     judged = answered.judged.summary() if answered.judged else None
     about = {PROVENANCE: json.dumps(dict(source)), JUDGED: json.dumps(judged)}
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({**(PAIR_SCHEMA.metadata or {}), **about}), sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return table_file.to_bytes(table.replace_schema_metadata({**(PAIR_SCHEMA.metadata or {}), **about}))
 
 
 def report_of(metadata: Mapping[bytes, bytes] | None) -> JudgeReport | None:

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from introspect_ray import signals
+from introspect_ray import patience, signals
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import workers_text
 from introspect_ray.config.load import cluster_address
@@ -55,6 +55,7 @@ def connect(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> None:
             f"train.num_workers={workers_text(cfg)}: each trial of a sweep holds a fixed number of workers, and as "
             "many trials run at once as have room: give one number"
         )
+    patience.use(cfg.patience_s)  # of this process, and of those of the run
     if ray.is_initialized():
         return
     for name, value in _QUIET.items():
@@ -62,7 +63,7 @@ def connect(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> None:
     address = cluster_address(cfg)
     common = logging_options(chosen_level())
     if address:
-        runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET}}
+        runtime_env = {"env_vars": {name: os.environ[name] for name in (*_QUIET, patience.PATIENCE)}}
         try:
             ray.init(address=address, runtime_env=runtime_env, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:

@@ -27,6 +27,7 @@ from introspect_ray.runs.activities import open_board
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, write_cases
 from introspect_ray.runs.few_shot import few_shot_cases
 from introspect_ray.runs.judging import start_judging
+from introspect_ray.runs.kept_sets import kept_set
 from introspect_ray.runs.policy_cases import PolicyCases
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.runs.progress import shown_activities
@@ -35,7 +36,6 @@ from introspect_ray.runs.setup import (
     explain,
     judged_by_name,
     judged_of,
-    kept_set,
     label_set,
     reading_of,
     start_pool,

@@ -25,6 +25,7 @@ _FREE = (
     "eval.interim_cases",
     "tracking",
     "cache_dir",
+    "patience_s",
     "train.max_failures",
     "train.checkpoint_every",
     "alarms",

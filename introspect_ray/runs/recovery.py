@@ -33,7 +33,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from introspect_ray.actors.trainer import Trained, WorkerSpec, train_worker
 from introspect_ray.config import RunConfig
-from introspect_ray.errors import AlarmError, Halted, Interrupted, RepeatedFailure, UserError
+from introspect_ray.errors import AlarmError, Halted, Interrupted, Outage, RepeatedFailure, UserError, one_line
 from introspect_ray.records import Wait
 from introspect_ray.runs.elastic import engines_counted, scaling
 from introspect_ray.runs.lent_group import GroupTrainer, OwnSignals
@@ -73,7 +73,7 @@ def train_with_recovery(spec: WorkerSpec, start_relabeler: Callable[[], Any]) ->
         relabeler, nodes = start_relabeler(), alive_nodes()
         try:
             return _attempt(replace(spec, relabeler=relabeler, checkpoint=checkpoint))
-        except (TrainingFailedError, RayActorError) as error:
+        except (TrainingFailedError, RayActorError, Outage) as error:
             planned = interruption(error)
             what = planned or failed_part(error, spec.pool.engines.names())
         finally:
@@ -177,6 +177,9 @@ def failed_part(error: Exception, engines: Mapping[str, str]) -> str:
     named = next((cause for cause in causes.values() if isinstance(cause, AlarmError | UserError | Halted)), None)
     if named:
         raise named from None
+    outage = next((cause for cause in causes.values() if isinstance(cause, Outage)), None)
+    if outage:
+        return f"training failed ({one_line(outage)})"
     # The ranks beside a dead one fail in their collectives: the dead one is the cause.
     for rank, cause in causes.items():
         if isinstance(getattr(cause, "health_check_failure", None), RayActorError):

@@ -24,8 +24,9 @@ from introspect_ray.config.compatibility import workers_text
 from introspect_ray.engines.determinism import use_deterministic_algorithms
 from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import load_run
+from introspect_ray.labels.label_sets import label_set_key, load_pairs
 from introspect_ray.labels.reading import Reading, load_reading
-from introspect_ray.labels.store import label_set_key, load_pairs, read_labels
+from introspect_ray.labels.store import read_labels
 from introspect_ray.records import AuxiliaryText, BehaviorPair, Label
 from introspect_ray.runs.judging import judging_key
 from introspect_ray.runs.policy_cases import one_token

@@ -62,7 +62,7 @@ SWEEPABLE = (
     "train.max_grad_norm",
 )
 # Keys that may differ too, as the set-up does not depend on them.
-_OWN = ("seed", "output_dir", "cache_dir", "tracking.backend", "tracking.uri", "tracking.experiment")
+_OWN = ("seed", "output_dir", "cache_dir", "patience_s", "tracking.backend", "tracking.uri", "tracking.experiment")
 # lists that are not the swept key's
 _OTHER_LISTS = ("seed", "seeds", "eval.against", "judge.labels", "judge.second.labels", "train.num_workers")
 

@@ -16,16 +16,17 @@ from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import reference_policy, weight_transfer
-from introspect_ray.judges import JudgeReport, Judging, check_unjudged
+from introspect_ray.judges import JudgeReport, Judging
 from introspect_ray.labels.calibration import contextual
+from introspect_ray.labels.label_sets import label_set_key, save_pairs
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.reading import Reading
-from introspect_ray.labels.reports import load_report, save_report
-from introspect_ray.labels.store import label_set_key, load_pairs, save_pairs
+from introspect_ray.labels.reports import save_report
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.activities import open_board
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said
 from introspect_ray.runs.judging import start_judging
+from introspect_ray.runs.kept_sets import kept_set
 from introspect_ray.runs.placement import bundles, engine_resources, set_up_config, set_up_in_group
 from introspect_ray.runs.policy_cases import PolicyCases, one_token
 from introspect_ray.runs.preflight import Prepared
@@ -275,23 +276,6 @@ def labelled_apart(
     judged += judged_of(policy, pool)
     pool.close()
     return pairs
-
-
-def kept_set(cfg: RunConfig, cache_uri: str, key: str) -> tuple[PairTable, JudgeReport | None] | None:
-    """A label set of the cache, raw, and what the judges made of it; None if it is not there.
-
-    Raises UserError if it is damaged, AlarmError as `_kept_report`.
-    """
-    pairs = load_pairs(cache_uri, key)
-    return None if pairs is None else (pairs, _kept_report(cfg, cache_uri, key))
-
-
-def _kept_report(cfg: RunConfig, cache_uri: str, key: str) -> JudgeReport | None:
-    """What the judges made of a cached label set. Raises AlarmError beyond this run's bound, as if it were made now."""
-    report = load_report(cache_uri, key)
-    if report:
-        check_unjudged(report, cfg.judge.max_unjudged)
-    return report
 
 
 def label_set(cfg: RunConfig, tokens: PolicyCases, policy_id: str, judging: Judging | None) -> str:

@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from introspect_ray.cases import table_file
 from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import against_scores, evaluate
@@ -102,21 +102,18 @@ def from_table(table: pa.Table) -> EvaluatedCases:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """The bytes of the file, with a checksum per page. Equal tables give equal bytes (of one version of pyarrow)."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    """The bytes of the file, with a checksum of all of them. Equal tables give equal bytes (of one version of
+    pyarrow)."""
+    return table_file.to_bytes(table)
 
 
 def read_parquet(data: bytes) -> pa.Table:
     """The inverse of `to_parquet`. Raises ValueError if the bytes are no Parquet file, or damaged."""
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            return file.read()
-    except (pa.ArrowException, OSError) as error:
-        message = str(error).splitlines()[0]
-        raise ValueError(f"no readable Parquet file ({message}): evaluate again to write it anew") from None
+        return table_file.from_bytes(data)
+    except ValueError as error:
+        remedy = "restore the file from a copy, or make its run again (--overwrite)"
+        raise ValueError(f"no readable Parquet file ({error}): {remedy}") from None
 
 
 def _schema(found: str, policies: Sequence[str], with_texts: Collection[str], mixed: bool) -> pa.Schema:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from introspect_ray.errors import UserError
+from introspect_ray.errors import Outage, UserError
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.digests import Digest, Written, in_parallel
 from introspect_ray.storage.scratch import scratch_root
@@ -104,6 +104,10 @@ def check(store: Store, name: str, run: Mapping[str, Any]) -> Refusal | None:
     if _MANIFEST not in present:
         return Refusal(folder, "it was never finished (no manifest.json)", finished=False)
     try:
+        if "rank-0.json" in present:  # first: a flipped digit in the number of ranks would make it look unfinished
+            first = store.read_json(prefix + "rank-0.json")
+            if damage := _damage(store, prefix, _MANIFEST, first[_MANIFEST]):
+                return Refusal(folder, damage, finished=True)
         manifest = store.read_json(prefix + _MANIFEST)
         lists = [f"rank-{rank}.json" for rank in range(manifest["ranks"])]
         missing = [file for file in lists if file not in present]
@@ -114,7 +118,8 @@ def check(store: Store, name: str, run: Mapping[str, Any]) -> Refusal | None:
             return Refusal(folder, f"it is of another run: {other}", finished=True)
         files = {file: written for part in lists for file, written in store.read_json(prefix + part).items()}
         found = in_parallel(lambda listed: _damage(store, prefix, *listed), files.items())
-        damage = next(filter(None, found), None)
+        unlisted = [f"{file} is in no list" for file in sorted(present - files.keys() - set(lists))]
+        damage = next(filter(None, [*found, *unlisted]), None)
     except (UserError, KeyError, TypeError, AttributeError) as error:  # a file that is not such a list
         damage = f"its lists cannot be read ({' '.join(str(error).split())})"
     return Refusal(folder, damage, finished=True) if damage else None
@@ -141,6 +146,19 @@ def _damage(store: Store, prefix: str, file: str, listed: Written) -> str | None
     if found["bytes"] != listed["bytes"]:
         return f"{file} has {found['bytes']} bytes of {listed['bytes']}"
     return None if found["blake2b"] == listed["blake2b"] else f"{file} has another checksum than was written"
+
+
+def fetch(store: Store, name: str, folder: Path) -> None:
+    """Download a checkpoint into `folder`, and compare what has arrived with its lists. Raises Outage if it is not the
+    same: the next attempt fetches it again, or goes on from another one."""
+    place = f"{FOLDER}/{name}"
+    store.download_dir(place, folder)
+    arrived = open_store(folder)
+    for part in sorted(folder.glob("rank-*.json")):
+        listed = arrived.read_json(part.name).items()
+        damage = next(filter(None, in_parallel(lambda one: _damage(arrived, "", *one), listed)), None)
+        if damage:
+            raise Outage(f"checkpoint {store.join(place)} did not arrive as it was written: {damage}")
 
 
 def list_names(store: Store) -> list[str]:

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from introspect_ray import signals
-from introspect_ray.errors import AlarmError, UserError
+from introspect_ray import patience, signals
+from introspect_ray.errors import AlarmError, Outage, UserError
 from introspect_ray.storage import open_store
 from introspect_ray.storage.claim_places import NAME, Found, Place, place_of
 from introspect_ray.storage.store import Store
@@ -119,7 +119,7 @@ def held(uri: str | Path, what: str) -> Iterator[None]:
         raise
     finally:
         del _held[owner.id]
-        with suppress(UserError, OSError):  # then it is taken over: its process has gone
+        with suppress(UserError, OSError, Outage):  # then it is taken over: its process has gone
             place_of(store).remove(owner.content)
     if heart.lost:
         raise AlarmError(heart.lost)
@@ -160,10 +160,11 @@ class _Heart:
     def _beat(self, interrupt: bool) -> None:
         while not self._stop.wait(BEAT_S):
             try:
-                if self._place.beat(self._owner.content) or self._place.create(self._owner.content):
-                    continue
-                seen = self._place.read()
-            except (UserError, OSError):
+                with patience.at_most(0.0):
+                    if self._place.beat(self._owner.content) or self._place.create(self._owner.content):
+                        continue
+                    seen = self._place.read()
+            except (UserError, OSError, Outage):
                 continue  # the store is away: again at the next beat
             if seen is None or seen.owner == self._owner.content:
                 continue
@@ -181,7 +182,7 @@ def _refuse_if_live(store: Store, folder: Store) -> None:
     place, name = place_of(folder), _folder(folder)
     try:
         seen = place.read()
-    except (UserError, OSError):
+    except (UserError, OSError, Outage):
         if folder.uri == store.uri:
             raise
         return  # a folder above, which is not ours to read
@@ -226,8 +227,9 @@ def _watch(place: Place, seen: Found) -> Found | None:
     while quiet < LEASE_S:
         time.sleep(BEAT_S)
         try:
-            now = place.read()
-        except (UserError, OSError):  # its owner cannot give signs of life either
+            with patience.at_most(0.0):
+                now = place.read()
+        except (UserError, OSError, Outage):  # its owner cannot give signs of life either
             if time.monotonic() > until:
                 raise
             quiet = 0.0

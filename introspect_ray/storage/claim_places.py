@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from introspect_ray.errors import UserError
+from introspect_ray.patience import patiently
 from introspect_ray.storage.s3 import S3Store
 from introspect_ray.storage.store import TEMPORARY, Store
 
@@ -154,6 +155,9 @@ class S3Place:
     store: S3Store
 
     def read(self) -> Found | None:
+        return patiently(self._read)
+
+    def _read(self) -> Found | None:
         try:
             with self.store._errors(NAME) as client:
                 answer = client.get_object(Bucket=self.store.bucket, Key=self.store._key(NAME))
@@ -189,17 +193,21 @@ class S3Place:
 
         put: Any = {"Bucket": self.store.bucket, "Key": self.store._key(NAME)}
         put["Body"] = owner + b"\n" + str(beats).encode()
-        with self.store._errors(NAME) as client:
-            try:
-                client.put_object(**put, **condition)
-            except ClientError as error:
-                code = error.response["Error"].get("Code", "")
-                if code in _CHANGED:
-                    return self._is_there(owner)
-                if code != "NotImplemented":
-                    raise
-                client.put_object(**put)  # a service without conditional puts
-        return True
+
+        def once() -> bool:
+            with self.store._errors(NAME) as client:
+                try:
+                    client.put_object(**put, **condition)
+                except ClientError as error:
+                    code = error.response["Error"].get("Code", "")
+                    if code in _CHANGED:
+                        return False
+                    if code != "NotImplemented":
+                        raise
+                    client.put_object(**put)  # a service without conditional puts
+            return True
+
+        return patiently(once) or self._is_there(owner)
 
     def _is_there(self, owner: bytes) -> bool:
         """Of two that a service without conditions let write at once, the last one has it."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, TypedDict, TypeVar
 
@@ -76,3 +77,19 @@ def in_parallel(work: Callable[[Item], Made], items: Iterable[Item]) -> list[Mad
     """
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         return list(pool.map(work, items))
+
+
+def in_order(work: Callable[[Item], Made], items: Iterable[Item], ahead: int) -> Iterator[Made]:
+    """`work` of each item, in order, when it is asked for; meanwhile the next ones, up to `ahead`, are made."""
+    with ThreadPoolExecutor(ahead) as pool:
+        made: deque[Future[Made]] = deque()
+        try:
+            for item in items:
+                if len(made) == ahead:
+                    yield made.popleft().result()
+                made.append(pool.submit(work, item))
+            while made:
+                yield made.popleft().result()
+        finally:
+            for one in made:
+                one.cancel()

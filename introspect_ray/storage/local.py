@@ -12,9 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from introspect_ray.errors import UserError
+from introspect_ray.errors import Outage, UserError
+from introspect_ray.patience import patiently
 from introspect_ray.storage.digests import PIECE, Written, copy_hashed, digest_of, in_parallel
 from introspect_ray.storage.store import TEMPORARY, Sink, Store, check_name
+
+_PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EAGAIN}  # of a mounted share that is away for a while
 
 
 @dataclass(frozen=True)
@@ -37,24 +40,11 @@ class LocalStore(Store):
             shutil.copyfileobj(source, target, PIECE)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        with self._replacing(self.local_path(name)) as temporary:
-            temporary.write_bytes(data)
+        def write() -> None:
+            with replacing(self.local_path(name)) as temporary:
+                temporary.write_bytes(data)
 
-    @contextmanager
-    def _replacing(self, target: Path) -> Iterator[Path]:
-        """A temporary file beside `target`: it replaces `target` on success and is removed on failure."""
-        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            os.replace(temporary, target)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {target}: {error}; make room, fix its permissions or choose another folder"
-            ) from error
-        finally:
-            with suppress(OSError):  # e.g. its folder is a file: the error above says so
-                temporary.unlink()
+        patiently(write)
 
     def exists(self, name: str) -> bool:
         return self.local_path(name).is_file()
@@ -80,7 +70,7 @@ class LocalStore(Store):
         source = LocalStore(str(Path(local).absolute()))
         names = source.list()
         for name in names:
-            with self._replacing(self.local_path(prefix) / name) as temporary:
+            with replacing(self.local_path(prefix) / name) as temporary:
                 shutil.copyfile(source.local_path(name), temporary)
         return len(names)
 
@@ -89,7 +79,7 @@ class LocalStore(Store):
         source = LocalStore(str(Path(local).absolute()))
 
         def take(name: str) -> Written:
-            with self._replacing(self.local_path(prefix) / name) as temporary:
+            with replacing(self.local_path(prefix) / name) as temporary:
                 return _move_hashed(source.local_path(name), temporary)
 
         names = source.list()
@@ -115,6 +105,30 @@ class LocalStore(Store):
                 f"output folder {self.uri}: {folder} is not writable ({error.strerror}); "
                 "choose another folder or fix its permissions"
             ) from None
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary file beside `target`: it replaces `target` on success and is removed on failure.
+
+    Raises Outage where a mounted disk does not answer, UserError where there is no room or no permission.
+    """
+    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise Outage(f"cannot write {target}: {error}") from error
+        raise UserError(
+            f"cannot write {target}: {error}; make room, fix its permissions or choose another folder"
+        ) from error
+    finally:
+        with suppress(OSError):  # e.g. its folder is a file: the error above says so
+            temporary.unlink()
 
 
 def _move_hashed(source: Path, target: Path) -> Written:

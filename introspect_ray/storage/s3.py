@@ -3,34 +3,35 @@
 boto3 rather than Arrow's S3 file system: boto3 names the server's refusal, follows a bucket to its region, and aborts a
 failed multipart upload, where closing a half-written Arrow stream would publish the half. Credentials, region and
 AWS_ENDPOINT_URL come from the environment or the profile, as usual.
+
+Requests that fail for a while (no connection, a broken one, 5xx, throttling) are repeated by boto3 a few times and then
+by `patiently`. All of them may be: a repeated put writes the same bytes, and a read goes on at the part that it lacks.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from introspect_ray.errors import UserError
-from introspect_ray.storage.digests import PARALLEL_FILES, HashedReader, Written, in_parallel
-from introspect_ray.storage.local import LocalStore
+from introspect_ray.errors import Outage, UserError
+from introspect_ray.patience import BEFORE_A_RUN_S, patience_s, patiently
+from introspect_ray.storage.digests import PARALLEL_FILES, PIECE, HashedReader, Written, in_order, in_parallel
+from introspect_ray.storage.local import LocalStore, replacing
+from introspect_ray.storage.s3_errors import PASSING, explained
 from introspect_ray.storage.store import Sink, Store, check_name
 
 _DELETE_BATCH = 1000  # S3's limit on one DeleteObjects request
 _MOST_PARTS = 10_000  # S3's limit on the parts of one object
 _PART = 8 << 20  # bytes per part, as boto3 cuts it
-_REFUSED = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "AuthorizationHeaderMalformed",
-}
-_MISSING = {"NoSuchKey", "404", "NotFound"}
+_PARTS_AT_ONCE = 4  # of one file that is read
+# Of boto3 per request: before a run an answer is due soon; a transfer of many parts begins anew where one part fails.
+_CHECK_TRIES, _TRIES, _TRANSFER_TRIES = 1, 3, 8
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -56,55 +57,68 @@ class S3Store(Store):
         return None
 
     def read_bytes(self, name: str) -> bytes:
-        with self._errors(name) as client:
+        def read(client: Any) -> bytes:
             content: bytes = client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
             return content
 
+        return self._ask(name, read)
+
     def read_into(self, name: str, target: Sink) -> None:
-        """boto3 downloads by ranged requests and repeats only those whose connection broke."""
-        with self._errors(name) as client:
-            client.download_fileobj(self.bucket, self._key(name), target)
+        """In parts, several at a time, each asked for until it is there; all of one version of the object."""
+        found = self._ask(name, lambda client: client.head_object(Bucket=self.bucket, Key=self._key(name)))
+        size, version = found["ContentLength"], found["ETag"]
+
+        def part(start: int) -> bytes:
+            which = {"Range": f"bytes={start}-{min(start + PIECE, size) - 1}", "IfMatch": version}
+
+            def read(client: Any) -> bytes:
+                content: bytes = client.get_object(Bucket=self.bucket, Key=self._key(name), **which)["Body"].read()
+                return content
+
+            return self._ask(name, read)
+
+        for content in in_order(part, range(0, size, PIECE), _PARTS_AT_ONCE):
+            target.write(content)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        with self._errors(name) as client:
-            client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
+        self._ask(name, lambda client: client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data))
 
     def exists(self, name: str) -> bool:
         try:
-            with self._errors(name) as client:
-                client.head_object(Bucket=self.bucket, Key=self._key(name))
+            self._ask(name, lambda client: client.head_object(Bucket=self.bucket, Key=self._key(name)))
         except FileNotFoundError:
             return False
         return True
 
     def list(self, prefix: str = "") -> list[str]:
-        with self._errors(prefix):
-            keys = [key for key in self._keys(self._folder(prefix)) if not key.endswith("/")]  # no folder markers
+        keys = [key for key in self._keys(prefix) if not key.endswith("/")]  # no folder markers
         return sorted(key.removeprefix(self.root) for key in keys)
 
     def delete_prefix(self, prefix: str = "") -> int:
-        with self._errors(prefix) as client:
-            found = list(self._keys(self._folder(prefix)))
-            if prefix and self.exists(prefix):
-                found.append(self._key(prefix))
-            for start in range(0, len(found), _DELETE_BATCH):
-                objects = [{"Key": key} for key in found[start : start + _DELETE_BATCH]]
-                done = client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
-                if done.get("Errors"):
-                    first = done["Errors"][0]
-                    raise UserError(
-                        f"cannot delete {len(done['Errors'])} of {len(found)} objects in {self.join(prefix)} "
-                        f"({first.get('Code')}): the credentials need s3:DeleteObject"
-                    )
+        found = [*self._keys(prefix)]
+        if prefix and self.exists(prefix):
+            found.append(self._key(prefix))
+        for start in range(0, len(found), _DELETE_BATCH):
+            batch = [{"Key": key} for key in found[start : start + _DELETE_BATCH]]
+            self._ask(prefix, functools.partial(self._delete, batch, prefix))
         return sum(not key.endswith("/") for key in found)
+
+    def _delete(self, keys: Sequence[dict[str, str]], prefix: str, client: Any) -> None:
+        done = client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
+        if errors := done.get("Errors"):
+            code = errors[0].get("Code")
+            what = f"cannot delete {len(errors)} of {len(keys)} objects in {self.join(prefix)} ({code})"
+            if code in PASSING:
+                raise Outage(what)
+            raise UserError(f"{what}: the credentials need s3:DeleteObject")
 
     def upload_dir(self, local: str | Path, prefix: str = "") -> int:
         source = LocalStore(str(Path(local).absolute()))
 
         def upload(name: str) -> None:
             target = f"{prefix.strip('/')}/{name}".lstrip("/")
-            with self._errors(target) as client:
-                client.upload_file(str(source.local_path(name)), self.bucket, self._key(target))
+            path, key = str(source.local_path(name)), self._key(target)
+            self._ask(target, lambda client: client.upload_file(path, self.bucket, key), _TRANSFER_TRIES)
 
         return len(in_parallel(upload, source.list()))
 
@@ -114,10 +128,14 @@ class S3Store(Store):
         def take(name: str) -> Written:
             target = f"{prefix.strip('/')}/{name}".lstrip("/")
             path = source.local_path(name)
-            with self._errors(target) as client, path.open("rb") as file:
-                reader = HashedReader(file)
-                client.upload_fileobj(reader, self.bucket, self._key(target), Config=_parts_of(path.stat().st_size))
-            return reader.digest.written()
+
+            def send(client: Any) -> Written:
+                with path.open("rb") as file:
+                    reader = HashedReader(file)
+                    client.upload_fileobj(reader, self.bucket, self._key(target), Config=_parts_of(path.stat().st_size))
+                return reader.digest.written()
+
+            return self._ask(target, send, _TRANSFER_TRIES)
 
         names = source.list()
         return dict(zip(names, in_parallel(take, names), strict=True))
@@ -126,10 +144,8 @@ class S3Store(Store):
         folder = self._folder(prefix).removeprefix(self.root)
 
         def download(name: str) -> None:
-            target = Path(local) / name.removeprefix(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self._errors(name) as client:
-                client.download_file(self.bucket, self._key(name), str(target))
+            with replacing(Path(local) / name.removeprefix(folder)) as temporary, temporary.open("wb") as file:
+                self.read_into(name, file)
 
         count = len(in_parallel(download, self.list(prefix)))
         if not count:
@@ -139,10 +155,16 @@ class S3Store(Store):
     def check_writable(self) -> None:
         """List, then start and abort a multipart upload: that needs the permissions of a put and makes no object."""
         name = ".write-check"
-        with self._errors(name) as client:
+
+        def check(client: Any) -> None:
             client.list_objects_v2(Bucket=self.bucket, Prefix=self.root, MaxKeys=1)  # an upload may create the bucket
             upload = client.create_multipart_upload(Bucket=self.bucket, Key=self._key(name))
             client.abort_multipart_upload(Bucket=self.bucket, Key=self._key(name), UploadId=upload["UploadId"])
+
+        try:
+            self._ask(name, check, _CHECK_TRIES, min(BEFORE_A_RUN_S, patience_s()))
+        except Outage as error:
+            raise UserError(str(error)) from None
 
     def _key(self, name: str) -> str:
         return self.root + check_name(name)
@@ -150,57 +172,33 @@ class S3Store(Store):
     def _folder(self, prefix: str) -> str:
         return f"{self._key(prefix.strip('/'))}/" if prefix.strip("/") else self.root
 
-    def _keys(self, folder: str) -> Iterator[str]:
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=folder)
-        return (item["Key"] for page in pages for item in page.get("Contents", []))
+    def _keys(self, prefix: str) -> Sequence[str]:
+        """All keys in folder `prefix`, with markers of folders."""
+
+        def listed(client: Any) -> Sequence[str]:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._folder(prefix))
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+        return self._ask(prefix, listed)
+
+    def _ask(
+        self, name: str, request: Callable[[Any], Made], tries: int | None = None, seconds: float | None = None
+    ) -> Made:
+        """What `request` makes of a client, as `patiently`. tries: of boto3 for each of its requests."""
+
+        def once() -> Made:
+            with self._errors(name, tries or _TRIES) as client:
+                return request(client)
+
+        return patiently(once, seconds)
 
     @contextmanager
-    def _errors(self, name: str) -> Iterator[Any]:
-        """Yield the client; turn boto3's errors into FileNotFoundError, UserError with a remedy, or OSError."""
-        import botocore.exceptions as boto
-        from boto3.exceptions import RetriesExceededError, S3UploadFailedError
-        from s3transfer.exceptions import RetriesExceededError as BrokenOff
-
+    def _errors(self, name: str, tries: int = _TRIES) -> Iterator[Any]:
+        """Yield the client; boto3's errors become those of `explained`."""
         try:
-            yield _client()
-        except S3UploadFailedError as error:  # the code of the refusal is in its context
-            raise self._explain(error.__context__ or error, name) from None
-        except (RetriesExceededError, BrokenOff) as error:  # a download whose connection kept breaking
-            raise self._explain(error.last_exception, name) from None
-        except (boto.BotoCoreError, boto.ClientError) as error:
-            raise self._explain(error, name) from None
-
-    def _explain(self, error: BaseException, name: str) -> Exception:
-        import botocore.exceptions as boto
-
-        where = f"storage {self.uri}"
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.ProfileNotFound):
-            return UserError(
-                f"{where}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
-            )
-        if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
-            return UserError(f"{where}: cannot reach {endpoint}: check the network and AWS_ENDPOINT_URL")
-        if isinstance(error, boto.ParamValidationError):
-            return UserError(f"{where}: not a valid S3 location (s3://bucket/prefix): {' '.join(str(error).split())}")
-        code = error.response["Error"].get("Code", "") if isinstance(error, boto.ClientError) else ""
-        if code in _MISSING:
-            return FileNotFoundError(f"no object {self.join(name)}")
-        if code in _REFUSED:
-            return UserError(
-                f"{where}: {endpoint} refused the credentials ({code}): "
-                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        if code == "NoSuchBucket":
-            return UserError(
-                f"{where}: bucket {self.bucket!r} does not exist at {endpoint}: create it, or check AWS_ENDPOINT_URL"
-            )
-        if code in ("AccessDenied", "403"):
-            return UserError(
-                f"{where}: access denied ({_operation(error)}): the credentials need s3:ListBucket, s3:GetObject, "
-                "s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload here"
-            )
-        return OSError(f"{where}: {' '.join(str(error).split())}")
+            yield _client(tries)
+        except Exception as error:
+            raise explained(error, self.uri, self.join(name)) from None
 
 
 def part_bytes(size: int) -> int:
@@ -215,24 +213,22 @@ def _parts_of(size: int) -> Any:
     return TransferConfig(multipart_chunksize=part_bytes(size))
 
 
-def _operation(error: BaseException) -> str:
-    return getattr(error, "operation_name", "request")
+def _client(tries: int = _TRIES) -> Any:
+    """The client of the current environment; a changed AWS_* variable makes a new one. tries: per request, with pauses
+    of up to 1, 2, 4, ... seconds, 20 at most, in between."""
+    return _make_client(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))), tries)
 
 
-def _client() -> Any:
-    """The client of the current environment; a changed AWS_* variable makes a new one."""
-    return _make_client(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
-
-
-@functools.lru_cache(maxsize=4)
-def _make_client(environment: tuple[tuple[str, str], ...]) -> Any:
+@functools.lru_cache(maxsize=8)
+def _make_client(environment: tuple[tuple[str, str], ...], tries: int) -> Any:
     import boto3
     from botocore.config import Config
 
     region = dict(environment).get("AWS_REGION") or dict(environment).get("AWS_DEFAULT_REGION")
     config = Config(
         connect_timeout=5,
-        retries={"mode": "standard", "total_max_attempts": 4},
+        read_timeout=10 if tries == _CHECK_TRIES else 30,
+        retries={"mode": "standard", "total_max_attempts": tries},
         max_pool_connections=4 * PARALLEL_FILES,
         request_checksum_calculation="when_required",  # S3-compatible services often lack the newer checksums
         response_checksum_validation="when_required",

@@ -79,8 +79,9 @@ class Store(ABC):
         """Raises FileNotFoundError, and UserError for a file that is not JSON."""
         try:
             return json.loads(self.read_bytes(name))
-        except ValueError as error:
-            raise UserError(f"{self.join(name)} is not valid JSON ({error}): delete it or restore it") from None
+        except (ValueError, RecursionError) as error:
+            remedy = "restore it from a copy, or make its folder again (--overwrite)"
+            raise UserError(f"{self.join(name)} is not valid JSON ({error}): {remedy}") from None
 
     def write_json(self, name: str, value: Any) -> None:
         """Indented JSON, atomic. Raises ValueError for NaN and infinities, which JSON lacks."""

@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from introspect_ray import patience
 from introspect_ray.config import flatten
-from introspect_ray.errors import UserError, one_line
+from introspect_ray.errors import Outage, UserError, one_line
 from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.tracker import Status, Tracker, numbers
 
@@ -50,7 +51,8 @@ class JsonlTracker(Tracker):
         row = json.dumps({"step": step, **numbers(metrics, step)}, ensure_ascii=False) + "\n"
         self._waiting.append(row.encode())
         if len(self._waiting) >= self._due:
-            self.flush()
+            with patience.at_most(0.0):  # the next rows try again
+                self.flush()
 
     def log_file(self, name: str, folder: str = "") -> None:
         if not self._artifacts:
@@ -68,7 +70,7 @@ class JsonlTracker(Tracker):
             return
         try:
             self._rows.append(self._waiting)
-        except (OSError, UserError) as error:
+        except (OSError, UserError, Outage) as error:
             if not self._refused:
                 where = self._store.join(self.NAME)
                 _log.warning("%s cannot be written (%s): its rows wait, and the run goes on", where, one_line(error))

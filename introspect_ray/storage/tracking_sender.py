@@ -19,7 +19,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from introspect_ray.errors import UserError, one_line
+from introspect_ray import patience
+from introspect_ray.errors import Outage, UserError, one_line
 from introspect_ray.storage import Store
 from introspect_ray.storage.tracking_calls import Call, Target, described, write_target, write_waiting
 from introspect_ray.storage.tracking_mlflow import MLflowRun, is_final, open_run
@@ -206,9 +207,10 @@ class Sender:
                 waiting = list(self._calls)
             self._saved = time.monotonic()
             try:
-                write_waiting(self._store, waiting)
+                with patience.at_most(0.0):
+                    write_waiting(self._store, waiting)
                 self._on_disk = bool(waiting)
-            except (OSError, UserError) as error:
+            except (OSError, UserError, Outage) as error:
                 lost = described(waiting)
                 _log.warning("%s: cannot be written to disk while MLflow is away (%s)", lost, one_line(error))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray.errors import UserError, one_line
+from introspect_ray.hub import snapshot
 from introspect_ray.records import Case
 from introspect_ray.tasks.files import existing_file, refuse_half_characters, text_lines
 from introspect_ray.tasks.source import CaseSource
@@ -40,8 +41,11 @@ def parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = (
     import pyarrow.lib
     import pyarrow.parquet as parquet
 
+    from introspect_ray.cases.table_file import check_file
+
     try:
-        with parquet.ParquetFile(path) as file:
+        check_file(path)
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             present = file.schema_arrow.names
             missing = [column for column in columns if column not in present]
             if missing:
@@ -52,7 +56,7 @@ def parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = (
             wanted = [*columns, *(column for column in optional if column in present)]
             for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
                 yield from batch.to_pylist()
-    except (pyarrow.lib.ArrowException, OSError) as error:
+    except (pyarrow.lib.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable parquet file: {one_line(error)}; check the file") from None
 
 
@@ -120,15 +124,13 @@ def hub_files(hub_id: str, patterns: Sequence[str] = HUB_FILES, remedy: str = "s
     hub_id: "owner/name", or "owner/name:PATTERN" for other files than `patterns`. Raises UserError with `remedy` if the
     data set cannot be fetched or has no such file, or if it is too large to be fetched without a pattern.
     """
-    from huggingface_hub import snapshot_download
-
     hub_id, _, pattern = hub_id.partition(":")
     if pattern:
         patterns = [pattern]
     elif example := TOO_LARGE.get(hub_id):
         raise UserError(f"the data set {hub_id!r} is terabytes of files: name some of them, e.g. {hub_id}:{example}")
     try:
-        folder = Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=list(patterns), etag_timeout=10))
+        folder = Path(snapshot(hub_id, repo_type="dataset", allow_patterns=list(patterns), etag_timeout=10))
     except Exception as error:  # network, HTTP, authentication and cache errors share no base class
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the data set {hub_id!r} cannot be fetched from the hub ({first}); {remedy}") from None

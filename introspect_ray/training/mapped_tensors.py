@@ -35,6 +35,13 @@ class MappedTensors:
         self._offsets = {name: 8 + size + info["data_offsets"][0] for name, info in header.items()}
         self.tensors = {name: self._tensor(name, info["dtype"], info["shape"]) for name, info in header.items()}
 
+    @staticmethod
+    def header_bytes(file: Path) -> bytes:
+        """What comes before the tensors of a file: the length of the JSON object and the object itself."""
+        with file.open("rb") as handle:
+            length = handle.read(8)
+            return length + handle.read(struct.unpack("<Q", length)[0])
+
     @classmethod
     def create(cls, file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> MappedTensors:
         """A new file of zeros, opened as shared. No dimension may be 0. Raises UserError where the disk has no room."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.errors import UserError
-from introspect_ray.policy import load_model, new_folder, policy_id
+from introspect_ray.policy import discard, load_model, new_folder, policy_id
 from introspect_ray.records import BehaviorPair, TokenizedCase
 from introspect_ray.storage import is_remote, open_store
 from introspect_ray.training.attention import AttentionChoice, choose_attention
@@ -31,11 +31,25 @@ from introspect_ray.training.model import TreeModel
 from introspect_ray.training.output_head import MappedWeight, OutputHead
 from introspect_ray.training.packing import pack
 from introspect_ray.training.prompt_tree import ONE_TOKEN, Paths, PromptTree, build_tree, response_paths
+from introspect_ray.training.reference_files import (
+    INDEX,
+    TENSORS,
+    CheckedTensors,
+    Damage,
+    Layout,
+    Sums,
+    damaged,
+    download_cache,
+    is_whole,
+    read_index,
+    row_sums,
+    write_index,
+)
 from introspect_ray.training.supported import check_architecture, check_tree_forward
 
-INDEX, TENSORS = "index.json", "tensors.safetensors"
 SIDES = ("cued", "ablated")
 CASES_PER_PACKING = 4096  # trees take some hundred bytes per token, so the cases are packed in groups
+_log = logging.getLogger(__name__)
 
 
 def reference_key(
@@ -68,7 +82,9 @@ def build_reference(
     attention: AttentionChoice = "auto",
     advance: Callable[[int], None] = lambda cases: None,
 ) -> str:
-    """Compute M0's reference for `cases` unless `out_dir` has it; returns its folder or s3:// prefix.
+    """Compute M0's reference for `cases` unless `out_dir` has it whole; returns its folder or s3:// prefix.
+
+    One that is there is read once and checked; a damaged one is deleted and made again, and a warning says so.
 
     pairs: M0's, by case id; None where all labels have one token, whose responses are at the end of the prompts.
     dtype: compute and storage type, "float32" or "bfloat16". attention: train.attention, so that M0 is computed as the
@@ -84,13 +100,14 @@ def build_reference(
     )
     name = f"references/{reference_key(policy_path, cases, pairs, dtype, chosen)}"
     store = open_store(out_dir)
-    if not store.exists(f"{name}/{INDEX}"):
+    if not is_whole(store, name):
         local = store.local_path(name)
         if local is not None:
             with new_folder(local) as work:
                 write(work=work, device=device)
         else:
-            cached = _download_cache(store.join(name))
+            cached = download_cache(store.join(name))
+            discard(cached)  # a download of what is not there any more
             with new_folder(cached) as work:
                 write(work=work, device=device)
             store.upload_dir(cached / "tensors", f"{name}/tensors")
@@ -110,7 +127,7 @@ def _write(
     advance: Callable[[int], None],
 ) -> None:
     ids, positions, longest = _measure(cases, pairs)
-    layout = _Layout(ids, positions)
+    layout = Layout(ids, positions)
     compute = getattr(torch, dtype)
     model = load_model(policy_path, compute, attention)
     check_architecture(model.config, longest, attention)
@@ -121,22 +138,24 @@ def _write(
     shapes = {side: (total, head.weight.shape[1]) for side, total in zip(SIDES, layout.totals, strict=True)}
     shapes |= {name: tuple(tensor.shape) for name, tensor in constants.items()}
     (work / "tensors").mkdir()
-    file = MappedTensors.create(work / "tensors" / TENSORS, shapes, compute)
+    file = MappedTensors.create(work / TENSORS, shapes, compute)
+    sums: dict[str, Sums] = {side: np.zeros(total, np.uint32) for side, total in zip(SIDES, layout.totals, strict=True)}
     with torch.no_grad():
         for name, tensor in constants.items():
             file.tensors[name].copy_(tensor)
         for trees in _grouped_trees(cases, pairs):
             for batch in pack(trees, batch_tokens):
-                hidden_BH = module.hidden(batch)[: batch.sections.kl].cpu()
+                hidden_BH = module.hidden(batch)[: batch.sections.kl].to("cpu", compute)
                 rows = layout.rows([tree.case_id for tree in batch.trees])
                 halves = hidden_BH.split([len(rows_of_side) for rows_of_side in rows])
                 for side, rows_of_side, half in zip(SIDES, rows, halves, strict=True):
                     file.tensors[side][rows_of_side] = half
+                    sums[side][rows_of_side.numpy()] = row_sums(half)
                 file.release_all()
                 advance(len(batch.trees))
-    index = {"case_ids": ids, "dtype": dtype, "policy": policy_id(policy_path), "scaling": module.scaling}
+    about = {"case_ids": ids, "dtype": dtype, "policy": policy_id(policy_path), "scaling": module.scaling}
     responses = {} if (positions == 1).all() else {"positions": positions.tolist()}
-    (work / INDEX).write_text(json.dumps(index | responses))
+    write_index(work, about | responses, sums, {name: tensor.to(compute) for name, tensor in constants.items()})
 
 
 def _measure(
@@ -150,28 +169,6 @@ def _measure(
         positions.extend(len(path) + 1 for path in paths)
         longest = max(longest, len(case.prompt) + len(paths[0]), len(case.ablated) + len(paths[1]))
     return ids, np.array(positions, np.int64).reshape(-1, 2).T, longest
-
-
-class _Layout:
-    """Where the rows of each case lie in the tensors of either side: a row per position, in the order of the cases."""
-
-    def __init__(self, case_ids: Sequence[str], positions: np.ndarray) -> None:
-        """positions: int [2, cases], of M0's responses to x and to x∖C. Raises ValueError if an id occurs twice."""
-        self.row = {case_id: i for i, case_id in enumerate(case_ids)}
-        if len(self.row) != len(case_ids):
-            raise ValueError(f"{len(case_ids) - len(self.row)} case ids occur twice")
-        self.positions = positions
-        self.totals = positions.sum(-1).tolist()
-        self._starts = positions.cumsum(-1) - positions
-
-    def rows(self, case_ids: Sequence[str]) -> list[Tensor]:
-        """The rows of these cases, for x and for x∖C. Raises KeyError for an unknown case."""
-        which = np.array([self.row[case_id] for case_id in case_ids], np.int64)
-        found = []
-        for starts, positions in zip(self._starts[:, which], self.positions[:, which], strict=True):
-            within = np.arange(positions.sum()) - (positions.cumsum() - positions).repeat(positions)
-            found.append(torch.from_numpy(starts.repeat(positions) + within))
-        return found
 
 
 def _with_paths(
@@ -201,24 +198,23 @@ def _grouped_trees(
         yield [build_tree(case, None, paths) for case, paths in group]
 
 
-def _download_cache(uri: str) -> Path:
-    """The folder of this machine in which a remote reference is kept."""
-    return Path.home() / ".cache" / "introspect-ray" / hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()
-
-
 class Reference:
     """An opened reference. Its hidden states stay in their file, mapped into memory.
 
     On a CPU the output head stays in the file as well; otherwise it is copied to `device`.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        index = json.loads((folder / INDEX).read_text())
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", source: str | None = None) -> None:
+        """source: the s3:// prefix that `folder` was downloaded from. Raises Damage if what is read here is
+        damaged, OSError if it is not there."""
+        index = read_index((folder / INDEX).read_bytes())
         ids = index["case_ids"]
         positions = index.get("positions")  # absent where every response has one
-        self._layout = _Layout(ids, np.array(positions, np.int64) if positions else np.ones((2, len(ids)), np.int64))
+        self._folder, self._source = folder, source
+        self._layout = Layout(ids, np.array(positions, np.int64) if positions else np.ones((2, len(ids)), np.int64))
         self.policy: str = index["policy"]
-        self._file = MappedTensors(folder / "tensors" / TENSORS)
+        self._checked = CheckedTensors(folder, index)
+        self._file = self._checked.file
         tensors = self._file.tensors
         mapped = MappedWeight(self._file, "head") if torch.device(device).type == "cpu" else None
         weight = mapped.weight_VH if mapped else tensors["head"].to(device)
@@ -227,37 +223,48 @@ class Reference:
 
     @classmethod
     def open(cls, path: str | None, device: torch.device | str = "cpu") -> Reference:
-        """Open the reference that build_reference returned; one on S3 is downloaded once per machine.
+        """Open the reference that build_reference returned; one on S3 is downloaded once per machine, and again if the
+        download is damaged.
 
-        Raises UserError if it is missing or incomplete.
+        Raises UserError if it is missing or incomplete, AlarmError if it is damaged.
         """
         if path is None:
             raise UserError(
                 "train.reference=cache needs a reference: run build_reference first, or use method=lora with "
                 "train.reference=live"
             )
-        folder = Path(path)
-        if is_remote(path):
-            folder = _download_cache(path)
-            if not folder.is_dir():
-                with new_folder(folder) as work:
-                    open_store(path).download_dir("", work)
+        folder, source = (download_cache(path), path) if is_remote(path) else (Path(path), None)
+        if source and folder.is_dir():
+            try:
+                return cls(folder, device, source)
+            except (Damage, OSError) as error:
+                _log.warning("the download of reference %s is damaged (%s): it is fetched again", path, error)
+                discard(folder)
+        if source:
+            with new_folder(folder) as work:
+                open_store(path).download_dir("", work)
         if not (folder / INDEX).is_file():
             raise UserError(f"reference {path!r} is missing or incomplete: run build_reference again")
-        return cls(folder, device)
+        try:
+            return cls(folder, device, source)
+        except (Damage, OSError) as error:
+            raise damaged(error, folder, source) from None
 
     def rows(self, case_ids: Sequence[str], positions_2B: np.ndarray | None = None) -> ReferenceRows:
         """M0 along its responses to x of all these cases, then to x∖C of all: as the KL rows of their trees.
 
         positions_2B: how many rows each of them needs, to be checked. Raises UserError for a case that the reference
-        lacks, and for one whose responses have other lengths there.
+        lacks, and for one whose responses have other lengths there, and as `damaged` for a damaged row.
         """
         unknown = [case_id for case_id in case_ids if case_id not in self._layout.row]
         if unknown:
             raise UserError(f"the reference lacks {len(unknown)} of {len(case_ids)} cases, e.g. {unknown[0]!r}")
         if positions_2B is not None:
             self._check(case_ids, positions_2B)
-        hidden = [self._file.tensors[s].index_select(0, rows) for s, rows in zip(SIDES, self._layout.rows(case_ids))]
+        try:
+            hidden = [self._checked.rows(s, rows) for s, rows in zip(SIDES, self._layout.rows(case_ids), strict=True)]
+        except Damage as error:
+            raise damaged(error, self._folder, self._source) from None
         self._file.release_all()
         return ReferenceRows(torch.cat(hidden).to(self.head.weight_VH.device), self.head)
 

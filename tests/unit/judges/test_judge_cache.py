@@ -83,10 +83,14 @@ def test_writers_side_by_side(tmp_path):
     assert reader.calls == []
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_a_damaged_file_is_deleted_and_its_replies_are_judged_again(tmp_path, caplog):
     store = open_store(tmp_path)
     CachedJudge(Counting(), store).verdicts([reply("yes")])
     (name,) = store.list("judges")
-    store.write_bytes(name, store.read_bytes(name)[:20])
-    with pytest.raises(UserError, match=rf"{name} is damaged .*: delete it, its replies are judged again"):
-        CachedJudge(Counting(), store).verdicts([reply("yes")])
+    whole = store.read_bytes(name)
+    for at in (5, len(whole) // 2):  # the key of the reply, the verdict: both stay valid JSON
+        store.write_bytes(name, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        again = Counting()
+        assert CachedJudge(again, store).verdicts([reply("yes")]) == [Verdict("comply", "said ‘yes’")]
+        assert again.calls == [1] and f"{name} is damaged: it is deleted" in caplog.text
+        assert store.read_bytes(name) == whole

@@ -12,6 +12,7 @@ import pytest
 from introspect_ray.config import RolloutConfig
 from introspect_ray.errors import UserError
 from introspect_ray.judges import JudgeReport
+from introspect_ray.labels.label_sets import label_set_key, load_pairs, save_pairs
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.reports import load_report, save_report
 from introspect_ray.labels.store import (
@@ -19,13 +20,10 @@ from introspect_ray.labels.store import (
     LabelCounts,
     LabelWriter,
     count_labels,
-    label_set_key,
     labels_from_table,
     labels_to_table,
-    load_pairs,
     read_labels,
     read_tables,
-    save_pairs,
     truncate_labels,
 )
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
@@ -158,7 +156,9 @@ def test_counts_of_labels_without_a_pair_are_no_agreement(tmp_path: Path) -> Non
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "steps-00000000-00000000.parquet").write_bytes(b"not parquet")
-    with pytest.raises(UserError, match=r"steps-00000000-00000000.parquet is damaged .*: delete it"):
+    with pytest.raises(
+        UserError, match=r"steps-00000000-00000000.parquet is damaged .*: restore it from a copy, or make the whole"
+    ):
         list(read_tables(str(tmp_path)))
 
 
@@ -207,7 +207,7 @@ def test_the_key_depends_on_what_decides_the_pairs_alone() -> None:
 
 def test_sets_of_one_token_labels_keep_the_names_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """The literal name was computed by the code from before labels could have several tokens."""
-    monkeypatch.setattr("introspect_ray.labels.store.engine_version", lambda engine: "vllm 0.0.0")
+    monkeypatch.setattr("introspect_ray.labels.label_sets.engine_version", lambda engine: "vllm 0.0.0")
     assert label_set_key("policy", [CASE], RolloutConfig()) == "c61f0d8bce200fbd21b74062482bad9d"
     assert label_set_key("policy", [CASE], RolloutConfig(), "keyword:refusal:3f") == "c61f0d8bce200fbd21b74062482bad9d"
 

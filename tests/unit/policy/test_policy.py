@@ -14,12 +14,15 @@ from introspect_ray.errors import UserError
 from introspect_ray.policy import (
     add_lora,
     check_policy,
+    discard,
     load_model,
     policy_id,
     resolve_policy,
     save_policy,
     weight_files,
 )
+from introspect_ray.policy.files import damage, write_list
+from tests.damage import cuts, flips
 
 TOKENS = torch.tensor([[1, 30, 31, 3, 10, 4]])
 
@@ -129,3 +132,28 @@ def test_only_the_weights_that_from_pretrained_reads_count(folder):
     index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert policy_shapes(str(folder)) == once[1] and [file.name for file in weight_files(folder)] == list(parts)
+
+
+def test_a_folder_is_as_its_list_says_or_damaged(folder):
+    """40 flips in each file but the list, 40 in the list; a file more and one less."""
+    assert damage(folder).startswith("FileNotFoundError")
+    write_list(folder)
+    assert damage(folder) is None
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for data in [*(data for _, data in flips(whole, 40)), *cuts(whole, 2)]:
+            file.write_bytes(data)
+            assert damage(folder)
+        file.write_bytes(whole)
+    (folder / "more").write_text("")
+    assert damage(folder) == "more is not as it was written"
+    (folder / "more").unlink()
+    (folder / "config.json").unlink()
+    assert "config.json" in damage(folder)
+
+
+def test_a_discarded_folder_is_gone_and_its_open_files_stay(folder):
+    with (folder / "config.json").open("rb") as open_file:
+        discard(folder)
+        discard(folder)
+        assert not folder.exists() and not any(folder.parent.iterdir()) and open_file.read()

@@ -14,7 +14,7 @@ from introspect_ray.commands import label_flags
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.judges import JudgeReport
-from introspect_ray.labels.store import load_pairs
+from introspect_ray.labels.label_sets import load_pairs
 from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.runs.bulk_label import DONE, check_labelling, finish, label_job, labelling_config, read_set
 from introspect_ray.runs.bulk_parts import Answered, Part, differing, missing_parts, part_bytes, parts_of, provenance
@@ -101,12 +101,17 @@ def test_only_what_is_missing_is_labelled_and_a_finished_set_is_left_alone(tmp_p
     assert set_of(out).missing == [Part(0, 16), Part(16, 9)]
     store.write_json(".introspect-ray.json", {})
     store.write_json("provenance.json", set_of(out, resume=True).provenance)
-    store.write_bytes(Part(0, 16).name, b"")
+    whole = part_bytes(Answered([CLOSED], [None], None, None), ["train"], SOURCE)
+    store.write_bytes(Part(0, 16).name, whole[:-1])
+    assert set_of(out, resume=True).missing == [Part(0, 16), Part(16, 9)]
+    assert f"{Part(0, 16).name} is damaged" in capsys.readouterr().err
+    store.write_bytes(Part(0, 16).name, whole)
     assert set_of(out, resume=True).missing == [Part(16, 9)]
     with pytest.raises(UserError, match=r"cannot resume .*: policy was 'organism' and is now 'organism:second'"):
         set_of(out, resume=True, policy="organism:second")
     with pytest.raises(UserError, match="--resume to continue"):
         set_of(out)
+    store.write_bytes(Part(16, 9).name, whole)
     store.write_json(DONE, {})
     given = [f"{key}={value}" for key, value in SMALL.items()]
     label_job(parse("", [*given, f"output_dir={out}", "--resume"], label_flags))

@@ -12,8 +12,8 @@ from introspect_ray.actors.rollout import _on_this_node
 from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
+from introspect_ray.labels.label_sets import save_pairs
 from introspect_ray.labels.pair_table import PairTable
-from introspect_ray.labels.store import save_pairs
 from introspect_ray.policy import add_lora, load_model, load_saved, resolve_policy
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs import evaluate

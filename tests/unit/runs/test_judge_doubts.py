@@ -11,7 +11,7 @@ from introspect_ray.errors import AlarmError
 from introspect_ray.judges.agreement import JudgeAgreement, JudgeReport
 from introspect_ray.labels.reports import save_report
 from introspect_ray.runs.judging import doubts
-from introspect_ray.runs.setup import _kept_report
+from introspect_ray.runs.kept_sets import _kept_report
 
 
 def test_only_judges_that_differ_or_say_nothing_are_named():

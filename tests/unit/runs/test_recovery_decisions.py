@@ -10,7 +10,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from introspect_ray.actors.weight_sync import WeightSyncError
 from introspect_ray.config import RunConfig
-from introspect_ray.errors import AlarmError, Interrupted, UserError
+from introspect_ray.errors import AlarmError, Interrupted, Outage, UserError
 from introspect_ray.runs.recovery import decide, failed_part, interruption, process_groups
 
 
@@ -51,6 +51,15 @@ def test_an_attempt_that_ended_on_purpose_is_told_from_one_that_failed():
         assert interruption(stopped) == f"training stopped ({left})"
     assert interruption(WorkerGroupError("", {0: RuntimeError("CUDA out of memory")})) is None
     assert interruption(ActorDiedError()) is None
+
+
+def test_an_outage_is_a_failure_of_the_attempt_and_named_before_the_ranks_beside_it():
+    """Of a rank, of an actor that it asked, and of the relabeler that the driver asked for its totals."""
+    away = Outage("storage s3://runs/x: cannot reach AWS (asked 30 times in 300 s)")
+    for cause in (away, task_error(away)):
+        failed = WorkerGroupError("", {0: RuntimeError("connection reset by peer"), 1: cause})
+        assert failed_part(failed, {}) == f"training failed ({away})"
+    assert isinstance(task_error(away), Outage) and failed_part(task_error(away), {}) == f"training failed ({away})"
 
 
 @pytest.mark.parametrize("cause", [AlarmError("bound"), UserError("bad"), WeightSyncError("other bytes")])

@@ -20,9 +20,10 @@ from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
 from introspect_ray.labels.audit import audit, load_run
+from introspect_ray.labels.label_sets import label_set_key, load_pairs, save_pairs
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.rules import online_label
-from introspect_ray.labels.store import LabelWriter, label_set_key, load_pairs, read_labels, save_pairs
+from introspect_ray.labels.store import LabelWriter, read_labels
 from introspect_ray.loop import run
 from introspect_ray.records import Label, StepLabels
 from introspect_ray.runs.preflight import Prepared, prepare

@@ -11,6 +11,7 @@ import pytest
 from introspect_ray.errors import UserError
 from introspect_ray.storage import open_store
 from introspect_ray.storage.checkpoints import CheckpointWriter, newest_usable, step_of
+from tests.damage import cuts, flips
 
 RUN = {"seed": 0, "learning_rate": 1e-5, "content of policy": "ab", "task.path": None}
 
@@ -83,7 +84,7 @@ def flip(path: Path) -> None:
         ("shard-0", flip, "shard-0 has another checksum than was written"),
         ("shard-0", Path.unlink, "shard-0 is missing"),
         ("rank-0.json", truncate, "its lists cannot be read"),
-        ("manifest.json", truncate, "its lists cannot be read"),
+        ("manifest.json", truncate, "manifest.json has 155 bytes of 156"),
         ("manifest.json", Path.unlink, "not of the form this program writes"),
         ("rank-0.json", Path.unlink, "it was never finished (no rank-0.json)"),
     ],
@@ -95,6 +96,25 @@ def test_a_damaged_one_is_refused_by_name_and_the_one_before_used(tmp_path, file
     name, (warning,) = chosen(tmp_path)
     assert name == "step-00000002"
     assert warning.startswith(f"checkpoint {folder(tmp_path, 4)} is not used: ") and says in warning
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "rank-0.json", "rank-1.json", "shard-1"])
+def test_a_flipped_bit_anywhere_never_makes_a_finished_one_look_unfinished(tmp_path, file):
+    """One in each byte: it is refused as damaged, so that a run does not begin again at step 0 without a word."""
+    write(tmp_path, [2], ranks=2)
+    target = folder(tmp_path, 2) / file
+    whole = target.read_bytes().rstrip()  # without its line break, a list says the same
+    for data in [*(data for _, data in flips(whole, len(whole))), *cuts(whole, 10)]:
+        target.write_bytes(data)
+        with pytest.raises(UserError, match=r"^none of the 1 checkpoints in [^\n]* can be used, the newest because "):
+            chosen(tmp_path)
+
+
+def test_a_file_that_no_list_has_is_not_believed(tmp_path):
+    write(tmp_path, [2, 4])
+    (folder(tmp_path, 4) / "shard-7").write_bytes(b"x")
+    name, (warning,) = chosen(tmp_path)
+    assert name == "step-00000002" and warning.endswith("shard-7 is in no list")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from introspect_ray.errors import UserError
+from introspect_ray.errors import Outage, UserError
+from introspect_ray.patience import PATIENCE
 from introspect_ray.storage import Store, check_writable, is_remote, open_store
 from introspect_ray.storage import local as storage
 from introspect_ray.storage.output_folder import MARKER, prepare_output
@@ -234,6 +235,7 @@ def test_missing_bucket(s3_env: str) -> None:
 
 
 def test_unreachable_endpoint(s3_env: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PATIENCE, "0.5")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nothing listens
     assert "cannot reach http://127.0.0.1:9: check the network and AWS_ENDPOINT_URL" in refusal(s3_env)
 
@@ -263,11 +265,12 @@ def test_a_connection_that_always_breaks_off_is_an_error_of_one_line(
             pass
 
     asked: list[str] = []
+    monkeypatch.setenv(PATIENCE, "0.5")
     with ThreadingHTTPServer(("127.0.0.1", 0), Short) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         with (
-            pytest.raises((UserError, OSError), match=r"^storage s3://runs/.*") as caught,
+            pytest.raises(Outage, match=r"^storage s3://runs/.* cannot reach .* \(asked \d times") as caught,
             open(tmp_path / "x", "wb") as x,
         ):
             open_store(s3_env).read_into("x", x)
