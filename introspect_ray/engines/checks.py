@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import UserError
-from introspect_ray.policy import weight_files
+from introspect_ray.policy import stored_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -33,18 +33,9 @@ def policy_shapes(policy_path: str) -> Shapes:
     """The shapes of a full update by Hugging Face name, from the safetensors headers; no tensor is loaded.
 
     They include a tied output head, which the files leave out: an engine may hold a packed copy of the head, and an
-    update of the embedding alone would not reach it. Raises UserError where there are no safetensors files.
+    update of the embedding alone would not reach it. Raises UserError where a file cannot be read, or there is none.
     """
-    from safetensors import safe_open
-
-    files = weight_files(policy_path)
-    if not files:
-        raise UserError(f"policy folder {policy_path} has no *.safetensors: save it with save_pretrained")
-    shapes: Shapes = {}
-    for file in files:
-        with safe_open(file, framework="pt") as reader:
-            names = reader.keys()  # a reader itself is not iterable
-            shapes.update({name: tuple(reader.get_slice(name).get_shape()) for name in names})
+    shapes = stored_shapes(policy_path)
     embeddings = [name for name in shapes if name.endswith(_EMBEDDING_SUFFIX)]
     if _HEAD not in shapes and len(embeddings) == 1:
         shapes[_HEAD] = shapes[embeddings[0]]

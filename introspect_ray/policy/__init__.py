@@ -4,11 +4,13 @@ from introspect_ray.policy.files import is_adapter, new_folder, policy_id, weigh
 from introspect_ray.policy.model import add_lora, load_model, load_saved, merge_adapter, save_policy
 from introspect_ray.policy.resolve import BUNDLED, check_policy, local_policy, resolve_policy
 from introspect_ray.policy.tokenizer import load_tokenizer
+from introspect_ray.policy.weights import check_weights, stored_shapes
 
 __all__ = [
     "BUNDLED",
     "add_lora",
     "check_policy",
+    "check_weights",
     "is_adapter",
     "load_model",
     "load_saved",
@@ -19,5 +21,6 @@ __all__ = [
     "policy_id",
     "resolve_policy",
     "save_policy",
+    "stored_shapes",
     "weight_files",
 ]

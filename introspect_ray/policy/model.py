@@ -22,25 +22,38 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", attention: str = "s
     """The causal language model of a folder, on the CPU, in train mode with all dropout off.
 
     dtype: "auto" keeps the type of the weight files. attention: transformers' attn_implementation. Without dropout,
-    train mode computes what eval mode computes, and it allows activation checkpointing. Raises UserError if the folder
-    cannot be loaded.
+    train mode computes what eval mode computes, and it allows activation checkpointing. Only safetensors are read,
+    and no code that comes with a model is run. Raises UserError if the folder cannot be loaded, or lacks one of the
+    model's tensors.
     """
     with heavy_imports():
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
-            config = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             for part in (config, config.get_text_config()):
                 for key, value in vars(part).items():
                     if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
                         setattr(part, key, 0.0)
-            model = AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, attn_implementation=attention
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             remedy = "" if attention == "sdpa" else f" (with attention {attention}: train.attention=sdpa may load it)"
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"policy {path!r} cannot be loaded: {reason}{remedy}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers fills them with random numbers
+        raise UserError(
+            f"policy {path!r}: its weight files lack {len(missing)} tensors of the model, e.g. {missing[0]}: copy the "
+            "whole folder again"
+        )
     return model.train()
 
 
@@ -61,6 +74,8 @@ def merge_adapter(base: str, adapter: str, out_dir: str) -> str:
     """Merge a PEFT adapter folder into the policy folder `base` and save the result in `out_dir`; returns `out_dir`."""
     from peft import PeftModel
 
+    if not Path(adapter, "adapter_model.safetensors").is_file():
+        raise UserError(f"adapter {adapter} has no adapter_model.safetensors: save it with save_pretrained")
     merged = PeftModel.from_pretrained(load_model(base), adapter).merge_and_unload()
     save_policy(merged.state_dict(), base, out_dir)
     return out_dir

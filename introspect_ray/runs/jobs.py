@@ -14,10 +14,9 @@ from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import AlarmError, UserError
 from introspect_ray.runs.identity import check_resume
 from introspect_ray.runs.placement import plan_text
-from introspect_ray.runs.preflight import Prepared, prepare
+from introspect_ray.runs.preflight import Prepared, doubts, prepare
 from introspect_ray.runs.results import log_files, open_tracker, track_aggregate, warned
 from introspect_ray.runs.search_space import Space, Trial, grid, load_grid, shared_config, shown_name
-from introspect_ray.schedule import idle_warning
 from introspect_ray.scores.grid import grid_table
 from introspect_ray.scores.metrics import constant_explainer
 from introspect_ray.scores.table import table
@@ -118,7 +117,7 @@ def check(cfg: RunConfig, trials: Sequence[RunConfig], *, resume: bool, overwrit
             f"task.shots={cfg.task.shots} prompts a policy that is not trained: use it with `introspect-ray evaluate`, "
             "or leave it out"
         )
-    warned(sorted({line for trial in trials if (line := idle_warning(trial))}))
+    warned(doubts(trials))
     prepared = prepare(shared_config(trials))
     return Checked(prepared, reachable(cfg, resume=resume, overwrite=overwrite), resume, overwrite)
 

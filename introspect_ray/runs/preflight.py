@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,17 +10,31 @@ from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import reference_policy
+from introspect_ray.config.effect import without_effect
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.config.load import cluster_address
 from introspect_ray.engines import check_installed
 from introspect_ray.errors import UserError
 from introspect_ray.judges import check_judge
-from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
+from introspect_ray.policy import (
+    BUNDLED,
+    check_policy,
+    check_weights,
+    is_adapter,
+    load_tokenizer,
+    local_policy,
+    policy_id,
+)
+from introspect_ray.runs.answers import check_cluster
 from introspect_ray.runs.auxiliary import read_auxiliary
 from introspect_ray.runs.placement import check_local_room, judging_policies
 from introspect_ray.runs.policy_cases import PolicyCases, read_cases, tokenize_cases
+from introspect_ray.schedule import idle_warning
 from introspect_ray.storage import check_writable
+from introspect_ray.storage.reach import check_tracking
 from introspect_ray.tasks import CaseStream, open_task
+
+LARGE_STEP = 0.1  # of AdamW; the weights of language models are smaller
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,14 @@ class Prepared:
         return self.others.get(policy, own)
 
 
+def doubts(trials: Sequence[RunConfig]) -> list[str]:
+    """One line on each thing that is allowed and likely not meant, in a run or in the trials of a sweep."""
+    idle = {line for cfg in trials if (line := idle_warning(cfg))}
+    large = {cfg.learning_rate for cfg in trials if cfg.learning_rate > LARGE_STEP}
+    steps = [f"learning_rate={rate:g} moves every weight by about as much at every step: lower it" for rate in large]
+    return [*without_effect(trials), *sorted(steps), *sorted(idle)]
+
+
 def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> Prepared:
     """Resolve and check all inputs of a run. Raises UserError with the remedy; writes nothing but caches.
 
@@ -54,6 +76,8 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     have to be here. training: False where nothing is trained (an evaluation): auxiliary data is not read.
     """
     open_task(cfg.task)  # refuses an unknown name before policies are looked for
+    if training and cfg.tracking.backend == "mlflow" and cfg.tracking.uri is not None:
+        check_tracking(cfg.tracking.uri)
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
@@ -63,10 +87,13 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     judging = list(judging_policies(cfg)) if engines else []
     for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
         check_policy(name)
-    if cluster_address(cfg) is None:
+    address = cluster_address(cfg)
+    if address is None:
         if engines:
             check_installed(cfg.rollout)
         check_local_room(cfg)
+    else:
+        check_cluster(address, "ray_address" if cfg.ray_address else "RAY_ADDRESS")
     sides = read_cases(cfg)
     check_writable(cfg.output_dir)
     policy_path = local_policy(cfg.policy)
@@ -74,6 +101,10 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     if reference:
         _check_same_tokens(own.tokenizer, cfg.policy, reference)
     _check_task(cfg, own)
+    learned = {cfg.policy, reference} if training else set()
+    for name in dict.fromkeys((cfg.policy, *others, *([reference] if reference else []), *judging)):
+        if name not in BUNDLED:  # a part of this package
+            check_weights(local_policy(name), name, trained=name in learned)
     if engines and own.free_text:
         check_judge(cfg.judge)
     reference_path = local_policy(reference) if reference else policy_path

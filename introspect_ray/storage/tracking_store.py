@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from introspect_ray.errors import UserError
+from introspect_ray.storage.reach import check_answers
 from introspect_ray.storage.tracking_view import experiment_tags
 
-_CONNECT_S = 5.0
 _COMMIT = "mlflow.source.git.commit"
 _OF_THE_JOB = ("mlflow.user", "mlflow.source.", "ray_job_id")
 
@@ -85,15 +83,7 @@ def _silence() -> None:
 
 def check_server(uri: str) -> None:
     """Raises UserError within seconds if no server answers; MLflow itself would retry for minutes. Changes nothing."""
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https"):
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_S).close()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"tracking.uri={uri}: no MLflow server answers ({error}): start it or correct the address"
-            ) from None
+    check_answers(uri)
 
 
 def _make_folder(uri: str) -> None:
