@@ -8,6 +8,7 @@ AWS_ENDPOINT_URL come from the environment or the profile, as usual.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -229,6 +230,7 @@ def _make_client(environment: tuple[tuple[str, str], ...]) -> Any:
     import boto3
     from botocore.config import Config
 
+    logging.getLogger("botocore").setLevel(logging.INFO)  # its debug messages hold session tokens
     region = dict(environment).get("AWS_REGION") or dict(environment).get("AWS_DEFAULT_REGION")
     config = Config(
         connect_timeout=5,
