@@ -4,11 +4,12 @@ from introspect_ray.policy.files import is_adapter, new_folder, policy_id, weigh
 from introspect_ray.policy.model import add_lora, load_model, load_saved, merge_adapter, save_policy
 from introspect_ray.policy.resolve import BUNDLED, check_policy, local_policy, resolve_policy
 from introspect_ray.policy.tokenizer import load_tokenizer
-from introspect_ray.policy.weights import check_weights, stored_shapes
+from introspect_ray.policy.weights import check_adapter, check_weights, stored_shapes
 
 __all__ = [
     "BUNDLED",
     "add_lora",
+    "check_adapter",
     "check_policy",
     "check_weights",
     "is_adapter",

@@ -14,6 +14,7 @@ from typing import Any
 from introspect_ray.errors import UserError, one_line
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 SAMPLE_BYTES = 1 << 20
 

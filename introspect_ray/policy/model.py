@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
-from introspect_ray.policy.files import weight_files
+from introspect_ray.policy.files import ADAPTER, weight_files
+from introspect_ray.policy.weights import check_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +75,7 @@ def merge_adapter(base: str, adapter: str, out_dir: str) -> str:
     """Merge a PEFT adapter folder into the policy folder `base` and save the result in `out_dir`; returns `out_dir`."""
     from peft import PeftModel
 
-    if not Path(adapter, "adapter_model.safetensors").is_file():
-        raise UserError(f"adapter {adapter} has no adapter_model.safetensors: save it with save_pretrained")
+    check_adapter(adapter)  # PEFT would take a pickled one where this is missing
     merged = PeftModel.from_pretrained(load_model(base), adapter).merge_and_unload()
     save_policy(merged.state_dict(), base, out_dir)
     return out_dir
@@ -103,7 +103,7 @@ def save_policy(
         from safetensors.torch import save_file
 
         (out / "config.json").unlink(missing_ok=True)  # with it, the folder would look like a whole model
-        save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, out / ADAPTER, metadata={"format": "pt"})
         (out / "adapter_config.json").write_text(json.dumps(adapter_config, indent=2, sort_keys=True))
         return
     from huggingface_hub import save_torch_state_dict

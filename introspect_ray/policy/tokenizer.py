@@ -12,7 +12,9 @@ from introspect_ray.policy.files import read_object
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a policy folder. Raises UserError if it cannot be read."""
     try:
-        return _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
+        tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
+        tokenizer("a text"), tokenizer.eos_token_id, tokenizer.all_special_ids  # some settings are looked at only now
+        return tokenizer
     except UserError:
         raise
     except Exception as error:  # the library raises what its files make of them, the bare Exception among them

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from introspect_ray.errors import UserError, one_line
 from introspect_ray.heavy_imports import heavy_imports
-from introspect_ray.policy.files import policy_id, weight_files
+from introspect_ray.policy.files import ADAPTER, policy_id, read_object, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ SCANNED_BYTES = (
 _LEAST_BYTES = 1 << 16  # of each tensor
 _SCANNED_TYPES = ("F64", "F32", "F16", "BF16")
 _IGNORED = (r"rotary_emb\.inv_freq",)  # a buffer that older checkpoints hold
+GENERATION = "generation_config.json"
 _MOST_NAMED = 3  # tensors in a message
 
 
@@ -47,6 +48,15 @@ def check_weights(path: str, name: str, *, trained: bool) -> None:
     problem = _problem(path, policy_id(path), trained)
     if problem:
         raise UserError(f"policy {name!r}: {problem}")
+
+
+def check_adapter(path: str) -> None:
+    """Refuse a PEFT adapter folder whose config or weights cannot be read. Raises UserError."""
+    read_object(Path(path, "adapter_config.json"))
+    if not Path(path, ADAPTER).is_file():
+        raise UserError(f"adapter {path!r} has no {ADAPTER}: save it with save_pretrained")
+    for reader in _opened([Path(path, ADAPTER)]):
+        _header(reader)
 
 
 @lru_cache(maxsize=64)
@@ -70,15 +80,17 @@ def _model(path: str) -> tuple[Any, Shapes, set[str], Sequence[str]]:
     they are tied to another, and patterns of what a file may hold besides. Built without memory."""
     with heavy_imports():
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            if Path(path, GENERATION).is_file():  # from_pretrained reads it, too
+                GenerationConfig.from_pretrained(path)
             with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # on sizes, which are compared below
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except Exception as error:  # whatever a model's own code makes of a wrong config
             raise UserError(
-                f"its config.json describes no model that can be loaded ({type(error).__name__}: "
+                f"its config.json and {GENERATION} describe no model that can be loaded ({type(error).__name__}: "
                 f"{one_line(error):.200}): correct it, or take another policy (a model's own code is never run)"
             ) from None
         shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -150,11 +162,15 @@ def _first_rows(reader: Any, name: str, shape: Sequence[int], size: int, tensors
 
 def _readers(folder: str | Path) -> Iterator[Any]:
     """An open reader of each weight file, one after another."""
-    from safetensors import SafetensorError, safe_open
-
     files = weight_files(folder)
     if not files:
         raise UserError(f"policy folder {folder} has no *.safetensors: save it with save_pretrained")
+    return _opened(files)
+
+
+def _opened(files: Sequence[Path]) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
     for file in files:
         try:
             reader = safe_open(file, framework="pt")

@@ -1,13 +1,16 @@
-"""Whether a Ray cluster answers at an address, within seconds. Ray itself tries a dead one for minutes."""
+"""Whether what a run needs answers: a Ray cluster, its stores. Their libraries try a dead one for minutes."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 
 from introspect_ray.errors import UserError, one_line
+from introspect_ray.storage import check_writable, is_remote
 
-ANSWER_S = 10.0
+ANSWER_S = 10.0  # for a cluster
+STORE_S = 30.0  # for a store, with its library's own further tries
 _CLIENT = "ray://"
 
 
@@ -26,6 +29,33 @@ def check_cluster(address: str, key: str) -> None:
             f"{key}={address}: no Ray cluster answers there within {ANSWER_S:g} s ({one_line(error)}): start one, "
             f"correct {key}, or leave ray_address and RAY_ADDRESS out for a local one"
         ) from None
+
+
+def check_store(key: str, uri: str) -> None:
+    """Raises UserError if the folder or store `uri` of the config key `key` cannot be written to, or has not said
+    within STORE_S whether it can. Changes nothing."""
+    if not is_remote(uri):
+        check_writable(uri)
+        return
+    failures: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            check_writable(uri)
+        except BaseException as error:  # raised below, in the thread that waits
+            failures.append(error)
+
+    asked = threading.Thread(target=ask, daemon=True)  # one that hangs keeps no process alive
+    asked.start()
+    asked.join(STORE_S)
+    if asked.is_alive():
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        raise UserError(
+            f"{key}={uri}: {endpoint.rpartition('@')[2]} gave no answer within {STORE_S:g} s: check the network and "
+            "AWS_ENDPOINT_URL"
+        )
+    if failures:
+        raise failures[0]
 
 
 def _joined() -> bool:

@@ -107,23 +107,28 @@ def context_length(path: str) -> int | None:
     stretched by a rule of their own (YaRN)."""
     config = _text_config(path)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
+    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
         return None
-    length: int | None = config.get("max_position_embeddings")
-    return length
+    return _number(path, config, "max_position_embeddings")
 
 
 def _text_config(path: str) -> dict[str, Any]:
     """config.json of a policy folder, or the part on text of one that also reads images."""
     config = read_object(Path(path) / "config.json")
-    text: dict[str, Any] = config.get("text_config") or config
-    return text
+    text = config.get("text_config")
+    return text if isinstance(text, dict) and text else config
 
 
 def _vocabulary(path: str) -> int | None:
     """How many tokens the policy in a folder knows; None if its config does not say."""
-    size: int | None = _text_config(path).get("vocab_size")
-    return size
+    return _number(path, _text_config(path), "vocab_size")
+
+
+def _number(path: str, config: Mapping[str, Any], key: str) -> int | None:
+    found = config.get(key)
+    if found is None or type(found) is int:
+        return found
+    raise UserError(f"{path}/config.json: {key} is {found!r:.80}, and must be a whole number: copy the folder again")
 
 
 def _new_tokens(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:

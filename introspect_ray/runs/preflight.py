@@ -14,10 +14,12 @@ from introspect_ray.config.effect import without_effect
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.config.load import cluster_address
 from introspect_ray.engines import check_installed
+from introspect_ray.engines.checks import architectures, eos_token_ids
 from introspect_ray.errors import UserError
 from introspect_ray.judges import check_judge
 from introspect_ray.policy import (
     BUNDLED,
+    check_adapter,
     check_policy,
     check_weights,
     is_adapter,
@@ -25,12 +27,11 @@ from introspect_ray.policy import (
     local_policy,
     policy_id,
 )
-from introspect_ray.runs.answers import check_cluster
+from introspect_ray.runs.answers import check_cluster, check_store
 from introspect_ray.runs.auxiliary import read_auxiliary
 from introspect_ray.runs.placement import check_local_room, judging_policies
 from introspect_ray.runs.policy_cases import PolicyCases, read_cases, tokenize_cases
 from introspect_ray.schedule import idle_warning
-from introspect_ray.storage import check_writable
 from introspect_ray.storage.reach import check_tracking
 from introspect_ray.tasks import CaseStream, open_task
 
@@ -87,6 +88,8 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     judging = list(judging_policies(cfg)) if engines else []
     for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
         check_policy(name)
+    if cfg.eval.policy is not None and is_adapter(cfg.eval.policy):
+        check_adapter(cfg.eval.policy)
     address = cluster_address(cfg)
     if address is None:
         if engines:
@@ -95,7 +98,9 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     else:
         check_cluster(address, "ray_address" if cfg.ray_address else "RAY_ADDRESS")
     sides = read_cases(cfg)
-    check_writable(cfg.output_dir)
+    for key, uri in (("output_dir", cfg.output_dir), ("cache_dir", cfg.cache_dir)):
+        if uri is not None:
+            check_store(key, uri)
     policy_path = local_policy(cfg.policy)
     own = tokenize_cases(cfg, sides, policy_path, load_tokenizer(policy_path))
     if reference:
@@ -105,6 +110,7 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     for name in dict.fromkeys((cfg.policy, *others, *([reference] if reference else []), *judging)):
         if name not in BUNDLED:  # a part of this package
             check_weights(local_policy(name), name, trained=name in learned)
+            eos_token_ids(local_policy(name)), architectures(local_policy(name))
     if engines and own.free_text:
         check_judge(cfg.judge)
     reference_path = local_policy(reference) if reference else policy_path

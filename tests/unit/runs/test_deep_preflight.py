@@ -78,8 +78,8 @@ POLICIES: dict[str, tuple[Edit, str]] = {
     "fewer layers": (config(num_hidden_layers=2, layer_types=["full_attention"] * 2), "that config.json does not know"),
     "more layers": (config(num_hidden_layers=4, layer_types=["full_attention"] * 4), "the weight files lack"),
     "vocabulary": (config(vocab_size=300), "has vocab_size=300: tokenizer and config.json are not of one policy"),
-    "a text for a number": (config(hidden_size="64"), "describes no model that can be loaded"),
-    "unknown type": (config(model_type="nosuch"), "describes no model that can be loaded"),
+    "a text for a number": (config(hidden_size="64"), "describe no model that can be loaded"),
+    "unknown type": (config(model_type="nosuch"), "describe no model that can be loaded"),
     "code of its own": (config(model_type="mine", auto_map={"AutoConfig": "c.C"}), "a model's own code is never run"),
     "quantised": (config(quantization_config={"quant_method": "gptq"}), "its weights are quantised (gptq)"),
     "config.json is a list": (file("config.json", lambda _: b"[1]"), "config.json must hold a JSON object, found list"),
@@ -87,6 +87,14 @@ POLICIES: dict[str, tuple[Edit, str]] = {
     "config.json is binary": (file("config.json", lambda _: b"\x80\x81"), "config.json is not valid JSON"),
     "tokenizer.json": (file("tokenizer.json", lambda _: b'{"model": 1}'), "its tokenizer cannot be read"),
     "tokenizer_config.json": (file("tokenizer_config.json", lambda _: b"[1]"), "must hold a JSON object, found list"),
+    "tokenizer settings": (
+        file("tokenizer_config.json", lambda old: old.replace(b"{", b'{"model_max_length": "x",', 1)),
+        "its tokenizer cannot be read",
+    ),
+    "generation_config.json": (
+        file("generation_config.json", lambda _: b'{"eos_token_id": "x"}'),
+        "eos_token_id is 'x', not a token's number",
+    ),
     "index of nothing": (file("model.safetensors.index.json", lambda _: b"{}"), "has no weight_map"),
     "index of an absent file": (
         file("model.safetensors.index.json", lambda _: b'{"weight_map": {"a": "b.safetensors"}}'),
@@ -152,6 +160,28 @@ def test_a_tracking_server_that_is_mute(tmp_path, mute, monkeypatch):
     began = time.monotonic()
     assert "no MLflow server answers (timed out)" in refused(tmp_path, f"tracking.uri=http://127.0.0.1:{mute}")
     assert time.monotonic() - began < 30
+
+
+def test_a_store_that_is_mute(tmp_path, mute, monkeypatch):
+    monkeypatch.setattr("introspect_ray.runs.answers.STORE_S", 1.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mute}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    said = refused(tmp_path, "cache_dir=s3://bucket/cache", "tracking.backend=none")
+    assert said.startswith(f"cache_dir=s3://bucket/cache: http://127.0.0.1:{mute} gave no answer within 1 s")
+
+
+def test_an_adapter_that_cannot_be_read(tmp_path):
+    from introspect_ray.runs.jobs import evaluate_job
+
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    args = parse("job", ["--dry-run", f"output_dir={tmp_path / 'out'}", f"eval.policy={tmp_path / 'adapter'}"])
+    with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
+        evaluate_job(args)
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"\x80" * 50)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors cannot be read"):
+        evaluate_job(args)
 
 
 def test_a_cluster_that_is_mute_or_gone(tmp_path, mute, monkeypatch):
