@@ -88,7 +88,7 @@ POLICIES: dict[str, tuple[Edit, str]] = {
     "tokenizer.json": (file("tokenizer.json", lambda _: b'{"model": 1}'), "its tokenizer cannot be read"),
     "tokenizer_config.json": (file("tokenizer_config.json", lambda _: b"[1]"), "must hold a JSON object, found list"),
     "tokenizer settings": (
-        file("tokenizer_config.json", lambda old: old.replace(b"{", b'{"model_max_length": "x",', 1)),
+        file("tokenizer_config.json", lambda old: json.dumps({**json.loads(old), "model_max_length": "x"}).encode()),
         "its tokenizer cannot be read",
     ),
     "generation_config.json": (
