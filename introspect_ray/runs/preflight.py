@@ -86,31 +86,20 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     answering = (reference, second, trained, *cfg.eval.against)
     others = [name for name in answering if engines and name and name != cfg.policy]
     judging = list(judging_policies(cfg)) if engines else []
-    for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
+    named = list(dict.fromkeys((cfg.policy, *others, *([reference] if reference else []), *judging)))
+    for name in named:
         check_policy(name)
     if cfg.eval.policy is not None and is_adapter(cfg.eval.policy):
         check_adapter(cfg.eval.policy)
-    address = cluster_address(cfg)
-    if address is None:
-        if engines:
-            check_installed(cfg.rollout)
-        check_local_room(cfg)
-    else:
-        check_cluster(address, "ray_address" if cfg.ray_address else "RAY_ADDRESS")
+    _check_machine(cfg, engines)
     sides = read_cases(cfg)
-    for key, uri in (("output_dir", cfg.output_dir), ("cache_dir", cfg.cache_dir)):
-        if uri is not None:
-            check_store(key, uri)
+    _check_stores(cfg)
     policy_path = local_policy(cfg.policy)
     own = tokenize_cases(cfg, sides, policy_path, load_tokenizer(policy_path))
     if reference:
         _check_same_tokens(own.tokenizer, cfg.policy, reference)
     _check_task(cfg, own)
-    learned = {cfg.policy, reference} if training else set()
-    for name in dict.fromkeys((cfg.policy, *others, *([reference] if reference else []), *judging)):
-        if name not in BUNDLED:  # a part of this package
-            check_weights(local_policy(name), name, trained=name in learned)
-            eos_token_ids(local_policy(name)), architectures(local_policy(name))
+    _check_weights(named, {cfg.policy, reference} if training else set())
     if engines and own.free_text:
         check_judge(cfg.judge)
     reference_path = local_policy(reference) if reference else policy_path
@@ -129,6 +118,33 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
         auxiliary=read_auxiliary(cfg.auxiliary, own.tokenizer, policy_path) if training else None,
         others={name: _other_cases(cfg, sides, name, own) for name in dict.fromkeys(others)},
     )
+
+
+def _check_machine(cfg: RunConfig, engines: bool) -> None:
+    """Refuse what the cluster, or this machine, cannot do: no answer, no engine installed, no room."""
+    address = cluster_address(cfg)
+    if address is None:
+        if engines:
+            check_installed(cfg.rollout)
+        check_local_room(cfg)
+    elif engines:  # a replay is one process of this machine
+        check_cluster(address, "ray_address" if cfg.ray_address else "RAY_ADDRESS")
+
+
+def _check_stores(cfg: RunConfig) -> None:
+    for key, uri in (("output_dir", cfg.output_dir), ("cache_dir", cfg.cache_dir)):
+        if uri is not None:
+            check_store(key, uri)
+
+
+def _check_weights(policies: Sequence[str], learned: set[str | None]) -> None:
+    """Refuse policies whose files engines or the learner could not use. learned: those that the learner loads."""
+    for name in policies:
+        if name not in BUNDLED:  # a part of this package
+            path = local_policy(name)
+            check_weights(path, name, trained=name in learned)
+            eos_token_ids(path)
+            architectures(path)
 
 
 def _other_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], name: str, own: PolicyCases) -> PolicyCases:
