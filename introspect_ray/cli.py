@@ -132,10 +132,10 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, value
     try:
         parsed = yaml.safe_load(value) if value.strip() else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date or a number that is none
         raise UserError(
-            f"override {text!r}: the value is not valid YAML; correct it, or put a text that is meant to begin so into "
-            "quotation marks of its own ('...' or \"...\") inside those of the shell"
+            f"override {text!r:.200}: the value is not valid YAML; correct it, or put a text that is meant to begin so "
+            "into quotation marks of its own ('...' or \"...\") inside those of the shell"
         ) from None
     return key, _numbers(parsed)
 

@@ -112,7 +112,7 @@ def end_of_turn(tokenizer: Any) -> int:
 
     Most chat models use their eos token (SmolLM2, Qwen: <|im_end|>; Llama 3: <|eot_id|>), but not all
     (Gemma: <end_of_turn>). Where a template closes turns with plain text, it is the eos token as well.
-    Raises UserError if there is no such token at all.
+    Raises UserError if there is no such token at all, or the template cannot be used.
     """
     return _end_of_turn(tokenizer, _template(tokenizer))
 
@@ -121,7 +121,7 @@ def end_of_turn(tokenizer: Any) -> int:
 def _end_of_turn(tokenizer: Any, template: str) -> int:
     answer = "introspection"
     chat = ({"role": "user", "content": "question"}, {"role": "assistant", "content": answer})
-    tail = render_chat(tokenizer, chat, add_generation_prompt=False).rpartition(answer)[2]
+    tail = _plain_chat(tokenizer, chat, add_generation_prompt=False).rpartition(answer)[2]
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     for token in encode(tokenizer, tail):
         if token in special and token != tokenizer.unk_token_id:
@@ -166,13 +166,22 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], *, add_generation_p
     return text
 
 
+def _plain_chat(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """`render_chat` of turns that every template takes. Raises UserError: the fault is the template's."""
+    try:
+        return render_chat(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    except TemplateRefused as error:
+        raise UserError(
+            f"the policy's chat template cannot be used ({error}): correct its chat_template, or take another policy"
+        ) from None
+
+
 def _apply(tokenizer: Any, messages: Sequence[Message], **options: bool) -> Any:
     try:
         return tokenizer.apply_chat_template(list(messages), enable_thinking=False, **options)
-    except Exception as error:  # jinja2's TemplateError, by name: jinja2 is transformers' dependency, not ours
-        if not type(error).__module__.startswith("jinja2"):
-            raise
-        raise TemplateRefused(one_line(error)) from None
+    except Exception as error:  # jinja2's own errors, and whatever the expressions of a template raise
+        kind = "" if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: "
+        raise TemplateRefused(f"{kind}{one_line(error):.200}") from None
 
 
 @lru_cache(maxsize=4096)
@@ -181,8 +190,12 @@ def _label_tokens(tokenizer: Any, template: str, labels: tuple[str, ...], answer
 
 
 def _known_chat(tokenizer: Any, messages: Sequence[Message], case_id: str) -> Ids:
-    """The chat as tokens. Raises UserError if all that the messages themselves give is <unk>."""
+    """The chat as tokens. Raises UserError if there are none, or all that the messages themselves give is <unk>."""
     ids = _chat(tokenizer, messages, case_id)
+    if not ids:
+        raise UserError(
+            f"case {case_id!r}: the policy's chat template writes nothing for it: correct its chat_template"
+        )
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in ids:  # encoding the messages a second time is for these few cases
         own = set(chain.from_iterable(encode(tokenizer, message["content"]) for message in messages))
@@ -197,7 +210,7 @@ def _known_chat(tokenizer: Any, messages: Sequence[Message], case_id: str) -> Id
 def _generation_prompt(tokenizer: Any) -> str:
     """Text between the last user turn and the answer, e.g. "<|im_start|>assistant\\n"; "" if it is not certain."""
     chat = ({"role": "user", "content": "question"},)
-    closed, opened = (render_chat(tokenizer, chat, add_generation_prompt=flag) for flag in (False, True))
+    closed, opened = (_plain_chat(tokenizer, chat, add_generation_prompt=flag) for flag in (False, True))
     return opened[len(closed) :] if opened.startswith(closed) else ""
 
 

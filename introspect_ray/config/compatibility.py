@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from introspect_ray.config.values import value_problem
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -277,6 +279,7 @@ def _asha(cfg: RunConfig) -> str | None:
 
 
 _RULES: tuple[Callable[[RunConfig], str | None], ...] = (
+    value_problem,
     _second_policy,
     _serving_engine,
     _tensor_parallel,

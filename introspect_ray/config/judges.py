@@ -12,7 +12,7 @@ _OF_KIND = {"keyword": ("words",), "llm": ("policy", "endpoint", "model", "instr
 class JudgeConfig(BaseModel):
     """One judge, and perhaps a second one that it is compared with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     kind: Literal["keyword", "llm"] = "keyword"
     """keyword: the first words of a response decide. llm: a language model is asked."""
@@ -35,7 +35,7 @@ class JudgeConfig(BaseModel):
     request: dict[str, Any] = {}
     """llm, endpoint: further fields of each request, such as {chat_template_kwargs: {enable_thinking: false}}; null
     drops a field."""
-    parallel: int = Field(16, ge=1)
+    parallel: int = Field(16, ge=1, le=1024)
     """llm, endpoint: requests at a time."""
     timeout_s: float = Field(60.0, gt=0)
     """llm, endpoint: seconds that one request may take."""

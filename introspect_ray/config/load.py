@@ -17,10 +17,12 @@ from pydantic import BaseModel, ValidationError
 
 from introspect_ray.config.sections import RunConfig
 from introspect_ray.config.task import TaskConfig
-from introspect_ray.errors import UserError
+from introspect_ray.config.values import check_size
+from introspect_ray.errors import UserError, one_line
 
 PRESETS = Path(__file__).parent / "presets"
 CHECKPOINT_EVERY = 50  # steps, on a cluster whose nodes may go
+MOST_SHOWN = 200  # characters of a wrong value that a message repeats
 
 
 def load_config(
@@ -37,6 +39,7 @@ def load_config(
     >>> config.kl_weight, config.supervision.rule
     (0.1, 'online')
     """
+    check_size(dict(overrides or {}), "the command line")
     given = merge(nest(defaults or {}), merge(read_yaml(Path(file)) if file else {}, nest(overrides or {})))
     preset = PRESETS / f"{_task_name(given)}.yaml"
     cfg = _validated(merge(read_yaml(preset), given) if preset.is_file() else given)
@@ -118,13 +121,18 @@ def is_text(key: str) -> bool:
 def read_yaml(path: Path, what: str = "config file") -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError, which names the file (as `what`) and what is wrong with it."""
     try:
-        data = yaml.safe_load(path.read_text()) or {}
+        data = yaml.safe_load(path.read_bytes().decode()) or {}
     except OSError as error:
         raise UserError(f"{what} {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except RecursionError:
+        raise UserError(f"{what} {path} is nested too deeply to be read: correct it") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+        raise UserError(f"{what} {path} is not valid YAML: {one_line(error):.300}") from None
     if not isinstance(data, dict):
         raise UserError(f"{what} {path}: expected a mapping of keys, found {type(data).__name__}")
+    check_size(data, f"{what} {path}")
     return data
 
 
@@ -183,7 +191,10 @@ def _absolute_policy(name: str | None) -> str | None:
     if not name or name.partition(":")[0] == RunConfig.model_fields["policy"].default:
         return name
     path = Path(name).expanduser()
-    return str(path.absolute()) if path.exists() else name
+    try:
+        return str(path.absolute()) if path.exists() else name
+    except OSError:  # a name too long to be one of a file
+        return name
 
 
 def _absolute(folder: str) -> str:
@@ -209,7 +220,12 @@ def _explain(error: ValidationError) -> str:
         remedy = f": did you mean {close[0]!r}?" if close else "; --help SECTION prints the keys"
         return f"unknown config key {key!r}{remedy}{more}"
     message = first["msg"].removeprefix("Value error, ") + _yaml_remedy(first["type"], first["input"])
-    return f"config key {key!r}: {message}, got {first['input']!r}{more}" if key else f"{message}{more}"
+    return f"config key {key!r}: {message}, got {_shown(first['input'])}{more}" if key else f"{message}{more}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _yaml_remedy(kind: str, value: Any) -> str:

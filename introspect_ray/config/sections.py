@@ -16,7 +16,7 @@ from introspect_ray.config.task import TaskConfig
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SupervisionConfig(_Section):
@@ -60,7 +60,7 @@ class RolloutConfig(_Section):
     """Compute type of the engines."""
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence that an engine accepts, in tokens; null: the longest case, rounded up."""
-    max_batched_tokens: int = Field(8192, ge=256)
+    max_batched_tokens: int = Field(8192, ge=256, le=1 << 20)
     """vllm: most prompt tokens in one forward; a longer prompt is read in chunks. On a GPU the engine sets aside
     activation memory in proportion to it."""
     kv_cache_bytes: int = Field(128 << 20, ge=1 << 20)
@@ -77,7 +77,7 @@ class RolloutConfig(_Section):
     the evaluation, so that they and the trainers need not have room at once. (In a sweep trials share engines.)"""
     num_gpus: float = Field(0, ge=0)
     """GPUs per rollout actor; below 1 an engine shares one."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """CPU threads per rollout actor."""
     probe_tolerance: float | None = Field(None, gt=0)
     """Largest difference in nats between the engine's and the trainer's logprobs of the probe for a delivery of weights
@@ -114,7 +114,7 @@ class TrainConfig(_Section):
     """Whether each training worker has a GPU."""
     num_cpus: float = Field(1, ge=0)
     """Logical CPUs per training worker, for Ray's placement."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """CPU threads per training worker."""
     token_budget: int = Field(2048, ge=1)
     """Most tokens in one forward of packed cases; a longer case gets a forward of its own."""
@@ -172,9 +172,9 @@ class AuxiliaryConfig(_Section):
     e.g. HuggingFaceFW/fineweb:sample/10BT/000_00000.parquet."""
     tokens: Literal["assistant", "all"] = "assistant"
     """Which tokens of a chat are trained on; of plain text all are."""
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of their mean cross-entropy per token in the loss."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=1_000_000)
     """Sequences per step, over all workers; which ones follows from `seed` and the step."""
     max_tokens: int = Field(512, ge=2)
     """Longest sequence in tokens: chats are cut there, plain text is cut into pieces of it."""
@@ -240,7 +240,7 @@ class RunConfig(_Section):
     """The policy that the KL keeps to, that fixed labels explain and that Orig is scored against, if it is not the one
     that training starts from: M[B(M_reg), E(M_reg)] of paper fig. 10b. null: `policy`."""
     task: TaskConfig = TaskConfig()
-    kl_weight: float = Field(1.0, ge=0)
+    kl_weight: float = Field(1.0, ge=0, le=1e6)
     """λ of paper eq. 2, the weight of KL(M0 ‖ M) on the behaviour."""
     loss_normalisation: Literal["token", "sequence"] = "token"
     """token: mean cross-entropy per explanation token, mean KL per response token. sequence: eq. 2 read literally, the
@@ -248,9 +248,9 @@ class RunConfig(_Section):
     same λ weighs n times less."""
     learning_rate: float = Field(1e-5, gt=0)
     """AdamW's learning rate; it is constant."""
-    steps: int = Field(100, ge=0)
+    steps: int = Field(100, ge=0, le=100_000_000)
     """Gradient steps."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=1_000_000)
     """Cases per step, over all workers."""
     seed: int = Field(0, ge=0)
     """Seed of the run: the order of cases, wrong and mixed labels, LoRA's initial weights."""
@@ -262,7 +262,7 @@ class RunConfig(_Section):
     mode (beta). Where the hardware has no such mode, a warning says so and the run goes on. Slower."""
     method: Literal["full", "lora"] = "full"
     """Train all weights, or LoRA adapters on all linear layers."""
-    lora_rank: int = Field(32, ge=1)
+    lora_rank: int = Field(32, ge=1, le=65_536)
     """lora: the rank r; its α equals r (paper §D.1)."""
     supervision: SupervisionConfig = SupervisionConfig()
     judge: JudgeConfig = JudgeConfig()

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class SweepConfig(BaseModel):
     """sweep, reproduce: how trials run. No key of this section changes the result of a trial that runs to its end."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     trials_at_once: int | None = Field(None, ge=1)
     """Most trials that run at once; null: as many as the cluster and its autoscaler have room for, on one machine as
@@ -23,7 +23,7 @@ class SweepConfig(BaseModel):
     the best share of those that came as far; which ones depends on who came first."""
     reduction: float = Field(3, gt=1)
     """asha: of n trials that come to a rung n / reduction go on; rungs are at eval.every, eval.every * reduction ..."""
-    samples: int = Field(8, ge=1)
+    samples: int = Field(8, ge=1, le=10_000)
     """How many values are drawn of a key that takes a distribution: uniform(0,1), loguniform(1e-3,10), randint(1,9), or
     in steps quniform(0,1,0.1), as Ray Tune draws them."""
     seed: int = Field(0, ge=0)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class TaskConfig(BaseModel):
     """Which cases are explained, and which of them are held out for the evaluation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: str = "organism"
     """organism (bundled), hint_mmlu, aita, refusal, jsonl (your own cases), jabberwocky (generated), a public set

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from introspect_ray.engines.protocol import WeightUpdate
-from introspect_ray.errors import UserError
-from introspect_ray.policy import weight_files
+from introspect_ray.errors import UserError, one_line
+from introspect_ray.policy import stored_shapes
+from introspect_ray.policy.files import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -33,18 +33,9 @@ def policy_shapes(policy_path: str) -> Shapes:
     """The shapes of a full update by Hugging Face name, from the safetensors headers; no tensor is loaded.
 
     They include a tied output head, which the files leave out: an engine may hold a packed copy of the head, and an
-    update of the embedding alone would not reach it. Raises UserError where there are no safetensors files.
+    update of the embedding alone would not reach it. Raises UserError where a file cannot be read, or there is none.
     """
-    from safetensors import safe_open
-
-    files = weight_files(policy_path)
-    if not files:
-        raise UserError(f"policy folder {policy_path} has no *.safetensors: save it with save_pretrained")
-    shapes: Shapes = {}
-    for file in files:
-        with safe_open(file, framework="pt") as reader:
-            names = reader.keys()  # a reader itself is not iterable
-            shapes.update({name: tuple(reader.get_slice(name).get_shape()) for name in names})
+    shapes = stored_shapes(policy_path)
     embeddings = [name for name in shapes if name.endswith(_EMBEDDING_SUFFIX)]
     if _HEAD not in shapes and len(embeddings) == 1:
         shapes[_HEAD] = shapes[embeddings[0]]
@@ -80,14 +71,19 @@ def eos_token_ids(policy_path: str) -> tuple[int, ...]:
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         value = _json(folder / name).get("eos_token_id")
-        ids.update([value] if isinstance(value, int) else value or [])
-    tokenizer = _json(folder / "tokenizer_config.json")
-    eos = tokenizer.get("eos_token")
-    text = eos.get("content") if isinstance(eos, dict) else eos
-    added = [(int(i), t["content"]) for i, t in (tokenizer.get("added_tokens_decoder") or {}).items()]
-    full = _json(folder / "tokenizer.json") if text else {}
-    added += [(token["id"], token["content"]) for token in full.get("added_tokens") or []]
-    ids.update(i for i, content in added if content == text)
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(one) is int for one in found):
+            raise UserError(
+                f"{folder / name}: eos_token_id is {value!r:.80}, not a token's number or a list of them: correct it"
+            )
+        ids.update(found)
+    try:
+        ids.update(_tokenizers_eos(folder))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"policy folder {policy_path}: the special tokens of its tokenizer cannot be read ({one_line(error):.80}): "
+            "copy the folder again"
+        ) from None
     if not ids:
         raise UserError(
             f"policy folder {policy_path} names no end-of-turn token: set eos_token_id in its generation_config.json"
@@ -95,16 +91,27 @@ def eos_token_ids(policy_path: str) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
+def _tokenizers_eos(folder: Path) -> list[int]:
+    """The ids of the tokenizer's eos_token. Raises whatever a wrong file leads to."""
+    tokenizer = _json(folder / "tokenizer_config.json")
+    eos = tokenizer.get("eos_token")
+    text = eos.get("content") if isinstance(eos, dict) else eos
+    added = [(int(i), t["content"]) for i, t in (tokenizer.get("added_tokens_decoder") or {}).items()]
+    full = _json(folder / "tokenizer.json") if text else {}
+    added += [(token["id"], token["content"]) for token in full.get("added_tokens") or []]
+    return [i for i, content in added if content == text]
+
+
 def architectures(policy_path: str) -> tuple[str, ...]:
     """The key `architectures` of config.json. Raises UserError where it is missing."""
     names = _json(Path(policy_path) / "config.json").get("architectures")
-    if not names:
+    if not names or not isinstance(names, list):
         raise UserError(f"{policy_path}/config.json names no architectures: save the policy with save_pretrained")
     return tuple(names)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], new_tokens: int, max_model_len: int) -> None:

@@ -43,7 +43,9 @@ class TransformersEngine(VersionedEngine):
         torch.set_num_threads(rollout.threads)
         self._device = torch.device("cuda" if rollout.num_gpus and torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, rollout.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(policy_path, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            policy_path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
         self._model: Any = model.to(self._device).eval()
 
     def rest(self) -> None:

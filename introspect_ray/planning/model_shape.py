@@ -76,7 +76,11 @@ def read_shape(name: str) -> ModelShape:
         try:
             if not (alias or path.exists() or (name.count("/") == 1 and name[0] not in "./~")):
                 raise OSError("there is no such folder")  # or file, and it has not the form of a hub id
-            config = AutoConfig.for_model(**table[alias]) if alias else AutoConfig.from_pretrained(path)
+            config = (
+                AutoConfig.for_model(**table[alias])
+                if alias
+                else AutoConfig.from_pretrained(path, trust_remote_code=False)
+            )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"policy {name!r}: its config cannot be read ({' '.join(str(error).split())[:160]}): give a folder "

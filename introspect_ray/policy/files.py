@@ -11,11 +11,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from introspect_ray.errors import UserError, one_line
 from introspect_ray.storage.digests import digest_of, in_parallel
 
 LIST = "checksums.json"  # of a folder that this program made: size and checksum of each other file in it
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 SAMPLE_BYTES = 1 << 20
 
@@ -23,14 +26,44 @@ SAMPLE_BYTES = 1 << 20
 def weight_files(folder: str | Path) -> list[Path]:
     """The *.safetensors files that from_pretrained reads, sorted: those of the index, else the single file, else all.
 
-    A repository may hold the same weights a second time under another name (consolidated.safetensors).
+    A repository may hold the same weights a second time under another name (consolidated.safetensors). Raises UserError
+    for an index that cannot be used.
     """
     folder = Path(folder)
     if (folder / INDEX).is_file():
-        return sorted({folder / name for name in json.loads((folder / INDEX).read_text())["weight_map"].values()})
+        return sorted(folder / name for name in _indexed(folder / INDEX))
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     return sorted(folder.glob("*.safetensors"))
+
+
+def _indexed(index: Path) -> set[str]:
+    """The file names of an index. A name that leads out of the folder is refused."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map: copy the policy's folder again")
+    names = set(map(str, weight_map.values()))
+    for name in sorted(names):
+        if Path(name).name != name:
+            raise UserError(
+                f"{index} names {name!r}, which is not a file of its folder: take another copy of the policy"
+            )
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index} names {name!r}, and there is no such file: copy the policy's folder again")
+    return names
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, which names the file, for anything else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON ({one_line(error):.120})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} must hold a JSON object, found {type(found).__name__}")
+    return found
 
 
 def is_adapter(path: str | None) -> bool:

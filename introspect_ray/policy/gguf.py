@@ -48,7 +48,7 @@ def convert_gguf(file: Path, cache: Path) -> Path:
     try:
         loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the readers make of a damaged file
         raise UserError(f"policy {str(file)!r} cannot be converted: {' '.join(str(error).split())[:300]}") from error
     # The loaded model refuses save_pretrained (its conversion cannot be reverted): a new model takes its weights.
     if hasattr(loaded.config, "quantization_config"):

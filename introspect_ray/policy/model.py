@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
-from introspect_ray.policy.files import weight_files
+from introspect_ray.policy.files import ADAPTER, weight_files
+from introspect_ray.policy.weights import check_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -22,25 +23,38 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", attention: str = "s
     """The causal language model of a folder, on the CPU, in train mode with all dropout off.
 
     dtype: "auto" keeps the type of the weight files. attention: transformers' attn_implementation. Without dropout,
-    train mode computes what eval mode computes, and it allows activation checkpointing. Raises UserError if the folder
-    cannot be loaded.
+    train mode computes what eval mode computes, and it allows activation checkpointing. Only safetensors are read,
+    and no code that comes with a model is run. Raises UserError if the folder cannot be loaded, or lacks one of the
+    model's tensors.
     """
     with heavy_imports():
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
-            config = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             for part in (config, config.get_text_config()):
                 for key, value in vars(part).items():
                     if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
                         setattr(part, key, 0.0)
-            model = AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, attn_implementation=attention
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             remedy = "" if attention == "sdpa" else f" (with attention {attention}: train.attention=sdpa may load it)"
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"policy {path!r} cannot be loaded: {reason}{remedy}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers fills them with random numbers
+        raise UserError(
+            f"policy {path!r}: its weight files lack {len(missing)} tensors of the model, e.g. {missing[0]}: copy the "
+            "whole folder again"
+        )
     return model.train()
 
 
@@ -61,6 +75,7 @@ def merge_adapter(base: str, adapter: str, out_dir: str) -> str:
     """Merge a PEFT adapter folder into the policy folder `base` and save the result in `out_dir`; returns `out_dir`."""
     from peft import PeftModel
 
+    check_adapter(adapter)  # PEFT would take a pickled one where this is missing
     merged = PeftModel.from_pretrained(load_model(base), adapter).merge_and_unload()
     save_policy(merged.state_dict(), base, out_dir)
     return out_dir
@@ -88,7 +103,7 @@ def save_policy(
         from safetensors.torch import save_file
 
         (out / "config.json").unlink(missing_ok=True)  # with it, the folder would look like a whole model
-        save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, out / ADAPTER, metadata={"format": "pt"})
         (out / "adapter_config.json").write_text(json.dumps(adapter_config, indent=2, sort_keys=True))
         return
     from huggingface_hub import save_torch_state_dict

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from introspect_ray import organism
 from introspect_ray.errors import Outage, UserError
 from introspect_ray.hub import snapshot
-from introspect_ray.policy.files import TOKENIZER_FILES
+from introspect_ray.policy.files import TOKENIZER_FILES, read_object
 from introspect_ray.policy.gguf import convert_gguf, find_gguf
 
 BUNDLED = {"organism": organism.FOLDER / "policy", "organism:second": organism.FOLDER / "second_policy"}
@@ -54,9 +53,13 @@ def check_policy(name: str) -> None:
     remedy.
     """
     folder = BUNDLED.get(name) or Path(name).expanduser()
+    try:
+        there = folder.exists()
+    except OSError as error:
+        raise UserError(f"policy {name:.80}...: no name of a folder ({error.strerror}): correct it") from None
     if find_gguf(folder):
         return
-    if not folder.exists():
+    if not there:
         if name not in BUNDLED and _is_hub_id(name):
             return
         raise UserError(f"policy {name!r}: there is no such folder, .gguf file or hub id (organization/name)")
@@ -123,6 +126,6 @@ def _has_chat_template(folder: Path, name: str) -> bool:
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"policy {name!r}: {path.name} is not valid JSON ({error})") from None
+        return read_object(path)
+    except UserError as error:
+        raise UserError(f"policy {name!r}: {error}") from None

@@ -15,11 +15,10 @@ from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.errors import UserError
 from introspect_ray.runs.complete import finished
 from introspect_ray.runs.identity import check_resume
-from introspect_ray.runs.preflight import Prepared, prepare
+from introspect_ray.runs.preflight import Prepared, doubts, prepare
 from introspect_ray.runs.printed import print_plan, print_summaries, report_findings, report_sweep
 from introspect_ray.runs.results import log_files, open_tracker, track_aggregate, warned
 from introspect_ray.runs.search_space import Space, Trial, grid, load_grid, shared_config
-from introspect_ray.schedule import idle_warning
 from introspect_ray.storage import Store, is_remote, open_store
 from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.storage.claim import check_free, held
@@ -115,7 +114,7 @@ def check(cfg: RunConfig, trials: Sequence[RunConfig], *, resume: bool, overwrit
             f"task.shots={cfg.task.shots} prompts a policy that is not trained: use it with `introspect-ray evaluate`, "
             "or leave it out"
         )
-    warned(sorted({line for trial in trials if (line := idle_warning(trial))}))
+    warned(doubts(trials))
     prepared = prepare(shared_config(trials))
     return Checked(prepared, reachable(cfg, resume=resume, overwrite=overwrite), resume, overwrite)
 

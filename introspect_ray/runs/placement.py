@@ -146,6 +146,7 @@ def check_local_room(cfg: RunConfig) -> None:
             f"{cfg.rollout.num_actors} need {need['CPU']:g} logical CPUs, this machine has {cores} cores, room for "
             f"{room}: lower them, or name a cluster with ray_address"
         )
+    _check_memory(cfg)
     if need["GPU"]:
         import torch
 
@@ -155,3 +156,14 @@ def check_local_room(cfg: RunConfig) -> None:
                 f"no room for the requested workers: the run needs {need['GPU']:g} GPUs, this machine has {have}: "
                 "lower train.num_workers or rollout.num_actors, or name a cluster with ray_address"
             )
+
+
+def _check_memory(cfg: RunConfig) -> None:
+    """Refuse KV caches that this machine's memory cannot hold. Raises UserError with the numbers."""
+    rollout, memory = cfg.rollout, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    need = rollout.num_actors * rollout.kv_cache_bytes
+    if rollout.served_by == "vllm" and not rollout.num_gpus and need > memory:
+        raise UserError(
+            f"rollout.kv_cache_bytes={rollout.kv_cache_bytes} for rollout.num_actors={rollout.num_actors} is "
+            f"{need >> 20:,} MiB, and this machine has {memory >> 20:,} MiB of memory: lower it"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from introspect_ray.engines.checks import check_vllm_limits
 from introspect_ray.errors import UserError
 from introspect_ray.judges import judge_labels
 from introspect_ray.policy import load_tokenizer, local_policy
+from introspect_ray.policy.files import read_object
 from introspect_ray.records import Case, TokenizedCase
 from introspect_ray.tasks import CaseStream, load_cases
 
@@ -67,7 +67,8 @@ def tokenize_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], path: s
     does not take, or that is longer than the policy's context or rollout.max_model_len.
     """
     context = context_length(path)
-    train, test = (CaseTable.build(_tokenized(cfg, side, tokenizer, context)) for side in sides)
+    known = _vocabulary(path)
+    train, test = (CaseTable.build(_tokenized(cfg, side, tokenizer, context, known)) for side in sides)
     if cfg.rollout.served_by == "vllm":
         answers = (used.label_tokens for table in (train, test) for used in table.answers if used.label_tokens)
         children = (node.tokens for label_tokens in answers for node in label_nodes(label_tokens))
@@ -95,6 +96,7 @@ def model_len(cfg: RunConfig, tables: Sequence[CaseTable], context: int | None =
         )
     _check_context(context, need, what)
     if given is not None:
+        _check_context(context, given, "rollout.max_model_len asks for", "lower it or leave it out")
         return given
     rounded = -(-(need + cfg.task.shots * (explained + _BETWEEN_TURNS)) // 32) * 32
     return rounded if context is None else min(rounded, context)
@@ -103,21 +105,41 @@ def model_len(cfg: RunConfig, tables: Sequence[CaseTable], context: int | None =
 def context_length(path: str) -> int | None:
     """Most tokens of a sequence by config.json of a policy folder; None if it does not say, or its positions are
     stretched by a rule of their own (YaRN)."""
-    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config") or config
+    config = _text_config(path)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
+    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
         return None
-    length: int | None = config.get("max_position_embeddings")
-    return length
+    return _number(path, config, "max_position_embeddings")
+
+
+def _text_config(path: str) -> dict[str, Any]:
+    """config.json of a policy folder, or the part on text of one that also reads images."""
+    config = read_object(Path(path) / "config.json")
+    text = config.get("text_config")
+    return text if isinstance(text, dict) and text else config
+
+
+def _vocabulary(path: str) -> int | None:
+    """How many tokens the policy in a folder knows; None if its config does not say."""
+    return _number(path, _text_config(path), "vocab_size")
+
+
+def _number(path: str, config: Mapping[str, Any], key: str) -> int | None:
+    found = config.get(key)
+    if found is None or type(found) is int:
+        return found
+    raise UserError(f"{path}/config.json: {key} is {found!r:.80}, and must be a whole number: copy the folder again")
 
 
 def _new_tokens(cfg: RunConfig, tables: Sequence[CaseTable]) -> int:
     return cfg.eval.max_new_tokens or max(table.longest_explanation for table in tables)
 
 
-def _tokenized(cfg: RunConfig, cases: CaseStream, tokenizer: Any, context: int | None) -> Iterator[TokenizedCase]:
-    """The cases as tokens. Those of free text are checked against the run's judge, all against the context."""
+def _tokenized(
+    cfg: RunConfig, cases: CaseStream, tokenizer: Any, context: int | None, known: int | None
+) -> Iterator[TokenizedCase]:
+    """The cases as tokens. Those of free text are checked against the run's judge, all against the policy's context and
+    the tokens that it knows."""
     end_of_turn(tokenizer)  # a tokenizer without one is no fault of a case
     verdicts: tuple[str, ...] = ()
     for where, case in cases.placed():
@@ -128,17 +150,29 @@ def _tokenized(cfg: RunConfig, cases: CaseStream, tokenizer: Any, context: int |
                 _check_judge(cfg, case, verdicts)
             tokenized = tokenize_case(case, tokenizer, cfg.task.answer_prefix)
             _check_context(context, longest_sequence([tokenized]) + 1, f"case {case.case_id!r} needs")
+            _check_known(known, tokenized)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         yield tokenized
 
 
-def _check_context(context: int | None, need: int, what: str) -> None:
+def _check_context(
+    context: int | None,
+    need: int,
+    what: str,
+    remedy: str = "take a policy with a longer one, or shorten the case (response.max_tokens)",
+) -> None:
     """Refuse a sequence of `need` tokens that the policy cannot take. what: what needs them."""
     if context is not None and context < need:
+        raise UserError(f"the policy's context={context}, but {what} {need} tokens: {remedy}")
+
+
+def _check_known(known: int | None, case: TokenizedCase) -> None:
+    """Refuse tokens beyond the policy's embedding, which a tokenizer of another policy has."""
+    if known is not None and (most := max(*case.prompt, *case.ablated, *case.question)) >= known:
         raise UserError(
-            f"the policy's context={context}, but {what} {need} tokens: take a policy with a longer one, or shorten "
-            "the case (response.max_tokens)"
+            f"case {case.case_id!r} has the token {most}, but the policy's config.json has vocab_size={known}: "
+            "tokenizer and config.json are not of one policy, copy the whole folder again"
         )
 
 

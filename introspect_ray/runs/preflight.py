@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,17 +10,32 @@ from introspect_ray.cases.auxiliary_table import AuxiliaryTable
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import reference_policy
+from introspect_ray.config.effect import without_effect
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.config.load import cluster_address
 from introspect_ray.engines import check_installed
+from introspect_ray.engines.checks import architectures, eos_token_ids
 from introspect_ray.errors import UserError
 from introspect_ray.judges import check_judge
-from introspect_ray.policy import check_policy, is_adapter, load_tokenizer, local_policy, policy_id
+from introspect_ray.policy import (
+    BUNDLED,
+    check_adapter,
+    check_policy,
+    check_weights,
+    is_adapter,
+    load_tokenizer,
+    local_policy,
+    policy_id,
+)
+from introspect_ray.runs.answers import check_cluster, check_store
 from introspect_ray.runs.auxiliary import read_auxiliary
 from introspect_ray.runs.placement import check_local_room, judging_policies
 from introspect_ray.runs.policy_cases import PolicyCases, read_cases, tokenize_cases
-from introspect_ray.storage import check_writable
+from introspect_ray.schedule import idle_warning
+from introspect_ray.storage.reach import check_tracking
 from introspect_ray.tasks import CaseStream, open_task
+
+LARGE_STEP = 0.1  # of AdamW; the weights of language models are smaller
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,14 @@ class Prepared:
         return self.others.get(policy, own)
 
 
+def doubts(trials: Sequence[RunConfig]) -> list[str]:
+    """One line on each thing that is allowed and likely not meant, in a run or in the trials of a sweep."""
+    idle = {line for cfg in trials if (line := idle_warning(cfg))}
+    large = {cfg.learning_rate for cfg in trials if cfg.learning_rate > LARGE_STEP}
+    steps = [f"learning_rate={rate:g} moves every weight by about as much at every step: lower it" for rate in large]
+    return [*without_effect(trials), *sorted(steps), *sorted(idle)]
+
+
 def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> Prepared:
     """Resolve and check all inputs of a run. Raises UserError with the remedy; writes nothing but caches.
 
@@ -54,6 +77,8 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     have to be here. training: False where nothing is trained (an evaluation): auxiliary data is not read.
     """
     open_task(cfg.task)  # refuses an unknown name before policies are looked for
+    if training and cfg.tracking.backend == "mlflow" and cfg.tracking.uri is not None:
+        check_tracking(cfg.tracking.uri)
     cache = cfg.cache_dir or f"{cfg.output_dir.rstrip('/')}/cache"
     second = cfg.supervision.second_policy if engines and cfg.supervision.rule == "mixed" else None
     trained = None if cfg.eval.policy is None or is_adapter(cfg.eval.policy) else cfg.eval.policy
@@ -61,19 +86,20 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
     answering = (reference, second, trained, *cfg.eval.against)
     others = [name for name in answering if engines and name and name != cfg.policy]
     judging = list(judging_policies(cfg)) if engines else []
-    for name in (cfg.policy, *others, *([reference] if reference else []), *judging):
+    named = list(dict.fromkeys((cfg.policy, *others, *([reference] if reference else []), *judging)))
+    for name in named:
         check_policy(name)
-    if cluster_address(cfg) is None:
-        if engines:
-            check_installed(cfg.rollout)
-        check_local_room(cfg)
+    if cfg.eval.policy is not None and is_adapter(cfg.eval.policy):
+        check_adapter(cfg.eval.policy)
+    _check_machine(cfg, engines)
     sides = read_cases(cfg)
-    check_writable(cfg.output_dir)
+    _check_stores(cfg)
     policy_path = local_policy(cfg.policy)
     own = tokenize_cases(cfg, sides, policy_path, load_tokenizer(policy_path))
     if reference:
         _check_same_tokens(own.tokenizer, cfg.policy, reference)
     _check_task(cfg, own)
+    _check_weights(named, {cfg.policy, reference} if training else set())
     if engines and own.free_text:
         check_judge(cfg.judge)
     reference_path = local_policy(reference) if reference else policy_path
@@ -92,6 +118,33 @@ def prepare(cfg: RunConfig, *, engines: bool = True, training: bool = True) -> P
         auxiliary=read_auxiliary(cfg.auxiliary, own.tokenizer, policy_path) if training else None,
         others={name: _other_cases(cfg, sides, name, own) for name in dict.fromkeys(others)},
     )
+
+
+def _check_machine(cfg: RunConfig, engines: bool) -> None:
+    """Refuse what the cluster, or this machine, cannot do: no answer, no engine installed, no room."""
+    address = cluster_address(cfg)
+    if address is None:
+        if engines:
+            check_installed(cfg.rollout)
+        check_local_room(cfg)
+    elif engines:  # a replay is one process of this machine
+        check_cluster(address, "ray_address" if cfg.ray_address else "RAY_ADDRESS")
+
+
+def _check_stores(cfg: RunConfig) -> None:
+    for key, uri in (("output_dir", cfg.output_dir), ("cache_dir", cfg.cache_dir)):
+        if uri is not None:
+            check_store(key, uri)
+
+
+def _check_weights(policies: Sequence[str], learned: set[str | None]) -> None:
+    """Refuse policies whose files engines or the learner could not use. learned: those that the learner loads."""
+    for name in policies:
+        if name not in BUNDLED:  # a part of this package
+            path = local_policy(name)
+            check_weights(path, name, trained=name in learned)
+            eos_token_ids(path)
+            architectures(path)
 
 
 def _other_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], name: str, own: PolicyCases) -> PolicyCases:

@@ -11,6 +11,7 @@ by `patiently`. All of them may be: a repeated put writes the same bytes, and a 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -224,6 +225,7 @@ def _make_client(environment: tuple[tuple[str, str], ...], tries: int) -> Any:
     import boto3
     from botocore.config import Config
 
+    logging.getLogger("botocore").setLevel(logging.INFO)  # its debug messages hold session tokens
     region = dict(environment).get("AWS_REGION") or dict(environment).get("AWS_DEFAULT_REGION")
     config = Config(
         connect_timeout=5,

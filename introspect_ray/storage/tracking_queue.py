@@ -11,10 +11,11 @@ from typing import Any
 
 from introspect_ray.errors import UserError
 from introspect_ray.storage import Store
+from introspect_ray.storage.reach import Unreachable
 from introspect_ray.storage.tracker import Dataset, Status, Tracker, TrainedPolicy, numbers, plain_params
 from introspect_ray.storage.tracking_calls import Call, Target, described, read_target, read_waiting, write_target
 from introspect_ray.storage.tracking_sender import Sender
-from introspect_ray.storage.tracking_store import Unreachable, origin_tags
+from introspect_ray.storage.tracking_store import origin_tags
 from introspect_ray.storage.tracking_view import NOTE, page_of
 
 FAILED_S = 5.0  # without a success, when a run has failed or was ended

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from introspect_ray.errors import UserError
+from introspect_ray.storage.reach import Unreachable, check_answers
 from introspect_ray.storage.tracking_view import experiment_tags
 
 _log = logging.getLogger(__name__)
-_CONNECT_S = 5.0
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",  # no git: no commit, and no warning
@@ -26,10 +24,6 @@ _SETTINGS = {
 PARENT = "mlflow.parentRunId"
 _COMMIT = "mlflow.source.git.commit"
 _OF_THE_JOB = ("mlflow.user", "mlflow.source.", "ray_job_id")
-
-
-class Unreachable(UserError):
-    """No server answers. It may be back later, so a run that has begun goes on without it."""
 
 
 def prepare_mlflow(uri: str, experiment: str) -> str:
@@ -107,20 +101,16 @@ def _silence() -> None:
 
 
 def check_server(uri: str, *, required: bool = True) -> None:
-    """Raises Unreachable within seconds if no server answers; MLflow itself would retry for minutes. Changes nothing.
+    """Raises UserError within seconds if no server answers; MLflow itself would retry for minutes. Changes nothing.
 
     required: False for a run that goes on: it is told, and the run's rows wait.
     """
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https"):
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_S).close()
-        except (OSError, ValueError) as error:
-            away = f"tracking.uri={uri}: no MLflow server answers ({error})"
-            if required:
-                raise Unreachable(f"{away}: start it or correct the address") from None
-            _log.warning("%s: the run goes on without it, and its rows wait on disk", away)
+    try:
+        check_answers(uri)
+    except Unreachable as error:
+        if required:
+            raise
+        _log.warning("%s; the run goes on without it, and its rows wait on disk", error)
 
 
 def _make_folder(uri: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from introspect_ray.errors import UserError
+
+MOST_NESTED = 64  # levels of lists and objects in a row
 
 
 def existing_file(path: str, key: str) -> Path:
@@ -54,6 +56,46 @@ def text_lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start}); save it as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}; check the file") from None
+
+
+def read_json(
+    text: str,
+    where: str,
+    remedy: str,
+    *,
+    parse_constant: Callable[[str], Any] | None = None,
+    parse_float: Callable[[str], Any] | None = None,
+) -> Any:
+    """What a JSON text says. where: begins a message; remedy: ends it. Raises UserError.
+
+    It may be nested MOST_NESTED deep: what reads it later, and writes it into tables, follows it by recursion.
+    """
+    try:
+        found = json.loads(text, parse_constant=parse_constant, parse_float=parse_float)
+    except json.JSONDecodeError as error:
+        place = f" at line {error.lineno}" if "\n" in text else f" at column {error.colno}"
+        raise UserError(f"{where}: not valid JSON ({error.msg}{place}); {remedy}") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested more than {MOST_NESTED} levels deep; {remedy}") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise UserError(f"{where}: not valid JSON ({error}); {remedy}") from None
+    if text.count("[") + text.count("{") > MOST_NESTED:  # else it cannot be as deep, and is not looked through
+        _check_depth(found, where, remedy)
+    return found
+
+
+def _check_depth(found: Any, where: str, remedy: str) -> None:
+    level = [found]
+    for _ in range(MOST_NESTED):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise UserError(f"{where}: nested more than {MOST_NESTED} levels deep; {remedy}")
 
 
 def refuse_half_characters(text: str, value: Any, where: str) -> None:

@@ -15,6 +15,7 @@ Other keys are refused.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from introspect_ray.cases.cue import default_meta_question
 from introspect_ray.config import TaskConfig
 from introspect_ray.errors import UserError
 from introspect_ray.records import Case, Message, Response, Templates
-from introspect_ray.tasks.files import existing_file, refuse_half_characters, text_lines
+from introspect_ray.tasks.files import existing_file, read_json, refuse_half_characters, text_lines
 from introspect_ray.tasks.source import CaseSource
 
 
@@ -95,12 +96,8 @@ def case_from_line(line: str, where: str) -> Case:
     """The case on a line. Raises UserError "WHERE: what is wrong; the remedy"."""
     if not line.strip():
         raise UserError(f"{where}: blank line; delete it")
-    try:
-        data = json.loads(line, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}); write one object per line"
-        ) from None
+    remedy = "write one object per line"
+    data = read_json(line, where, remedy, parse_constant=_refuse_constant, parse_float=_finite)
     refuse_half_characters(line, data, where)
     if not isinstance(data, dict):
         raise UserError(f"{where}: expected a JSON object, found {type(data).__name__}; write one case per line")
@@ -146,6 +143,13 @@ def _refuse_constant(name: str) -> float:
     raise json.JSONDecodeError(f"{name} is no JSON value", name, 0)
 
 
+def _finite(text: str) -> float:
+    """A number that is one: 1e999 reads as infinity, which no JSON could say again."""
+    if math.isinf(value := float(text)):
+        raise json.JSONDecodeError(f"{text:.20} is beyond all numbers", text, 0)
+    return value
+
+
 def _turns(turns: list[_Turn]) -> tuple[Message, ...]:
     return tuple({"role": turn.role, "content": turn.content} for turn in turns)
 
@@ -165,8 +169,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"key {key!r} is missing; add it"
     if first["type"] == "model_type":
-        return f"key {key!r}: expected an object, got {first['input']!r}; correct it"
-    return f"key {key!r}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}; correct it"
+        return f"key {key!r}: expected an object, got {first['input']!r:.200}; correct it"
+    return f"key {key!r}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r:.200}; correct it"
 
 
 def _check_labels(labels: list[str], where: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from introspect_ray.errors import UserError, one_line
 from introspect_ray.hub import snapshot
 from introspect_ray.records import Case
-from introspect_ray.tasks.files import existing_file, refuse_half_characters, text_lines
+from introspect_ray.tasks.files import existing_file, read_json, refuse_half_characters, text_lines
 from introspect_ray.tasks.source import CaseSource
 
 log = logging.getLogger(__name__)
@@ -28,10 +27,7 @@ Placed = tuple[str, Any]  # ("cases.jsonl line 7", the row)
 def json_lines(path: Path, what: str = "row") -> Iterator[Any]:
     """The values of a JSONL file (.gz or plain), one per line. Raises UserError naming the line that is no JSON."""
     for n, line in enumerate(text_lines(path), start=1):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {n}: not valid JSON ({error.msg}); write one {what} per line") from None
+        value = read_json(line, f"{path} line {n}", f"write one {what} per line")
         refuse_half_characters(line, value, f"{path} line {n}")
         yield value
 
@@ -98,10 +94,7 @@ def check_columns(row: Any, columns: Sequence[str], optional: Sequence[str], whe
 
 def _json_list(path: Path) -> list[Any]:
     text = "\n".join(text_lines(path))
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {error.lineno}: not valid JSON ({error.msg}); write a list of rows") from None
+    rows = read_json(text, str(path), "write a list of rows")
     refuse_half_characters(text, rows, str(path))
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of rows, found {type(rows).__name__}; write [row, row, ...]")

@@ -26,6 +26,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.policy import add_lora, load_model
 from introspect_ray.training.attention import choose_attention
+from introspect_ray.training.checkpoint_metadata import check_metadata
 from introspect_ray.training.model import TreeModel
 from introspect_ray.training.packing import placeholder
 from introspect_ray.training.supported import check_architecture
@@ -205,7 +206,8 @@ class _Writer(dcp.FileSystemWriter):
 
 
 def load_checkpoint(folder: str, module: TreeModel, optimizer: torch.optim.Optimizer) -> None:
-    """Load what save_checkpoint wrote into module and optimizer. Collective."""
+    """Load what save_checkpoint wrote into module and optimizer. Collective. Raises UserError for a foreign index."""
+    check_metadata(folder)
     model_state, optimizer_state = get_state_dict(module, optimizer, options=CHECKPOINT)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     dcp.load(state, checkpoint_id=folder)

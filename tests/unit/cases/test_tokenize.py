@@ -267,3 +267,13 @@ def test_lengths_by_hand():
     free = replace(done, label_tokens=(), max_response=19)
     assert longest_sequence([done, free]) == 27 and max_response_tokens(free) == 19  # 8 and 19
     assert max_response_tokens(replace(done, label_tokens=((1,), (2, 3, 4)))) == 3
+
+
+def test_cases_are_data_and_no_templates_that_run():
+    """What looks like a template in a case stays as it is, in prompts, questions and explanations."""
+    text, tokenizer = "{{ 7 * 7 }} {% for x in y %} {label} {0.__class__} ${HOME}", byte_tokenizer()
+    done = tokenize_case(replace(case(messages=({"role": "user", "content": text},)), meta_question=text), tokenizer)
+    assert text in tokenizer.decode(done.prompt) and tokenizer.decode(done.question).count(text) == 2
+    named = replace(case(), templates=Templates(names=(("A", "{{ 7 * 7 }} {0}"),)))
+    said = [tokenizer.decode(ids) for ids in tokenize_case(named, tokenizer).explanations.values()]
+    assert sum("{{ 7 * 7 }} {0}" in one for one in said) == 2  # changed to it, unchanged from it

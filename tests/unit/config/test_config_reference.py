@@ -22,7 +22,7 @@ def test_every_key_has_a_meaning():
 @pytest.mark.parametrize(
     ("name", "kind", "default"),
     [
-        ("kl_weight", "number ≥ 0", "1.0"),
+        ("kl_weight", "number ≥ 0, ≤ 1e+06", "1.0"),
         ("train.use_gpu", "true | false", "false"),
         ("supervision.rule", "fixed | online | mixed", "fixed"),
         ("rollout.max_model_len", "integer ≥ 16 | null", "null"),

@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from introspect_ray.errors import UserError
-from introspect_ray.tasks.files import existing_file, text_lines
+from introspect_ray.tasks.files import existing_file, read_json, text_lines
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
@@ -45,3 +45,22 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "y.gz").write_bytes(b"plain text")
     with pytest.raises(UserError, match="cannot be read"):
         list(text_lines(tmp_path / "y.gz"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 100_000, "x line 1: nested more than 64 levels deep; mend it"),
+        ('{"a":' * 65 + "1" + "}" * 65, "x line 1: nested more than 64 levels deep; mend it"),
+        ("9" * 5000, r"x line 1: not valid JSON \(Exceeds the limit .*; mend it"),
+        ("{", r"x line 1: not valid JSON \(.* at column 2\); mend it"),
+    ],
+)
+def test_json_that_cannot_be_read_is_one_line(text, says):
+    with pytest.raises(UserError, match=says) as caught:
+        read_json(text, "x line 1", "mend it")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_of_many_values_is_not_deep():
+    assert read_json('[{"a": [1]}' + ', {"a": [1]}' * 99 + "]", "x", "")[99] == {"a": [1]}

@@ -109,6 +109,7 @@ def test_wording_of_file_and_config_is_applied_and_checked_where_cases_are_loade
 
 BAD = {
     "malformed": ('{"id": "q1", ', "not valid JSON"),
+    "no number": ('{"id": 1e999}', "1e999 is beyond all numbers"),
     "no object": ("[1]", "expected a JSON object, found list"),
     "blank line": ("", "blank line; delete it"),
     "missing key": (row(labels=None), "key 'labels' is missing"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException, filesystem
 
+from introspect_ray.errors import UserError
 from introspect_ray.training.fsdp import CHECKPOINT_FILES, load_checkpoint, save_checkpoint
 
 
@@ -50,3 +53,25 @@ def test_a_file_that_could_not_be_written_fails_the_checkpoint(tmp_path: Path, m
     written = save_checkpoint(str(tmp_path), *trained(), None)
     with pytest.raises(CheckpointException, match=r"\d+ of \d+ parts were written|No space left"):
         written.result()
+
+
+class _Attack:
+    def __reduce__(self) -> object:
+        return os.mkdir, ("attacked",)
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        (pickle.dumps(_Attack()), r"its index names (posix|os)\.mkdir, which no checkpoint needs"),
+        (b"ctorch.distributed.checkpoint.metadata\nos.system\n.", r"names .*metadata\.os\.system, which no"),
+        (b"\x80\x04", r"its index \.metadata cannot be read"),
+    ],
+)
+def test_an_index_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, monkeypatch, index, says):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(str(tmp_path / "saved"), *trained(), None).result()
+    (tmp_path / "saved" / ".metadata").write_bytes(index)
+    with pytest.raises(UserError, match=says):
+        load_checkpoint(str(tmp_path / "saved"), *trained())
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
