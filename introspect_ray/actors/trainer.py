@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +122,20 @@ def train_worker(config: dict[str, Any]) -> Trained:
     seconds["sync"] += first + last
     notes = tuple(lacking.lines) if lacking else ()
     return Trained({**seconds, **setup}, served, supply.probe, conductor.rows, notes)
+
+
+def serve_worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls on every rank that is kept for one training after another. desk: handle of a KeptWorkers."""
+    desk, first = config["desk"], ray.train.get_context().get_world_rank() == 0
+    for number in count():
+        spec: WorkerSpec | None = ray.get(desk.next.remote(number))
+        if spec is None:
+            return
+        trained = train_worker({"spec": spec})
+        del spec
+        gc.collect()  # the learner's tensors may be in cycles
+        if first:
+            ray.get(desk.done.remote(trained))
 
 
 def auxiliary_share(

@@ -21,13 +21,16 @@ class TrialGroup:
     """A placement group whose first bundles are those of the training workers. Picklable.
 
     group: None where there are no bundles: of elastic workers alone, or of engines that need no resources. workers,
-    engines: how many of each have bundles. paired: engine i shares the bundle of training worker i.
+    engines: how many of each have bundles. paired: engine i shares the bundle of training worker i. kept: handle of a
+    KeptWorkers (runs/kept_workers.py), whose workers stay in the group from one training to the next; None: each
+    training has new ones.
     """
 
     group: PlacementGroup | None
     workers: int
     engines: int
     paired: bool
+    kept: Any = None
 
     @classmethod
     def make(cls, bundles: Sequence[dict[str, float]], workers: int, engines: int) -> TrialGroup:

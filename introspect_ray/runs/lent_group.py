@@ -9,9 +9,13 @@ for such purposes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from ray.train.torch import TorchTrainer
+import ray.train
+from ray.train import FailureConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -19,6 +23,11 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.util.placement_group import PlacementGroup
+
+from introspect_ray.actors.trainer import WorkerSpec
+from introspect_ray.config import RunConfig
+from introspect_ray.runs.elastic import scaling
+from introspect_ray.storage.checkpoints import FOLDER
 
 
 class OwnSignals(TorchTrainer):
@@ -64,3 +73,34 @@ class _LentHandle(DefaultPlacementGroupHandle):
 
     def shutdown(self) -> None:
         pass
+
+
+def process_groups(cfg: RunConfig) -> TorchConfig:
+    """The backend of the workers' collectives: NCCL on GPUs, gloo on CPUs. Both where shards are offloaded, since the
+    gradient norm is then summed over ranks on the CPU."""
+    return TorchConfig(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
+
+
+def ray_trainer(spec: WorkerSpec, work: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> TorchTrainer:
+    """Ray Train on the workers of `spec`, each of which calls work(config). Without restarts and checkpoints of its
+    own, which would keep the old relabeler.
+
+    It does wait for room in the cluster: a start that times out is a failure of its controller.
+    """
+    cfg = spec.cfg
+    lent = spec.group.group if spec.group and spec.group.workers == cfg.train.num_workers else None
+    made: Any = partial(GroupTrainer, group=lent) if lent else OwnSignals
+    trainer: TorchTrainer = made(
+        work,
+        train_loop_config=config,
+        torch_config=process_groups(cfg),
+        scaling_config=scaling(cfg),
+        run_config=ray.train.RunConfig(
+            name=FOLDER,
+            storage_path=cfg.output_dir,
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=-1 if cfg.wait_for_nodes else 0
+            ),
+        ),
+    )
+    return trainer

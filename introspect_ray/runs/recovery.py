@@ -22,26 +22,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import ray
 import ray.train
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.train import FailureConfig, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import TrainingFailedError, WorkerGroupError
 
 from introspect_ray.actors.trainer import Trained, WorkerSpec, train_worker
-from introspect_ray.config import RunConfig
 from introspect_ray.errors import AlarmError, Halted, Interrupted, Outage, RepeatedFailure, UserError, one_line
 from introspect_ray.records import Wait
-from introspect_ray.runs.elastic import engines_counted, scaling
-from introspect_ray.runs.lent_group import GroupTrainer, OwnSignals
+from introspect_ray.runs.elastic import engines_counted
+from introspect_ray.runs.lent_group import ray_trainer
 from introspect_ray.runs.placement import worker_resources
 from introspect_ray.runs.progress import polling
 from introspect_ray.runs.waiting import bundle, of_actor, watched
 from introspect_ray.storage import open_store
-from introspect_ray.storage.checkpoints import FOLDER, newest_usable, step_of
+from introspect_ray.storage.checkpoints import newest_usable, step_of
 
 _LOST_S = 20.0  # for Ray to find out that a node is gone: five missed health checks
 _STOP_S = 10.0  # for a relabeler to confirm that it has stopped, and for the status board to answer
@@ -111,8 +108,19 @@ def _attempt(spec: WorkerSpec) -> tuple[dict[str, Any], Trained]:
         for note in spec.pool.revive():
             _warn(note)
         asked = time.time()
-        result: Any = _trainer(spec).fit()
-    return ray.get(spec.relabeler.finish.remote()), result.return_value
+        trained = _trained(spec)
+    return ray.get(spec.relabeler.finish.remote()), trained
+
+
+def _trained(spec: WorkerSpec) -> Trained:
+    """What rank 0 returns, from workers that are kept or from new ones."""
+    if spec.group is None or spec.group.kept is None:
+        new: Trained = ray_trainer(spec, train_worker, {"spec": spec}).fit().return_value
+        return new
+    found: Trained | Exception = ray.get(spec.group.kept.train.remote(spec))
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def halting(status: Any) -> bool:
@@ -214,33 +222,3 @@ def _retire(relabeler: Any) -> None:
     except (RayActorError, GetTimeoutError):
         pass  # it is dead, or stuck and killed below
     ray.kill(relabeler)
-
-
-def process_groups(cfg: RunConfig) -> TorchConfig:
-    """The backend of the workers' collectives: NCCL on GPUs, gloo on CPUs. Both where shards are offloaded, since the
-    gradient norm is then summed over ranks on the CPU."""
-    return TorchConfig(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
-
-
-def _trainer(spec: WorkerSpec) -> TorchTrainer:
-    """Ray Train without restarts and checkpoints of its own, which would keep the old relabeler.
-
-    It does wait for room in the cluster: a start that times out is a failure of its controller.
-    """
-    cfg = spec.cfg
-    lent = spec.group.group if spec.group and spec.group.workers == cfg.train.num_workers else None
-    made: Any = partial(GroupTrainer, group=lent) if lent else OwnSignals
-    trainer: TorchTrainer = made(
-        train_worker,
-        train_loop_config={"spec": spec},
-        torch_config=process_groups(cfg),
-        scaling_config=scaling(cfg),
-        run_config=ray.train.RunConfig(
-            name=FOLDER,
-            storage_path=cfg.output_dir,
-            failure_config=FailureConfig(
-                max_failures=0, max_preemption_failures=0, controller_failure_limit=-1 if cfg.wait_for_nodes else 0
-            ),
-        ),
-    )
-    return trainer

@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from introspect_ray.runs.cluster import this_node_resource
 from introspect_ray.runs.complete import finished
 from introspect_ray.runs.driver import train_once
 from introspect_ray.runs.interim import OnScores
+from introspect_ray.runs.kept_workers import can_keep, keep_workers
 from introspect_ray.runs.nodes import at_once
 from introspect_ray.runs.recovery import halting
 from introspect_ray.runs.results import FAILED, STOPPED, open_tracker, warned
@@ -56,6 +58,8 @@ def run_trials(
     cfg, missing = shared_config(trials), [one for one in trials if not _has_ended(one)]
     count = at_once(cfg, missing)
     shared = count > 1 and engines_shared(missing)
+    if len(missing) > count and can_keep(cfg):
+        setup = replace(setup, group=replace(setup.group, kept=keep_workers()))
     slots = open_slots(cfg, setup, count, len(missing), shared)
     if count > 1:
         print(f"trials   up to {count} of {len(missing)} at once", flush=True)
@@ -94,6 +98,9 @@ def run_trials(
     if slots is not None:
         warned(ray.get(slots.notes.remote()))
         ray.kill(slots)
+    if setup.group.kept is not None:  # before others train in the group
+        ray.get(setup.group.kept.close.remote())
+        ray.kill(setup.group.kept)
     for one in (one for one in missing if open_store(one.output_dir).exists(STOPPED)):
         with open_tracker(one, one.output_dir.rsplit("/", 1)[-1], *tracking):
             pass  # its process could not close it

@@ -19,6 +19,7 @@ from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError, one_line
 from introspect_ray.runs.cluster import on_this_node
+from introspect_ray.runs.kept_workers import keep_workers
 from introspect_ray.runs.setup import SharedSetup, make_group
 from introspect_ray.runs.slots import Places
 
@@ -37,8 +38,8 @@ class TrialSlots:
     """Hands out the places. A trial that dies must be reported by `leave`: it cannot give its place back itself."""
 
     def __init__(self, cfg: RunConfig, first: Slot, count: int, trials: int, shared: bool) -> None:
-        """cfg: of the set-up. first: its place. trials: that will ask. shared: all trials use the first one's engines,
-        in turns, and a place is one for training workers alone."""
+        """cfg: of the set-up. first: its place; its workers are kept or not, and so are those of all. trials: that will
+        ask. shared: all trials use the first one's engines, in turns, and a place is one for training workers alone."""
         self._cfg, self._shared = cfg, shared
         self._places = Places(count, trials)
         self._slots = {0: first}
@@ -99,8 +100,9 @@ class TrialSlots:
         return self._notes
 
     def _ask(self, place: int) -> Slot:
-        group = make_group(self._cfg, engines=not self._shared)
-        first = self._slots[0]
+        group, first = make_group(self._cfg, engines=not self._shared), self._slots[0]
+        if first.group.kept is not None:
+            group = replace(group, kept=keep_workers())
         return Slot(group, first.pool if self._shared else first.pool.another(group.engine_places()))
 
     async def _open(self, place: int) -> None:

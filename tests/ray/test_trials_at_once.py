@@ -60,6 +60,8 @@ def test_two_at_once_end_at_the_bits_of_one_after_another(live, tmp_path, rule, 
     free = ray.available_resources()["CPU"]
     assert sweep(live, two, at_once=2, **flat) == alone
     assert policies(two) == policies(one)
+    _, _, fresh = live.train(kl_weight=5.0, **flat)  # by workers that trained nothing before
+    assert (fresh / "policy" / "model.safetensors").read_bytes() == policies(one)[2]
     assert "trials   up to 2 of 3 at once" in capfd.readouterr().out
     began = [(two / value / "run.json").stat().st_mtime for value in ("0", "1", "5")]
     ended = [(two / value / "summary.json").stat().st_mtime for value in ("0", "1", "5")]

@@ -11,7 +11,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from introspect_ray.actors.weight_sync import WeightSyncError
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import AlarmError, Interrupted, Outage, UserError
-from introspect_ray.runs.recovery import decide, failed_part, interruption, process_groups
+from introspect_ray.runs.lent_group import process_groups
+from introspect_ray.runs.recovery import decide, failed_part, interruption
 
 
 def test_only_failures_without_a_later_checkpoint_add_up():
