@@ -93,9 +93,9 @@ def test_a_trial_that_would_start_while_the_job_ends_takes_no_place(tmp_path, mo
 
 
 def test_what_an_ended_sweep_says(tmp_path, monkeypatch):
-    """Of four trials one is done, one has a checkpoint, one waited and one was never reached."""
+    """Of four trials one was stopped by the scheduler, one has a checkpoint, one waited and one was never reached."""
     runs = [load_config(overrides={"output_dir": str(tmp_path / name)}) for name in "abcd"]
-    open_store(runs[0].output_dir).write_json("summary.json", {})
+    open_store(runs[0].output_dir).write_json("stopped.json", {"stopped": "by the scheduler"})
     ends = ("the checkpoint of step 3 is stored", "it has not started")
     reports = [{"row": {"gap": {}}}, *({"row": {"halted": end}} for end in ends), {}]
     sweep._raise_halted(runs, reports)  # nobody asked
