@@ -32,7 +32,7 @@ from introspect_ray.runs.waiting import watched
 from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import details, evaluate
 from introspect_ray.scores.evaluation_table import TRAINED, UNTRAINED
-from introspect_ray.storage import open_store
+from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.storage.tracker import Dataset, Tracker
 
@@ -52,13 +52,7 @@ def train_once(
     """
     began = time.perf_counter()
     store = open_store(cfg.output_dir)
-    write_cases(store, UNTRAINED, setup.untrained)
-    tracker.log_result({"untrained": _before(setup)}, 0)
-    data = _datasets(cfg, setup)
-    tracker.log_datasets(data)
-    store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
-    if not (store.exists(READING) and list_names(store)):  # a checkpoint keeps its own: recovery refuses another
-        setup.reading.save(store)
+    data = _record_before(cfg, setup, store, tracker)
     also = scorer(cfg, setup, run_name, tracker, on_scores)
     steps = StepTracking(setup.status, run_name, tracker, on_row, cfg.train.checkpoint_every or 0, also)
     go_back(store, cfg, run_identity(cfg, setup.prepared, setup.reading), warned)
@@ -95,6 +89,18 @@ def train_once(
         track_results(tracker, store, cfg, out, rows, scored_on=data[1])
     require_complete(store, cfg, len(setup.prepared.test))
     return out
+
+
+def _record_before(cfg: RunConfig, setup: SharedSetup, store: Store, tracker: Tracker) -> list[Dataset]:
+    """Record what is known before training; returns what the run reads."""
+    write_cases(store, UNTRAINED, setup.untrained)
+    tracker.log_result({"untrained": _before(setup)}, 0)
+    data = _datasets(cfg, setup)
+    tracker.log_datasets(data)
+    store.write_json("run.json", cfg.model_dump(mode="json"))  # also of each trial, for audit and replay
+    if not (store.exists(READING) and list_names(store)):  # a checkpoint keeps its own: recovery refuses another
+        setup.reading.save(store)
+    return data
 
 
 def _evaluated(cfg: RunConfig, setup: SharedSetup, serving: Serving) -> EvaluatedCases:

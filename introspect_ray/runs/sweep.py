@@ -71,29 +71,9 @@ def run_trials(
         value = gap(row) if "gap" in row else math.nan  # one that was stopped has none
         tune.report({OBJECTIVE: value, STEP: trials[number].steps, "row": row, "trial": number})
 
-    room, endings = {"cpu": 0, this_node_resource(): 0.001}, Endings(slots, trials)
     with signals.gently(setup.status.halt.remote), tempfile.TemporaryDirectory() as scratch:
-        results = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trial, setup=setup), room),  # passed by reference
-            param_space={"trial": tune.grid_search(list(range(len(trials))))},
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=count,
-                metric=OBJECTIVE,
-                mode="max",
-                scheduler=scheduler(cfg, trials),
-                # A process per trial that runs, for all that follow: starting one and its imports take longer than a
-                # short trial's evaluation. The process of a trial that is stopped early is still at work.
-                reuse_actors=cfg.sweep.scheduler == "all",
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=cfg.sweep.max_failures),
-                callbacks=[endings],
-                stop=Halting(endings),
-            ),
-        ).fit()
+        by_reference = tune.with_parameters(trial, setup=setup)
+        results = _tuner(by_reference, cfg, trials, count, Endings(slots, trials), scratch).fit()
         _raise_halted(trials, [result.metrics or {} for result in results])
     if slots is not None:
         warned(ray.get(slots.notes.remote()))
@@ -109,6 +89,33 @@ def run_trials(
         if result.error is None and "row" in (result.metrics or {}):
             rows[result.metrics["trial"]] = result.metrics["row"]
     return rows, [str(result.error).strip().splitlines()[-1] for result in results if result.error is not None]
+
+
+def _tuner(
+    trial: Any, cfg: RunConfig, trials: Sequence[RunConfig], count: int, endings: Endings, scratch: str
+) -> tune.Tuner:
+    """Ray Tune over the numbers of the trials, `count` of them at once. cfg: of the set-up."""
+    return tune.Tuner(
+        tune.with_resources(trial, {"cpu": 0, this_node_resource(): 0.001}),
+        param_space={"trial": tune.grid_search(list(range(len(trials))))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=count,
+            metric=OBJECTIVE,
+            mode="max",
+            scheduler=scheduler(cfg, trials),
+            # A process per trial that runs, for all that follow: starting one and its imports take longer than a
+            # short trial's evaluation. The process of a trial that is stopped early is still at work.
+            reuse_actors=cfg.sweep.scheduler == "all",
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=scratch,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=cfg.sweep.max_failures),
+            callbacks=[endings],
+            stop=Halting(endings),
+        ),
+    )
 
 
 def trial_row(

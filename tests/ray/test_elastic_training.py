@@ -46,6 +46,21 @@ def until(found: Callable[[], object], process: subprocess.Popen, patience_s: fl
     raise AssertionError(f"not found within {patience_s:g} s; the process ended with {process.poll()}")
 
 
+def line(file: Path, pattern: str) -> Callable[[], re.Match | None]:
+    """Looks for a line of a log."""
+    return lambda: re.search(pattern, file.read_text(errors="replace"))
+
+
+def ranks(out: Path) -> dict[int, int]:
+    """By step, the workers that wrote the checkpoints that are there."""
+    found = {}
+    for file in (out / "checkpoints").glob("step-*/manifest.json"):
+        with contextlib.suppress(OSError, ValueError):
+            manifest = json.loads(file.read_text())
+            found[manifest["step"]] = manifest["ranks"]
+    return found
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(800)
@@ -61,18 +76,6 @@ def test_workers_follow_the_nodes_and_no_step_is_lost_or_made_twice(tmp_path):
     ]  # fmt: skip
     said, errors = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
 
-    def line(file: Path, pattern: str) -> Callable[[], re.Match | None]:
-        return lambda: re.search(pattern, file.read_text(errors="replace"))
-
-    def ranks() -> dict[int, int]:
-        """By step, the workers that wrote the checkpoints that are there."""
-        found = {}
-        for file in (out / "checkpoints").glob("step-*/manifest.json"):
-            with contextlib.suppress(OSError, ValueError):
-                manifest = json.loads(file.read_text())
-                found[manifest["step"]] = manifest["ranks"]
-        return found
-
     with contextlib.ExitStack() as nodes, head(tmp_path, cpus=1) as (_, env):
         two = nodes.enter_context(node(tmp_path / "two.log", env, 2))
         env["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
@@ -81,7 +84,7 @@ def test_workers_follow_the_nodes_and_no_step_is_lost_or_made_twice(tmp_path):
                 [sys.executable, "-c", TRAIN, *settings], cwd=REPO, env=env, stdout=stdout, stderr=stderr
             )
         try:
-            until(lambda: 2 in ranks().values(), job)  # so the node is there
+            until(lambda: 2 in ranks(out).values(), job)  # so the node is there
             listed = subprocess.run([sys.executable, "-c", NODES], env=env, capture_output=True, text=True, check=True)
             ids = {int(float(cpus)): name for cpus, name in json.loads(listed.stdout.splitlines()[-1]).items()}
             drain = [str(Path(sys.executable).parent / "ray"), "drain-node", f"--address={env['RAY_ADDRESS']}"]
@@ -96,7 +99,7 @@ def test_workers_follow_the_nodes_and_no_step_is_lost_or_made_twice(tmp_path):
             until(line(said, rf"waiting  {waits} need 1 CPU.* each, since"), job)
             nodes.enter_context(node(tmp_path / "one.log", env, 1))
             until(line(said, rf"waited   for {waits}"), job)
-            until(lambda: ranks().get(max(ranks())) == 1, job)
+            until(lambda: ranks(out).get(max(ranks(out))) == 1, job)
             nodes.enter_context(node(tmp_path / "another.log", env, 1))
             until(line(errors, r"there is room for 2 training workers, 1 were running\).*\(no failure\)"), job)
             job.wait(timeout=300)
@@ -109,4 +112,4 @@ def test_workers_follow_the_nodes_and_no_step_is_lost_or_made_twice(tmp_path):
     labels = list(read_labels(str(out / "labels")))
     assert [label.case_id for label in labels] == [name for step in range(STEPS) for name in plan_ids(cfg, ids, step)]
     assert all(label.provenance.cued_version == label.provenance.step for label in labels)
-    assert max(ranks().items())[1] == 2
+    assert max(ranks(out).items())[1] == 2
