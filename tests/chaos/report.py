@@ -88,8 +88,9 @@ def _span(values: Sequence[float | None]) -> str:
 def _soak(row: dict[str, Any]) -> str:
     return (
         f"Soak (seed {row['seed']}): {row['kills']} random kills in {row['jobs']} jobs, {row['survived']} survived by "
-        f"the job itself, {row['resumed']} by --resume, {row['failed']} failed; noticed after {_span(row['noticed_s'])} s "
-        f"(median, most), serving after {_span(row['serving_s'])} s. {row['date']} at {row['commit']}."
+        f"the job itself, {row['resumed']} by --resume, {row['failed']} failed; noticed after "
+        f"{_span(row['noticed_s'])} s (median, most), serving after {_span(row['serving_s'])} s. "
+        f"{row['date']} at {row['commit']}."
     )
 
 
