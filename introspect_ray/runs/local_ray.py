@@ -7,7 +7,9 @@ is told 127.0.0.1; a switch that was made for firewalls on macOS and Windows is 
 from __future__ import annotations
 
 import os
+import select
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,6 +18,8 @@ import psutil
 import ray
 from ray._private import ray_constants
 
+from introspect_ray import signals
+from introspect_ray.engines.loopback import ALONE, HOST
 from introspect_ray.errors import Outage, one_line
 
 # No node of a local cluster is ever preempted, and Ray's worker niceness of 15 would starve the workers beside anything
@@ -23,13 +27,16 @@ from introspect_ray.errors import Outage, one_line
 _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    ALONE: "1",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
-    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_HOST_IP": HOST,
 }
 _STARTS = 3  # Ray gives its node 30 s to come up, which a busy machine may exceed
 _GONE_S = 3.0  # for the processes of a local cluster to end by themselves
 _OWN = ("raylet", "gcs_server")
+_LOOK_MS = 1000  # between two looks whether the cluster is to end
+_ending = threading.Event()  # of the cluster that was started last: it is meant to end
 
 
 def start(cpus: int, options: dict[str, Any]) -> None:
@@ -37,10 +44,13 @@ def start(cpus: int, options: dict[str, Any]) -> None:
 
     Raises Outage if it does not come up.
     """
+    global _ending
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with loopback():
         _patiently(lambda: ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options))
+    _ending = threading.Event()
+    threading.Thread(target=_watch, args=(_own(), _ending), name="local-ray", daemon=True).start()
 
 
 @contextmanager
@@ -64,6 +74,7 @@ def loopback() -> Iterator[None]:
 
 def end(hard: bool) -> None:
     """Leave the cluster; one that this process started ends. hard: its processes are gone when this returns."""
+    _ending.set()
     local = own_processes() if hard else []
     ray.shutdown()
     _end(local)
@@ -73,11 +84,35 @@ def own_processes() -> list[psutil.Process]:
     """The raylet and the control store that this process started, and all that they started: workers and what those
     run."""
     found = []
+    for child in _own():
+        with suppress(psutil.Error):
+            found += [child, *child.children(recursive=True)]
+    return found
+
+
+def _own() -> list[psutil.Process]:
+    found = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if child.name() in _OWN:
-                found += [child, *child.children(recursive=True)]
+            found += [child] if child.name() in _OWN else []
     return found
+
+
+def _watch(processes: list[psutil.Process], ending: threading.Event) -> None:
+    """Without its raylet or its control store no part of a local Ray can go on. Ray notices after up to a minute, and
+    ends with a stack of C++ in every process."""
+    waiting = select.poll()
+    names = {os.pidfd_open(one.pid): f"{one.name()} (process {one.pid})" for one in processes}
+    for descriptor in names:
+        waiting.register(descriptor, select.POLLIN)
+    while not ending.is_set():
+        if ended := waiting.poll(_LOOK_MS):
+            if not ending.is_set():
+                who = names[ended[0][0]]
+                signals.give_up(f"Ray's {who} has ended, without which no part of this job works; go on with --resume")
+            break
+    for descriptor in names:
+        os.close(descriptor)
 
 
 def _patiently(init: Callable[[], Any]) -> None:
