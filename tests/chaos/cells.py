@@ -118,7 +118,7 @@ def _notice(job: Job, before: dict[str, list[int]], struck: float, outcome: Outc
     """Until the job says something, a part that was hit is back, or the job has ended."""
     lines = len(job.lines)
     while time.monotonic() < struck + PATIENCE_S:
-        back = before and all(set(job.pids(part)) - set(pids) for part, pids in before.items())
+        back = any(set(job.pids(part)) - set(pids) for part, pids in before.items())
         if len(job.lines) > lines or back or job.process.poll() is not None:
             outcome.noticed_s = time.monotonic() - struck
             return

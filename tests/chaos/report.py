@@ -22,6 +22,8 @@ evaluated cases and numbers of a run that nothing happened to, bit for bit: by i
 stderr, without a process left behind, and `--resume` (*resumed*). Written by `make chaos`; the table of faults is
 `tests/chaos/table.py`.
 
+A phase in italics has no cell: it cannot happen, another cell does the same, or a test of its own holds it.
+
 Seconds are from the fault until the job says so, or the part is back, or the job has ended (*noticed*); and until three
 more steps are on record, or the next result is there (*serving*). Goals: 5 s and 30 s.
 """
