@@ -44,7 +44,7 @@ def five_times(part: str) -> Callable[[Job], Any]:
         for _ in range(5):
             at, last = job.steps(), job.kill(part)
             job.wait_for(lambda: job.pids(part) not in ([], [last]), f"another {part}")  # noqa: B023
-            job.wait_for(lambda: job.steps() > at + EVERY or job.exists("summary.json"), "steps after a kill")  # noqa: B023
+            job.wait_for(lambda: job.steps() > at + 2 * EVERY or job.exists("summary.json"), "steps after a kill")  # noqa: B023
 
     return strike
 

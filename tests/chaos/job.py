@@ -125,7 +125,7 @@ class Job:
         while not seen():
             assert self.process.poll() is None, f"the job ended before {what}: {self.tail()}"
             assert time.monotonic() < until, f"{what} not seen in {PATIENCE_S:g} s: {self.tail()}"
-            time.sleep(0.002)
+            time.sleep(0.002 if self.store.local_path() is not None else 0.05)
 
     @contextlib.contextmanager
     def frozen(self, part: str | None) -> Iterator[None]:
