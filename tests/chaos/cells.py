@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.faults import nothing_done
 from tests.chaos.job import PATIENCE_S, Around, Job, differences, result
 from tests.chaos.phases import EVERY, FIRST, PHASES, SECOND, STEPS, TRAINED, Phase
 from tests.chaos.surroundings import Needs
@@ -87,7 +88,7 @@ def run_cell(fault: Fault, phase: str, folder: Path, needs: Needs, expected: dic
 
 def _disturb(job: Job, fault: Fault, phase: Phase, outcome: Outcome) -> None:
     """Make the fault in the phase, and watch until the job has ended."""
-    if fault.strike.__name__ == "nothing_done":
+    if fault.strike is nothing_done:
         outcome.step, struck = 0, job.began
     else:
         struck = _strike(job, fault, phase, outcome)

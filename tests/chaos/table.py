@@ -42,7 +42,6 @@ class Fault:
     around: Callable[..., AbstractContextManager[Around]] = around.nothing
     mend: Callable[[Around, Job], Any] = lambda around, job: None
     silent: bool = False
-    words: tuple[str, ...] = ()
 
     def kind(self, phase: str) -> str:
         return "sweep" if phase == BETWEEN else self.job
