@@ -25,13 +25,15 @@ RUN echo "export PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/venv.sh \
     && useradd --uid 1001 --create-home --shell /bin/bash ray && install -d -m 1777 /scratch
 # HOME: Ray's launcher reads it from the image. TMPDIR: checkpoints are written there before they are uploaded.
 # The sampler of FlashInfer is off: vLLM would compile it at start-up with nvcc, which is not here, and greedy
-# decoding needs none (vllm/v1/sample/ops/topk_topp_sampler.py). The linter takes TOKENIZERS_PARALLELISM for a token.
+# decoding needs none (vllm/v1/sample/ops/topk_topp_sampler.py). A job that is stopped has stop_within_s (30 s) for its
+# checkpoint; `ray job stop` would kill it after 3 s (ray/dashboard/modules/job/job_supervisor.py). The linter takes TOKENIZERS_PARALLELISM for a token.
 # hadolint ignore=DL3064
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/ray \
     TMPDIR=/scratch \
     HF_HOME=/scratch/huggingface \
     RAY_USAGE_STATS_ENABLED=0 \
+    RAY_JOB_STOP_WAIT_TIME_S=45 \
     VLLM_NO_USAGE_STATS=1 \
     VLLM_ENABLE_V1_MULTIPROCESSING=0 \
     VLLM_USE_FLASHINFER_SAMPLER=0 \

@@ -44,6 +44,7 @@ class _State:
 
 
 _now: _State | None = None  # within `handled`
+_end = threading.Lock()  # taken once, by whoever ends the process
 
 
 @contextmanager
@@ -172,16 +173,31 @@ def _soft(state: _State) -> float:
 
 
 def _end_hard(state: _State) -> None:
+    _end_now(
+        f"{asked()}: what had not ended after {state.limit_s:g} s, or at the third signal, was killed", exit_code()
+    )
+
+
+def give_up(why: str) -> None:
+    """End a command in which nothing can go on, from any thread: in one line, with exit code 1. In Python, not in a
+    command, this does nothing."""
+    if _now is not None:
+        _end_now(why, 1)
+
+
+def _end_now(why: str, code: int) -> None:
     """End this process and its children now: what they hold is lost, what is stored is whole."""
     import psutil
 
-    _say(f"stopped: {asked()}: what had not ended after {state.limit_s:g} s, or at the third signal, was killed")
+    if not _end.acquire(blocking=False):
+        return
+    _say(f"stopped: {why}")
     children = psutil.Process().children(recursive=True)
     for child in children:
         with suppress(psutil.Error):
             child.kill()
     psutil.wait_procs(children, timeout=1)
-    os._exit(exit_code())
+    os._exit(code)
 
 
 def _main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +22,16 @@ _UNAVAILABLE = (
 
 @dataclass
 class FaultyProxy:
-    """Counts what it did to requests. `away`: it refuses all of them while that is set."""
+    """Counts what it did to requests. What may be changed while it runs:
+
+    away: it refuses all requests while that is set. only: the one of FAULTS that is made; "": any. delay_s: before each
+    request is passed on.
+    """
 
     url: str
     share: float
+    only: str = ""
+    delay_s: float = 0.0
     seen: Counter[str] = field(default_factory=Counter)
     away: threading.Event = field(default_factory=threading.Event)
 
@@ -38,7 +45,7 @@ def faulty_proxy(server: str, share: float, seed: int = 0) -> Iterator[FaultyPro
 
         def fault() -> str:
             with lock:
-                name = draws.choice(FAULTS) if draws.random() < proxy.share else "served"
+                name = (proxy.only or draws.choice(FAULTS)) if draws.random() < proxy.share else "served"
                 name = "503" if proxy.away.is_set() else name
                 proxy.seen[name] += 1
             return name
@@ -46,6 +53,7 @@ def faulty_proxy(server: str, share: float, seed: int = 0) -> Iterator[FaultyPro
         def serve(client: socket.socket) -> None:
             with suppress(OSError), client:
                 while request := _message(client, b""):
+                    time.sleep(proxy.delay_s)
                     if not _forward(client, (str(target.hostname), int(target.port or 80)), request, fault()):
                         return
 

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Literal
 
 from introspect_ray.config import RolloutConfig
+from introspect_ray.engines.loopback import keep_local
 from introspect_ray.engines.protocol import Engine
 from introspect_ray.errors import UserError
 from introspect_ray.heavy_imports import heavy_imports
@@ -35,6 +36,7 @@ def make_engine(
             return TransformersEngine(policy_path, rollout, max_model_len, method, lora_rank, seed, deterministic)
         from introspect_ray.engines.vllm_engine import VLLMEngine
 
+        keep_local()
         return VLLMEngine(policy_path, rollout, max_model_len, method, lora_rank, seed, deterministic)
 
 

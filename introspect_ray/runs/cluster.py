@@ -8,11 +8,10 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -23,6 +22,7 @@ from introspect_ray.config.compatibility import workers_text
 from introspect_ray.config.load import cluster_address
 from introspect_ray.errors import UserError
 from introspect_ray.log_levels import DEFAULT, chosen_level, shows_workers
+from introspect_ray.runs import local_ray
 from introspect_ray.runs.nodes import HEAD, check_nodes, local_at_once, local_need
 from introspect_ray.runs.placement import check_local_room, fewest, resources
 from introspect_ray.storage import check_writable, open_store
@@ -36,12 +36,6 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# For a local cluster: no node of it is ever preempted, and Ray's worker niceness of 15 would starve the workers beside
-# anything else on the machine.
-_LOCAL = {"RAY_worker_niceness": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-
-
-_GONE_S = 3.0  # for the processes of a local cluster to end by themselves
 
 
 def connect(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> None:
@@ -72,15 +66,9 @@ def connect(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> None:
         _check_cluster(cfg, len(trials))
         return
     check_local_room(cfg)
-    for name, value in _LOCAL.items():
-        os.environ.setdefault(name, value)
     need = local_need(cfg, trials, local_at_once(cfg, trials))
-    ray.init(
-        address="local",
-        num_cpus=math.ceil(need["CPU"]) + 1,
-        include_dashboard=False,
-        **common,  # without a runtime_env: workers inherit this environment, and prestarted ones can be used
-    )
+    # without a runtime_env: workers inherit this environment, and prestarted ones can be used
+    local_ray.start(math.ceil(need["CPU"]) + 1, common)
 
 
 def logging_options(level: str) -> dict[str, Any]:
@@ -110,26 +98,7 @@ def connected(cfg: RunConfig, trials: Sequence[RunConfig] = ()) -> Iterator[None
         yield
     finally:
         if not callers:
-            _disconnect()
-
-
-def _disconnect() -> None:
-    """Leave the cluster; a local one ends. After a signal its processes are gone when this returns."""
-    local = _local_processes() if signals.asked() else []
-    ray.shutdown()
-    for process in psutil.wait_procs(local, timeout=_GONE_S)[1]:
-        with suppress(psutil.Error):
-            process.kill()
-
-
-def _local_processes() -> list[psutil.Process]:
-    """The raylet that this process started, and all that it started: workers and what they run."""
-    found = []
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):
-            if child.name() == "raylet":
-                found += [child, *child.children(recursive=True)]
-    return found
+            local_ray.end(hard=signals.asked() is not None)
 
 
 def _check_cluster(cfg: RunConfig, trials: int) -> None:

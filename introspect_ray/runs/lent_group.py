@@ -2,9 +2,9 @@
 
 Ray Train makes a placement group for its workers, and has no setting to be given one. So a trial's engines and workers
 would be two groups, and two trials could each hold one and wait for the other. This is the one place that relies on
-Ray's internals (2.60): `TrainController.worker_group_cls`, `WorkerGroup._create_placement_group` and
-`DataParallelTrainer._register_sigint_handler`. Ray hands callbacks that are not its users' through to the controller
-for such purposes.
+Ray Train's internals (2.60): `TrainController.worker_group_cls`, `WorkerGroup._create_placement_group`, `_TorchBackend`
+and `DataParallelTrainer._register_sigint_handler`. Ray hands callbacks that are not its users' through to the
+controller for such purposes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import ray.train
 from ray.train import FailureConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -26,6 +27,7 @@ from ray.util.placement_group import PlacementGroup
 
 from introspect_ray.actors.trainer import WorkerSpec
 from introspect_ray.config import RunConfig
+from introspect_ray.engines.loopback import keep_local
 from introspect_ray.runs.elastic import scaling
 from introspect_ray.storage.checkpoints import FOLDER
 
@@ -75,10 +77,26 @@ class _LentHandle(DefaultPlacementGroupHandle):
         pass
 
 
+class _LocalBackend(_TorchBackend):
+    """Ray's, but on one machine the workers' rendezvous listens on loopback alone."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(keep_local)
+        super().on_start(worker_group, backend_config)
+
+
+class ProcessGroups(TorchConfig):
+    """Ray's config of the workers' collectives, with the backend above."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _LocalBackend
+
+
 def process_groups(cfg: RunConfig) -> TorchConfig:
     """The backend of the workers' collectives: NCCL on GPUs, gloo on CPUs. Both where shards are offloaded, since the
     gradient norm is then summed over ranks on the CPU."""
-    return TorchConfig(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
+    return ProcessGroups(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
 
 
 def ray_trainer(spec: WorkerSpec, work: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> TorchTrainer:

@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -22,6 +22,7 @@ from introspect_ray.config import load_config
 from introspect_ray.config.load import cluster_address
 from introspect_ray.errors import UserError
 from introspect_ray.runs.demands import usage_line, waiting_lines
+from introspect_ray.runs.local_ray import loopback
 from introspect_ray.runs.status_text import job_lines
 
 _ANSWER_S = 10.0  # for a board
@@ -84,7 +85,8 @@ def joined(address: str, *, several: bool) -> Iterator[bool]:
     """
     try:
         _knock(address)
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
+        with loopback() if address.startswith("127.") else nullcontext():  # of a job that started it for itself
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, ValueError, RuntimeError) as error:
         if not several:
             line = " ".join(str(error).split())[:200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 from head import kill_family
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,7 +23,9 @@ from introspect_ray.runs.status import local_clusters
 pytestmark = pytest.mark.ray
 NODE = """
 import logging, ray, sys
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
+from introspect_ray.runs.local_ray import loopback
+with loopback():
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
 (node,) = ray.nodes()
 print(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics")
 """
@@ -40,8 +44,8 @@ def until(look: Callable[[], object], what: str, seconds: float = 120.0) -> None
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """(address of the local cluster, output folder) of an online run that goes on for minutes."""
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, int]]:
+    """(address of the local cluster, output folder, process) of an online run that goes on for minutes."""
     root = tmp_path_factory.mktemp("job")
     keys = {
         "output_dir": root / "seen", "cache_dir": root / "cache", "task.train_cases": 96, "task.test_cases": 64,
@@ -60,14 +64,14 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         until(lambda: process.poll() is not None or set(local_clusters()) - before, "no cluster")
         assert process.poll() is None, (root / "job.log").read_text()
         (address,) = set(local_clusters()) - before
-        yield address, root / "seen"
+        yield address, root / "seen", process.pid
     finally:
         if process.poll() is None:
             kill_family(process)
 
 
 def test_status_shows_its_steps_and_its_checkpoints(job):
-    address, out = job
+    address, out, _ = job
     said: list[str] = []
 
     def look() -> bool:
@@ -82,6 +86,20 @@ def test_status_shows_its_steps_and_its_checkpoints(job):
     step, _, total = row.split()[1].partition("/")
     assert int(step) > 20 and total == "100000" and row.split()[8] == "0"
     assert said[-1].startswith("cluster    1 node, CPU ")
+
+
+def test_nothing_of_it_listens_where_others_could_reach_it(job):
+    """By then it trains: engine, training worker and relabeler are up."""
+    driver = psutil.Process(job[2])
+    listening: dict[str, set[str]] = {}
+    for one in (driver, *driver.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            name, sockets = one.name(), one.net_connections("inet")
+            for socket in (each for each in sockets if each.status == psutil.CONN_LISTEN):
+                listening.setdefault(name, set()).add(socket.laddr.ip)
+    print(listening)
+    assert {"gcs_server", "raylet"} <= listening.keys()
+    assert set().union(*listening.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 def test_prometheus_reads_every_metric_from_the_node(job):

@@ -113,3 +113,15 @@ def test_signals_are_given_back_to_a_process_that_runs_a_command() -> None:
     cli.run(lambda: None)
     assert [signal.getsignal(one) for one in signals.SIGNALS] == before
     assert signals.asked() is None
+
+
+def test_a_thread_that_gives_up_ends_the_command_and_what_it_started() -> None:
+    body = """
+child = subprocess.Popen(["sleep", "60"])
+print(child.pid, file=sys.stderr, flush=True)
+threading.Timer(0.2, signals.give_up, ["nothing can go on"]).start()
+ready(); time.sleep(60)
+"""
+    code, (child, last), seconds = command(body)
+    assert (code, last) == (1, "stopped: nothing can go on") and seconds < 5
+    assert not psutil.pid_exists(int(child))

@@ -33,6 +33,7 @@ _POD = {
     "metadata": {"labels": TEXTS},
     "spec": {
         "restartPolicy": TEXT,
+        "terminationGracePeriodSeconds": NUMBER,
         "containers!": [_CONTAINER],
         "volumes": [_VOLUME],
         "nodeSelector": TEXTS,

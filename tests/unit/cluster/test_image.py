@@ -63,3 +63,13 @@ def test_the_health_check_asks_the_raylet_where_it_answers_without_a_token() -> 
 
     port, path = re.search(r"http://127\.0\.0\.1:(\d+)(/\S+)\"", DOCKERFILE).groups()
     assert int(port) == DEFAULT_DASHBOARD_AGENT_LISTEN_PORT and path in PUBLIC_EXACT_PATHS
+
+
+def test_a_job_that_is_stopped_has_time_for_its_checkpoint() -> None:
+    """Ray's supervisor of jobs reads the variable in the environment of `ray start`, and kills after 3 s without it."""
+    from introspect_ray.config import load_config
+
+    (folder,) = find_spec("ray").submodule_search_locations
+    assert '"RAY_JOB_STOP_WAIT_TIME_S"' in Path(folder, "dashboard/modules/job/job_supervisor.py").read_text()
+    given = re.search(r"^ +RAY_JOB_STOP_WAIT_TIME_S=(\d+) ", DOCKERFILE, re.M)[1]
+    assert int(given) > load_config().stop_within_s

@@ -101,6 +101,12 @@ def test_the_mlflow_server_is_valid_and_where_the_job_looks_for_it(job: dict[str
     assert container["image"] == f"{IMAGE}-cpu"
 
 
+def test_pods_end_later_than_a_job_that_is_stopped(job: dict[str, Any]) -> None:
+    args = parse("", shlex.split(job["spec"]["entrypoint"])[2:], takes_names=True)
+    cfg = load_config(ROOT / "cluster" / "h100.yaml", args.overrides)
+    assert all(pod["terminationGracePeriodSeconds"] > cfg.stop_within_s for pod in pods(job))
+
+
 def test_a_trial_fits_on_one_node(job: dict[str, Any]) -> None:
     args = parse("", shlex.split(job["spec"]["entrypoint"])[2:], takes_names=True)
     assert args.config == "/opt/introspect-ray/cluster/h100.yaml"
