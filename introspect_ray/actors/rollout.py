@@ -20,7 +20,7 @@ import ray
 from introspect_ray.actors.weight_sync import Expected, unpack
 from introspect_ray.cases.answers import Tokens
 from introspect_ray.cases.probes import Probe
-from introspect_ray.cases.table import CaseTable
+from introspect_ray.cases.table import CaseTable, cases_of
 from introspect_ray.cases.tokenize import prompt_tokens
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
@@ -288,12 +288,3 @@ class RolloutWorker:
             self._condemned = True
             threading.Timer(_REPLY_S, os._exit, [1]).start()
             raise
-
-
-def cases_of(tables: Sequence[CaseTable], case_ids: Sequence[str]) -> list[TokenizedCase]:
-    """The cases of these ids, in their order: one call per table. Raises KeyError for an id that is in no table."""
-    found: dict[str, TokenizedCase] = {}
-    for table in tables:
-        here = [case_id for case_id in case_ids if case_id not in found and case_id in table.by_id]
-        found.update(zip(here, table.take(here), strict=True))
-    return [found[case_id] for case_id in case_ids]
