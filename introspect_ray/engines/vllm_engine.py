@@ -20,6 +20,7 @@ from introspect_ray.engines.determinism import use_batch_invariance
 from introspect_ray.engines.device_updates import DeviceUpdates
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
 from introspect_ray.engines.vllm_start import set_environment, start
+from introspect_ray.engines.walks import Cache
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +33,9 @@ _CHUNK_BYTES = 1 << 30  # of a weight update: a worker in another process gets e
 class VLLMEngine(DeviceUpdates):
     """The Engine protocol on vLLM.
 
-    Every call starts with an empty prefix cache. So no answer can come from older weights, and a result depends on the
-    weights and the prompts of the call only, not on earlier calls (a cached and a recomputed prefix differ in the last
-    bits).
+    Every public call starts with an empty prefix cache. So no answer can come from older weights, and a result depends
+    on the weights and the prompts of the call only, not on earlier calls (a cached and a recomputed prefix differ in
+    the last bits).
     """
 
     def __init__(
@@ -187,23 +188,29 @@ class VLLMEngine(DeviceUpdates):
             self._adapter_dir.cleanup()
             self._adapter_dir = None
 
-    def _next_tokens(self, prompts: Sequence[Tokens], asked: Sequence[Tokens]) -> list[checks.NextToken]:
-        outputs = self._run(prompts, [_next_token(ids) for ids in asked])
+    def _cache(self) -> Cache:
+        config = self._engine.vllm_config.cache_config
+        return Cache(config.num_gpu_blocks, config.block_size)  # vLLM's names, on a CPU as well
+
+    def _next_tokens(
+        self, prompts: Sequence[Tokens], asked: Sequence[Tokens], keep: bool = False
+    ) -> list[checks.NextToken]:
+        outputs = self._run(prompts, [_next_token(ids) for ids in asked], keep)
         answers = []
         for output, ids in zip(outputs, asked, strict=True):
             logprobs = output.logprobs[0]  # of the tokens asked for and of the sampled one
             answers.append(checks.NextToken(tuple(logprobs[i].logprob for i in ids), output.token_ids[0]))
         return answers
 
-    def _run(self, prompts: Sequence[Tokens], params: Sequence[Any]) -> list[Any]:
-        """vLLM's completion output of each prompt, in order.
+    def _run(self, prompts: Sequence[Tokens], params: Sequence[Any], keep: bool = False) -> list[Any]:
+        """vLLM's completion output of each prompt, in order. keep: as in `_next_tokens`.
 
         Raises RuntimeError where an answer is missing or was not sampled on the version now served.
         """
         from vllm.inputs import tokens_input
 
         self._wake()
-        if not self._engine.reset_prefix_cache():
+        if not (keep or self._engine.reset_prefix_cache()):
             raise RuntimeError("vLLM did not empty its prefix cache: requests are still running")
         first = self._request
         for prompt, param in zip(prompts, params, strict=True):
