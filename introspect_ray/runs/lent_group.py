@@ -15,30 +15,31 @@ from typing import Any
 
 import ray.train
 from ray.train import FailureConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
 
 from introspect_ray.actors.trainer import WorkerSpec
 from introspect_ray.config import RunConfig
 from introspect_ray.runs.elastic import scaling
+from introspect_ray.runs.late_torch import LateTorch
 from introspect_ray.storage.checkpoints import FOLDER
 
 
-class OwnSignals(TorchTrainer):
-    """A TorchTrainer that leaves SIGINT to signals.py: Ray's own handler would abort the training at once."""
+class OwnSignals(DataParallelTrainer):
+    """Ray Train, but SIGINT is left to signals.py: Ray's own handler would abort the training at once."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
 
 
 class GroupTrainer(OwnSignals):
-    """A TorchTrainer whose worker i runs in bundle i of a placement group, which stays when training ends."""
+    """Ray Train with worker i in bundle i of a placement group, which stays when training ends."""
 
     def __init__(self, *args: Any, group: PlacementGroup, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,13 +76,13 @@ class _LentHandle(DefaultPlacementGroupHandle):
         pass
 
 
-def process_groups(cfg: RunConfig) -> TorchConfig:
+def process_groups(cfg: RunConfig) -> LateTorch:
     """The backend of the workers' collectives: NCCL on GPUs, gloo on CPUs. Both where shards are offloaded, since the
     gradient norm is then summed over ranks on the CPU."""
-    return TorchConfig(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
+    return LateTorch(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
 
 
-def ray_trainer(spec: WorkerSpec, work: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> TorchTrainer:
+def ray_trainer(spec: WorkerSpec, work: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> OwnSignals:
     """Ray Train on the workers of `spec`, each of which calls work(config). Without restarts and checkpoints of its
     own, which would keep the old relabeler.
 
@@ -90,10 +91,10 @@ def ray_trainer(spec: WorkerSpec, work: Callable[[dict[str, Any]], Any], config:
     cfg = spec.cfg
     lent = spec.group.group if spec.group and spec.group.workers == cfg.train.num_workers else None
     made: Any = partial(GroupTrainer, group=lent) if lent else OwnSignals
-    trainer: TorchTrainer = made(
+    trainer: OwnSignals = made(
         work,
         train_loop_config=config,
-        torch_config=process_groups(cfg),
+        backend_config=process_groups(cfg),
         scaling_config=scaling(cfg),
         run_config=ray.train.RunConfig(
             name=FOLDER,
