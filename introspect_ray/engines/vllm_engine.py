@@ -190,7 +190,7 @@ class VLLMEngine(DeviceUpdates):
 
     def _cache(self) -> Cache:
         config = self._engine.vllm_config.cache_config
-        return Cache(config.num_gpu_blocks, config.block_size)  # vLLM's names, on a CPU as well
+        return Cache(config.num_gpu_blocks - 1, config.block_size)  # on a CPU as well; vLLM keeps one block empty
 
     def _next_tokens(
         self, prompts: Sequence[Tokens], asked: Sequence[Tokens], keep: bool = False

@@ -25,7 +25,7 @@ from introspect_ray.policy import is_adapter, local_policy, merge_adapter, polic
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.activities import open_board
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, write_cases
-from introspect_ray.runs.explained import assess, explain
+from introspect_ray.runs.explained import assess, explain, explain_m0, kept_explanations
 from introspect_ray.runs.few_shot import few_shot_cases
 from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.kept_sets import kept_set
@@ -92,17 +92,15 @@ class _Asked:
         """Start an engine for `policy`, and another one if its explanations are prompted with examples.
 
         What M0 and a policy that only answers do is taken from the cache, if their label set is there (of a run, or of
-        `introspect-ray label`); for one that only answers no engine is started then.
+        `introspect-ray label`), and M0's explanations too: no engine is started then.
         """
         few_shot = explain_too and self._cfg.task.shots > 0
-        kept = (not explain_too or policy == self._cfg.policy) and not few_shot and self._kept(policy, tokens)
-        if kept and not explain_too:
-            print(f"cached   what {policy} answers: no engine is started for it", flush=True)
-            return
-        if kept:
-            print(f"cached   what {policy} answers: it is asked for its explanations alone", flush=True)
-            with _pool(self._cfg, policy, tokens, self._judging, self.board) as pool:
-                self.explanations = explain(pool, tokens, Serving())
+        askable = not explain_too or (policy == self._cfg.policy and not few_shot)  # of the cache
+        if askable and self._kept(policy, tokens):
+            if explain_too:
+                self.explanations = self._explained_by_m0(tokens)
+            else:
+                print(f"cached   what {policy} answers: no engine is started for it", flush=True)
             return
         with _pool(self._cfg, policy, tokens, self._judging, self.board) as pool:
             if self.reading is None:
@@ -122,6 +120,15 @@ class _Asked:
         if few_shot:  # engines keep the cases that they were started with
             with _pool(self._cfg, policy, tokens, self._judging, self.board) as pool:
                 self.explanations = explain(pool, tokens, Serving())
+
+    def _explained_by_m0(self, tokens: PolicyCases) -> list[Said]:
+        """From the cache, or by an engine that is asked for explanations alone."""
+        kept = kept_explanations(self._cfg, self._prepared)
+        if kept is not None:
+            print(f"cached   what {self._cfg.policy} answers and says: no engine is started for it", flush=True)
+            return kept
+        with _pool(self._cfg, self._cfg.policy, tokens, self._judging, self.board) as pool:
+            return explain_m0(self._cfg, self._prepared, pool)
 
     def _kept(self, policy: str, tokens: PolicyCases) -> bool:
         """Take the pairs of a policy from the cache; whether they are there."""

@@ -25,7 +25,7 @@ from introspect_ray.labels.reports import save_report
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.activities import open_board
 from introspect_ray.runs.evaluated import Behavior, behavior_of, evaluated_cases
-from introspect_ray.runs.explained import explain
+from introspect_ray.runs.explained import explain_m0
 from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.kept_sets import kept_set
 from introspect_ray.runs.placement import bundles, engine_resources, set_up_config, set_up_in_group
@@ -107,7 +107,7 @@ def _set_up(cfg: RunConfig, prepared: Prepared, status: Any, group: TrialGroup) 
         m0 = ray.put(before.m0.by_id)
         if not early:
             reference = start_reference(cfg, prepared, train, m0, group, status)
-        explanations = explain(pool, own, Serving())
+        explanations = explain_m0(cfg, prepared, pool)
     evaluated = time.perf_counter()
     return SharedSetup(
         prepared=prepared,

@@ -16,7 +16,7 @@ from introspect_ray.errors import UserError
 from introspect_ray.labels.label_sets import save_pairs
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.policy import add_lora, load_model, load_saved, resolve_policy
-from introspect_ray.records import BehaviorPair
+from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.runs import evaluate
 from introspect_ray.runs.evaluate import _Asked, _served
 from introspect_ray.runs.jobs import evaluate_job
@@ -105,8 +105,12 @@ def test_a_policy_whose_label_set_is_in_the_cache_needs_no_engine(tmp_path, monk
     assert [pair.case_id for pair in answered] == list(tokens.test.case_ids)
     assert [pair.cued for pair in answered] == ["B", "B"]
     assert capsys.readouterr().out == "cached   what organism answers: no engine is started for it\n"
-    monkeypatch.setattr(evaluate, "_pool", lambda *given: nullcontext("engines"))
-    monkeypatch.setattr(evaluate, "explain", lambda pool, tokens, serving: [pool])
-    asked = _Asked(cfg, prepared, None)
-    asked.ask(cfg.policy, tokens, explain_too=True)
-    assert asked.explanations == ["engines"] and asked.behaviors[cfg.policy].pairs == answered
+    valid = [next(iter(case.explanations.values()))[:-1] for case in tokens.test]
+    engines = SimpleNamespace(explain_now=lambda *given: valid)
+    monkeypatch.setattr(evaluate, "_pool", lambda *given: nullcontext(engines))
+    for _ in ("by an engine", "from the cache"):
+        asked = _Asked(cfg, prepared, None)
+        asked.ask(cfg.policy, tokens, explain_too=True)
+        assert [one.parsed for one in asked.explanations] == [Explanation(False, "A")] * 2
+        assert asked.behaviors[cfg.policy].pairs == answered
+        monkeypatch.setattr(evaluate, "_pool", lambda *given: pytest.fail("an engine was started again"))
