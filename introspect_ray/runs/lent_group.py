@@ -1,10 +1,10 @@
 """Ray Train's workers in bundles of a placement group that is there already.
 
 Ray Train makes a placement group for its workers, and has no setting to be given one. So a trial's engines and workers
-would be two groups, and two trials could each hold one and wait for the other. This is the one place that relies on
-Ray's internals (2.60): `TrainController.worker_group_cls`, `WorkerGroup._create_placement_group` and
-`DataParallelTrainer._register_sigint_handler`. Ray hands callbacks that are not its users' through to the controller
-for such purposes.
+would be two groups, and two trials could each hold one and wait for the other. This file and late_torch.py are the
+places that rely on Ray's internals (2.60): `TrainController.worker_group_cls`, `WorkerGroup._create_placement_group`,
+`FixedScalingPolicy`, and `DataParallelTrainer._initialize_and_run_controller` and `._register_sigint_handler`. Ray hands
+callbacks that are not its users' through to the controller for such purposes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -51,6 +52,21 @@ class GroupTrainer(OwnSignals):
         made = super()._create_default_callbacks()
         left_out = (PlacementGroupCleanerCallback, DatasetsCallback)
         return [_Lend(self._group), *(one for one in made if not isinstance(one, left_out))]
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        """Called by fit."""
+        return super()._initialize_and_run_controller(**{**given, "scaling_policy": _Lent(self.scaling_config)})
+
+
+class _Lent(FixedScalingPolicy):
+    """Asks the autoscaler for nothing, as the group has all resources already: Ray's policy would ask a second time,
+    through an actor of its own for which the controller waits (5 s at most, and on a busy machine that long)."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
 
 
 class _Lend(ControllerCallback):
