@@ -3,8 +3,8 @@
 Ray Train makes a placement group for its workers, and has no setting to be given one. So a trial's engines and workers
 would be two groups, and two trials could each hold one and wait for the other. This file and late_torch.py are the
 places that rely on Ray's internals (2.60): `TrainController.worker_group_cls`, `WorkerGroup._create_placement_group`,
-`FixedScalingPolicy`, and `DataParallelTrainer._initialize_and_run_controller` and `._register_sigint_handler`. Ray hands
-callbacks that are not its users' through to the controller for such purposes.
+`FixedScalingPolicy`, and `DataParallelTrainer._initialize_and_run_controller` and `._register_sigint_handler`. Ray
+hands callbacks that are not its users' through to the controller for such purposes.
 """
 
 from __future__ import annotations
