@@ -89,8 +89,12 @@ def test_a_run_after_a_sweep_goes_on_with_the_workers_of_a_trial(live, tmp_path)
 
 def training_workers() -> set[int]:
     """The processes of this Ray in which policies are trained."""
-    ours = psutil.Process().children(recursive=True)
-    return {process.pid for process in ours if "ray::RayTrainWorker" in " ".join(process.cmdline())}
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::RayTrainWorker" in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return found
 
 
 def test_a_trial_whose_process_dies_goes_on(live, tmp_path):
