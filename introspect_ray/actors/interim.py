@@ -29,6 +29,5 @@ class Asked:
     """The requests that were sent at a step."""
 
     step: int
-    labels: Sequence[PendingRequest]
-    explanations: Sequence[PendingRequest]
+    requests: Sequence[PendingRequest]  # of RolloutPool.ask_both
     interim: Interim

@@ -19,9 +19,10 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from introspect_ray.actors.engines import Engines, reason
-from introspect_ray.actors.rollout import EngineSpec, Request, RolloutResult, Serving, Task
+from introspect_ray.actors.rollout import Assessed, EngineSpec, Request, RolloutResult, Serving, Task
 from introspect_ray.actors.status import activity
 from introspect_ray.actors.weight_sync import verify
+from introspect_ray.cases.answers import Tokens
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import engines_rest
 from introspect_ray.engines.protocol import PromptTokens
@@ -56,7 +57,7 @@ class RolloutPool:
         there is room."""
         self._cfg, self._spec = cfg, spec
         self._size, self._step_size, self._limit = cfg.rollout.bulk_group, step_group(cfg), cfg.train.max_failures
-        self._rest = engines_rest(cfg)
+        self._rest, self._walks = engines_rest(cfg), cfg.eval.decode == "trie"
         self.policy = spec.policy
         self.prompt_tokens = PromptTokens()  # of all label_now and explain_now so far
         self.judging = spec.judging  # who judges free responses; its identity is the Provenance.judge of their labels
@@ -132,11 +133,7 @@ class RolloutPool:
         """
         with self.reporting(f"labels by version {serving.version}", len(case_ids)):
             results = self._results(self.ask("label", case_ids, serving))
-        reports = [result.judged for result in results if result.judged]
-        if reports and self.judging:
-            found = reduce(add, reports)
-            self.judged = self.judged + found if self.judged else found
-            check_unjudged(self.judged, self.judging.max_unjudged)
+        self._count_verdicts(results)
         return _answers(results)
 
     def take_judged(self) -> JudgeReport | None:
@@ -144,9 +141,32 @@ class RolloutPool:
         taken, self.judged = self.judged, None
         return taken
 
-    def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[tuple[int, ...]]:
+    def explain_now(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[Tokens]:
+        """The explanations of cases as eval.decode says. max_tokens: of one that is generated freely."""
         with self.reporting(f"explanations by version {serving.version}", len(case_ids)):
-            return _answers(self._results(self.ask("explain", case_ids, serving, max_tokens)))
+            task: Task = "walk" if self._walks else "explain"
+            return _answers(self._results(self.ask(task, case_ids, serving, max_tokens)))
+
+    def assess_now(
+        self, case_ids: Sequence[str], max_tokens: int, serving: Serving
+    ) -> tuple[list[BehaviorPair], list[Tokens]]:
+        """`label_now` and `explain_now` of the same cases. Raises as label_now.
+
+        eval.decode=free: one after the other, each with a prefix cache of its own. trie: one request per group, whose
+        x, x∖C and q share the engine's prefix cache.
+        """
+        if not self._walks:
+            return self.label_now(case_ids, serving), self.explain_now(case_ids, max_tokens, serving)
+        with self.reporting(f"labels and explanations by version {serving.version}", len(case_ids)):
+            results = self._results(self.ask("assess", case_ids, serving))
+        self._count_verdicts(results)
+        return assessed(results)
+
+    def ask_both(self, case_ids: Sequence[str], max_tokens: int, serving: Serving) -> list[PendingRequest]:
+        """Send the requests of `assess_now` without waiting; `assessed` takes their results apart."""
+        if self._walks:
+            return self.ask("assess", case_ids, serving)
+        return [*self.ask("label", case_ids, serving), *self.ask("explain", case_ids, serving, max_tokens)]
 
     def chat_now(self, chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
         """One greedy answer per chat, in order, of a pool whose actors serve a judging policy (EngineSpec.chats)."""
@@ -168,6 +188,13 @@ class RolloutPool:
 
     def close(self) -> None:
         self.engines.close()
+
+    def _count_verdicts(self, results: Sequence[RolloutResult]) -> None:
+        reports = [result.judged for result in results if result.judged]
+        if reports and self.judging:
+            found = reduce(add, reports)
+            self.judged = self.judged + found if self.judged else found
+            check_unjudged(self.judged, self.judging.max_unjudged)
 
     def _results(self, sent: Sequence[PendingRequest], where: str = "evaluation") -> list[RolloutResult]:
         """Waits for all of them; adds up their prompt tokens."""
@@ -222,6 +249,16 @@ def at_rest(requests: Sequence[Request], engines: int) -> list[Request]:
     marked = [replace(request, rest=last[request.home] == number) for number, request in enumerate(requests)]
     idle = [number for number in range(engines) if number not in last]
     return [*marked, *(replace(requests[0], case_ids=[], home=number, rest=True) for number in idle if requests)]
+
+
+def assessed(results: Sequence[RolloutResult]) -> tuple[list[BehaviorPair], list[Tokens]]:
+    """The pairs and the explanations in the results of `RolloutPool.ask_both`, each in the order of the cases."""
+    answers = _answers(results)
+    both = [answer for answer in answers if isinstance(answer, Assessed)]
+    if both:
+        return [one.pair for one in both], [one.said for one in both]
+    pairs = [answer for answer in answers if isinstance(answer, BehaviorPair)]
+    return pairs, [answer for answer in answers if not isinstance(answer, BehaviorPair)]
 
 
 def _answers(results: Sequence[RolloutResult]) -> list[Any]:

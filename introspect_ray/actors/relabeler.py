@@ -15,7 +15,7 @@ import ray
 
 from introspect_ray.actors.interim import Asked
 from introspect_ray.actors.metrics import Meters, idle_share, run_name
-from introspect_ray.actors.pool import PendingRequest, RolloutPool, receipts
+from introspect_ray.actors.pool import PendingRequest, RolloutPool, assessed, receipts
 from introspect_ray.actors.rollout import RolloutResult, Serving
 from introspect_ray.actors.weight_sync import verify
 from introspect_ray.cases.lookup import ids_of
@@ -121,14 +121,11 @@ class Relabeler:
             return
         where = f"scores at step {asked.step}"
         try:
-            labels = await self._pool.collect(asked.labels, where, self.notes.append)
-            said = await self._pool.collect(asked.explanations, where, self.notes.append)
+            results = await self._pool.collect(asked.requests, where, self.notes.append)
         except (AlarmError, RuntimeError, ValueError) as error:
             self.notes.append(f"{where}: there are none ({one_line(error)})")
             return
-        pairs = [pair for result in labels for pair in result.pairs]
-        explanations = [answer for result in said for answer in result.answers]
-        answers = Answers(asked.step, pairs, explanations)
+        answers = Answers(asked.step, *assessed(results))
         await asked.interim.status.post_answers.remote(asked.interim.run_name, answers)
 
     async def offer(self, step: int, version: int, rank: int, pairs: Sequence[BehaviorPair]) -> None:

@@ -10,30 +10,31 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ray
 
+from introspect_ray.actors.policy_here import policy_here
 from introspect_ray.actors.weight_sync import Expected, unpack
 from introspect_ray.cases.answers import Tokens
 from introspect_ray.cases.probes import Probe
-from introspect_ray.cases.table import CaseTable
+from introspect_ray.cases.table import CaseTable, cases_of
 from introspect_ray.cases.tokenize import prompt_tokens
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
 from introspect_ray.errors import UserError
 from introspect_ray.judges import JudgeReport, Judging, Panel
-from introspect_ray.policy import load_saved, load_tokenizer, local_policy
+from introspect_ray.policy import load_saved, load_tokenizer
 from introspect_ray.records import BehaviorPair, Delivery, Message, TokenizedCase
-from introspect_ray.storage import is_remote, open_store
+from introspect_ray.storage import open_store
 from introspect_ray.storage.scratch import scratch_folder
 
 _REPLY_S = 0.5  # for an error to reach its caller before the process ends
-Task = Literal["label", "explain", "chat"]
+Task = Literal["label", "explain", "walk", "assess", "chat"]
 Method = Literal["full", "lora"]
 
 
@@ -93,9 +94,17 @@ class Request:
         return f"{self.task} {len(self.case_ids)} cases{first} on version {self.serving.version}"
 
 
+class Assessed(NamedTuple):
+    """What a policy does on a case, and how it explains that: the explanation's tokens without its end of turn."""
+
+    pair: BehaviorPair
+    said: Tokens
+
+
 @dataclass(frozen=True)
 class RolloutResult:
-    """Behaviour pairs (task "label"), explanation tokens ("explain") or texts ("chat") of one group, in its order.
+    """What was answered to one group, in its order: behaviour pairs (task "label"), the tokens of explanations, freely
+    generated ("explain") or greedy among the valid ones ("walk"), both a pair and a walk ("assess"), or texts ("chat").
 
     receipt: of the weights they were made with; None for M0 as started. seconds: spent on the request; idle_s: between
     the last request and this one.
@@ -113,20 +122,6 @@ class RolloutResult:
         return self.answers
 
 
-@contextmanager
-def _on_this_node(policy: str) -> Iterator[str]:
-    """The policy's folder while an engine starts; one on S3 is downloaded for that time."""
-    if not is_remote(policy):
-        yield local_policy(policy)
-        return
-    with scratch_folder("policy") as folder:
-        try:
-            open_store(policy).download_dir("", folder)
-        except FileNotFoundError:
-            raise UserError(f"policy {policy!r}: there is nothing") from None
-        yield folder
-
-
 class RolloutWorker:
     """One engine in one process. Ray restarts the process when it dies, with the same arguments.
 
@@ -137,7 +132,7 @@ class RolloutWorker:
     def __init__(self, rollout: RolloutConfig, spec: EngineSpec) -> None:
         self._refused: UserError | None = None
         try:
-            with _on_this_node(spec.policy) as folder:
+            with policy_here(spec.policy) as folder:
                 self._engine = make_engine(
                     rollout,
                     folder,
@@ -203,7 +198,11 @@ class RolloutWorker:
         if request.task == "label":
             answers, judged = self._label(cases)
         elif request.task == "explain":
-            answers = self._generate([case.question for case in cases], request.max_tokens)
+            answers = self._ask(self._engine.generate, [case.question for case in cases], request.max_tokens)
+        elif request.task == "walk":
+            answers = self._ask(self._engine.explain, cases)
+        elif request.task == "assess":
+            answers, judged = self._assess(cases)
         else:
             answers = self._chat(request.chats, request.max_tokens)
         if request.rest:
@@ -228,9 +227,14 @@ class RolloutWorker:
         of_closed, of_free = iter(pairs), iter(found)
         return [next(of_free) if case.max_response else next(of_closed) for case in cases], judged
 
-    def _generate(self, prompts: Sequence[Tokens], max_tokens: int) -> list[Tokens]:
-        with self._condemned_on_error():
-            return self._engine.generate(prompts, max_tokens)
+    def _assess(self, cases: Sequence[TokenizedCase]) -> tuple[list[Assessed], JudgeReport | None]:
+        """Pairs and walks. Only where all labels are closed is it one call of the engine."""
+        if any(case.max_response for case in cases):
+            pairs, judged = self._label(cases)
+            said = self._ask(self._engine.explain, cases)
+        else:
+            (pairs, said), judged = self._ask(self._engine.label_and_explain, cases), None
+        return list(map(Assessed, pairs, said)), judged
 
     def _chat(self, chats: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
         """Greedy answers as text, through this policy's own chat template, without a thinking mode."""
@@ -243,16 +247,20 @@ class RolloutWorker:
                 f"{self._max_model_len}: shorten the cases (response.max_tokens), take another judge, or "
                 "raise rollout.max_model_len where its context allows it"
             )
-        answers = self._generate(prompts, max_tokens)
+        answers = self._ask(self._engine.generate, prompts, max_tokens)
         return [tokenizer.decode(list(answer), skip_special_tokens=True) for answer in answers]
+
+    def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
+        """A call of the engine."""
+        with self._condemned_on_error():
+            return call(*args)
 
     def _require_engine(self) -> None:
         if self._refused:
             raise self._refused
 
     def _load(self, update: WeightUpdate) -> Delivery:
-        with self._condemned_on_error():
-            self._receipt = self._engine.load_weights(update)
+        self._receipt = self._ask(self._engine.load_weights, update)
         return self._receipt
 
     def _fetch(self, serving: Serving) -> WeightUpdate:
@@ -288,12 +296,3 @@ class RolloutWorker:
             self._condemned = True
             threading.Timer(_REPLY_S, os._exit, [1]).start()
             raise
-
-
-def cases_of(tables: Sequence[CaseTable], case_ids: Sequence[str]) -> list[TokenizedCase]:
-    """The cases of these ids, in their order: one call per table. Raises KeyError for an id that is in no table."""
-    found: dict[str, TokenizedCase] = {}
-    for table in tables:
-        here = [case_id for case_id in case_ids if case_id not in found and case_id in table.by_id]
-        found.update(zip(here, table.take(here), strict=True))
-    return [found[case_id] for case_id in case_ids]

@@ -148,9 +148,8 @@ class RaySupply:
             self.publish(learner, step)
         if self._interim and self._latest and self._latest.expected:
             ids, serving = self._interim.case_ids, self._latest
-            labels = self._pool.ask("label", ids, serving)
-            explanations = self._pool.ask("explain", ids, serving, self._interim.max_tokens)
-            self._relabeler.score.remote(Asked(step, labels, explanations, self._interim))
+            requests = self._pool.ask_both(ids, self._interim.max_tokens, serving)
+            self._relabeler.score.remote(Asked(step, requests, self._interim))
 
     def fetch(self, step: int) -> StepLabels:
         labels: StepLabels = ray.get(self._relabeler.fetch.remote(step, self._rank))

@@ -89,8 +89,8 @@ def train_worker(config: dict[str, Any]) -> Trained:
     _check_output(cfg.output_dir)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    if rank == 0:
-        ray.get(spec.relabeler.enter.remote(world))
+    # Its process may still be starting; the learner is built meanwhile.
+    entered = [spec.relabeler.enter.remote(world)] if rank == 0 else []
     if weight_transfer(cfg) == "ipc":
         check_shared_gpu(place(), spec.pool.engines.places(), rank)
     train: CaseTable = ray.get(spec.train)
@@ -101,6 +101,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
         lacking = Shortfalls()
     learner = _learner(spec, train, rank, world)
     probes = ProbePlan(train, train.used_tokens(learner.vocabulary), cfg.rollout.probe_tokens, cfg.seed)
+    ray.get(entered)
     supply = RaySupply(cfg, train.case_ids, spec.pool, spec.relabeler, rank, probes, spec.interim)
     writer = CheckpointWriter(cfg.output_dir, spec.identity, rank, world, spec.checkpoint)
     conductor = RayConductor(spec.status, spec.run_name, writer, rank, world, watched=_watched())

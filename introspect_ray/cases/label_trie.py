@@ -19,6 +19,10 @@ class Branch:
     tokens: Tokens  # the next token of each child
     leads_to: tuple[int | Explanation, ...]  # per child: index of the next branch, or the only explanation left
 
+    def follow(self, scores: Sequence[float]) -> int | Explanation:
+        """Where the child with the largest score leads, the first of equal ones. scores: one per child."""
+        return self.leads_to[max(range(len(scores)), key=scores.__getitem__)]
+
 
 @lru_cache(maxsize=4096)
 def label_branches(explanations: tuple[tuple[Explanation, Tokens], ...]) -> tuple[Branch, ...]:
@@ -65,7 +69,6 @@ def walk_explanations(tries: Iterable[tuple[Branch, ...]], logits: Sequence[floa
         where: int | Explanation = 0
         while isinstance(where, int):
             branch, start = branches[where], starts[where]
-            scores = logits[start : start + len(branch.tokens)]
-            where = branch.leads_to[max(range(len(scores)), key=scores.__getitem__)]
+            where = branch.follow(logits[start : start + len(branch.tokens)])
         explanations.append(where)
     return explanations

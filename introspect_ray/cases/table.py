@@ -216,3 +216,12 @@ def _numpy(column: pa.Int32Array) -> Ints:
     if not len(column):
         return np.zeros(0, np.int32)
     return np.frombuffer(column.buffers()[1], np.int32, len(column), 4 * column.offset)
+
+
+def cases_of(tables: Sequence[CaseTable], case_ids: Sequence[str]) -> list[TokenizedCase]:
+    """The cases of these ids, in their order: one call per table. Raises KeyError for an id that is in no table."""
+    found: dict[str, TokenizedCase] = {}
+    for table in tables:
+        here = [case_id for case_id in case_ids if case_id not in found and case_id in table.by_id]
+        found.update(zip(here, table.take(here), strict=True))
+    return [found[case_id] for case_id in case_ids]

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from introspect_ray.config import compatibility
+from introspect_ray.config.evaluation import EvalConfig
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.config.sweep import SweepConfig
 from introspect_ray.config.task import TaskConfig
@@ -178,26 +179,6 @@ class AuxiliaryConfig(_Section):
     """Sequences per step, over all workers; which ones follows from `seed` and the step."""
     max_tokens: int = Field(512, ge=2)
     """Longest sequence in tokens: chats are cut there, plain text is cut into pieces of it."""
-
-
-class EvalConfig(_Section):
-    """The evaluation on held-out cases."""
-
-    max_new_tokens: int | None = Field(None, ge=1)
-    """Most tokens of a generated explanation; null: the length of the longest valid explanation."""
-    policy: str | None = None
-    """evaluate: the trained policy, a folder or s3:// address, or a PEFT adapter of M0; null: M0 itself."""
-    against: tuple[str, ...] = ()
-    """evaluate: further policies B; the explanations are scored against E(B) too (A→B, paper §2.3)."""
-    dev_fraction: float = Field(0.2, ge=0, lt=1)
-    """Share of the held-out questions (cases with the same x∖C are one) that are the dev split, on which a sweep's
-    objective is measured; all results are of the others, the test split. Of fewer than 10 questions all are test."""
-    every: int = Field(0, ge=0)
-    """Steps between two evaluations on `interim_cases` while a policy trains; 0: none. Their scores are metrics of the
-    run (interim.*), and what sweep.scheduler decides by. Training goes on meanwhile; online the engines answer them
-    between two steps' labels."""
-    interim_cases: int = Field(64, ge=1)
-    """every: how many held-out cases are asked then, the first ones of the dev split."""
 
 
 class AlarmConfig(_Section):

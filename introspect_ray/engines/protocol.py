@@ -83,6 +83,16 @@ class Engine(Protocol):
         """y(x), y(x∖C) of each case with closed labels: the greedy walks over its label trie, on one weight version."""
         ...
 
+    def explain(self, cases: Sequence[TokenizedCase]) -> list[Tokens]:
+        """The explanation of each case by the greedy walk over its valid ones (walks.py), as token ids without the end
+        of turn, on one weight version. `generate` on q is the free one."""
+        ...
+
+    def label_and_explain(self, cases: Sequence[TokenizedCase]) -> tuple[list[BehaviorPair], list[Tokens]]:
+        """`label_pairs` and `explain` of the same cases with closed labels in one call, in which x, x∖C and q share the
+        prefix cache."""
+        ...
+
     def respond(self, cases: Sequence[TokenizedCase]) -> list[tuple[Tokens, Tokens]]:
         """The greedy responses to x and to x∖C of each free-text case, on one weight version: at most `max_response`
         tokens each, without the end of turn."""

@@ -95,7 +95,9 @@ class TransformersEngine(VersionedEngine):
             self._adapter_config = config
         set_peft_model_state_dict(self._model, dict(update.tensors))
 
-    def _next_tokens(self, prompts: Sequence[Tokens], asked: Sequence[Tokens]) -> list[checks.NextToken]:
+    def _next_tokens(
+        self, prompts: Sequence[Tokens], asked: Sequence[Tokens], keep: bool = False
+    ) -> list[checks.NextToken]:
         import torch
 
         answers: list[checks.NextToken] = []

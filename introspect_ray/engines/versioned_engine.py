@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from introspect_ray.cases.probes import Probe, prompts_of
 from introspect_ray.engines import checks
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
+from introspect_ray.engines.walks import Cache, Walks, cache_parts
 from introspect_ray.records import BehaviorPair, Delivery, TokenizedCase
 
 
@@ -60,13 +62,54 @@ class VersionedEngine(ABC):
         unusable engine or a change of weights within the call.
         """
         self._require_usable()
+        with self._one_version() as version:
+            return self._labelled(cases, version)
+
+    def explain(self, cases: Sequence[TokenizedCase]) -> list[Tokens]:
+        """The greedy explanation of each case among its valid ones, in order, without the end of turn (walks.py).
+
+        An answer depends on the weights and on the cases of the call. Raises as label_pairs.
+        """
+        return self._assessed(cases, label=False)[1]
+
+    def label_and_explain(self, cases: Sequence[TokenizedCase]) -> tuple[list[BehaviorPair], list[Tokens]]:
+        """The pairs and the explanations of cases with closed labels, on one weight version and one prefix cache.
+
+        The cases are taken in runs that fit into the cache, so that q finds x there. Raises as label_pairs.
+        """
+        return self._assessed(cases, label=True)
+
+    def _assessed(self, cases: Sequence[TokenizedCase], *, label: bool) -> tuple[list[BehaviorPair], list[Tokens]]:
+        self._require_usable()
+        pairs: list[BehaviorPair] = []
+        said: list[Tokens] = []
+        with self._one_version() as version:
+            for number, part in enumerate(cache_parts(cases, self._cache())):
+                if label:
+                    pairs += self._labelled(part, version, keep=number > 0)
+                said += self._walked(part, keep=label or number > 0)
+        return pairs, said
+
+    def _labelled(self, cases: Sequence[TokenizedCase], version: int, keep: bool = False) -> list[BehaviorPair]:
         sides = [(side, label_nodes(case.label_tokens)) for case in cases for side in (case.prompt, case.ablated)]
         prompts = [side + node.prefix for side, nodes in sides for node in nodes]
         checks.check_prompts(prompts, 1, self._max_model_len)
-        with self._one_version() as version:
-            answers = iter(self._next_tokens(prompts, [node.tokens for _, nodes in sides for node in nodes]))
+        answers = iter(self._next_tokens(prompts, [node.tokens for _, nodes in sides for node in nodes], keep))
         readings = iter([_read(nodes, answers) for _, nodes in sides])
         return [make_pair(case, next(readings), next(readings), version) for case in cases]
+
+    def _walked(self, cases: Sequence[TokenizedCase], keep: bool) -> list[Tokens]:
+        """Raises ValueError where a logprob is NaN: the walk would be arbitrary."""
+        walks = Walks(cases)
+        while asked := walks.asked():
+            prompts = [one.prompt for one in asked]
+            checks.check_prompts(prompts, 1, self._max_model_len)
+            answers = [at.logprobs for at in self._next_tokens(prompts, [one.tokens for one in asked], keep)]
+            if any(math.isnan(value) for values in answers for value in values):
+                raise ValueError(f"logprobs of explanations are NaN at version {self._version}")
+            walks.go(answers)
+            keep = True
+        return walks.tokens()
 
     def respond(self, cases: Sequence[TokenizedCase]) -> list[tuple[Tokens, Tokens]]:
         """The greedy responses to x and to x∖C of each free-text case, in order, on one weight version.
@@ -122,11 +165,18 @@ class VersionedEngine(ABC):
     def _apply(self, update: WeightUpdate) -> None:
         """Replace the weights by those of the update, which has been checked."""
 
+    def _cache(self) -> Cache | None:
+        """The prefix cache, if there is one."""
+        return None
+
     @abstractmethod
-    def _next_tokens(self, prompts: Sequence[Tokens], asked: Sequence[Tokens]) -> list[checks.NextToken]:
+    def _next_tokens(
+        self, prompts: Sequence[Tokens], asked: Sequence[Tokens], keep: bool = False
+    ) -> list[checks.NextToken]:
         """After each prompt: the logprobs of the tokens `asked` for it and the argmax, on the weights now served.
 
-        Nothing cached from older weights may be used.
+        Nothing cached from older weights may be used, nor from earlier calls but with `keep`: then those since the last
+        one without it were on the same weights.
         """
 
     def _check(self, update: WeightUpdate) -> None:

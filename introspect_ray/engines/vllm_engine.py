@@ -7,7 +7,6 @@ process-wide state (distributed groups, thread counts) that a second engine woul
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -20,6 +19,8 @@ from introspect_ray.engines import checks
 from introspect_ray.engines.determinism import use_batch_invariance
 from introspect_ray.engines.device_updates import DeviceUpdates
 from introspect_ray.engines.protocol import PromptTokens, WeightUpdate
+from introspect_ray.engines.vllm_start import set_environment, start
+from introspect_ray.engines.walks import Cache
 
 if TYPE_CHECKING:
     import torch
@@ -29,25 +30,12 @@ MAX_SEQUENCES = 256  # vLLM refuses a rollout.max_batched_tokens below this numb
 _CHUNK_BYTES = 1 << 30  # of a weight update: a worker in another process gets each chunk as one message
 
 
-def set_environment(threads: int) -> None:
-    """Set what vLLM and OpenMP read when they are imported, so only the first call in a process has an effect."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a second process would add 30 s to the start
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override rollout.kv_cache_bytes
-    for name, value in {
-        "VLLM_LOGGING_LEVEL": "ERROR",  # a start prints a dozen warnings, none of which a user can act on
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
-
-
 class VLLMEngine(DeviceUpdates):
     """The Engine protocol on vLLM.
 
-    Every call starts with an empty prefix cache. So no answer can come from older weights, and a result depends on the
-    weights and the prompts of the call only, not on earlier calls (a cached and a recomputed prefix differ in the last
-    bits).
+    Every public call starts with an empty prefix cache. So no answer can come from older weights, and a result depends
+    on the weights and the prompts of the call only, not on earlier calls (a cached and a recomputed prefix differ in
+    the last bits).
     """
 
     def __init__(
@@ -73,7 +61,7 @@ class VLLMEngine(DeviceUpdates):
         import torch
 
         torch.set_num_threads(rollout.threads)  # vLLM forbids this from here on
-        self._engine = _start(
+        self._engine = start(
             self._engine_args(policy_path, rollout, seed), checks.architectures(policy_path), rollout.weight_transfer
         )
         self._engine.set_weight_version("0")
@@ -200,23 +188,29 @@ class VLLMEngine(DeviceUpdates):
             self._adapter_dir.cleanup()
             self._adapter_dir = None
 
-    def _next_tokens(self, prompts: Sequence[Tokens], asked: Sequence[Tokens]) -> list[checks.NextToken]:
-        outputs = self._run(prompts, [_next_token(ids) for ids in asked])
+    def _cache(self) -> Cache:
+        config = self._engine.vllm_config.cache_config
+        return Cache(config.num_gpu_blocks - 1, config.block_size)  # on a CPU as well; vLLM keeps one block empty
+
+    def _next_tokens(
+        self, prompts: Sequence[Tokens], asked: Sequence[Tokens], keep: bool = False
+    ) -> list[checks.NextToken]:
+        outputs = self._run(prompts, [_next_token(ids) for ids in asked], keep)
         answers = []
         for output, ids in zip(outputs, asked, strict=True):
             logprobs = output.logprobs[0]  # of the tokens asked for and of the sampled one
             answers.append(checks.NextToken(tuple(logprobs[i].logprob for i in ids), output.token_ids[0]))
         return answers
 
-    def _run(self, prompts: Sequence[Tokens], params: Sequence[Any]) -> list[Any]:
-        """vLLM's completion output of each prompt, in order.
+    def _run(self, prompts: Sequence[Tokens], params: Sequence[Any], keep: bool = False) -> list[Any]:
+        """vLLM's completion output of each prompt, in order. keep: as in `_next_tokens`.
 
         Raises RuntimeError where an answer is missing or was not sampled on the version now served.
         """
         from vllm.inputs import tokens_input
 
         self._wake()
-        if not self._engine.reset_prefix_cache():
+        if not (keep or self._engine.reset_prefix_cache()):
             raise RuntimeError("vLLM did not empty its prefix cache: requests are still running")
         first = self._request
         for prompt, param in zip(prompts, params, strict=True):
@@ -252,38 +246,6 @@ def _next_token(asked: Tokens) -> Any:
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # vLLM's deep copy of each request takes a third of the labelling time
     )
-
-
-def _start(args: dict[str, Any], architectures: Sequence[str], transfer: str) -> Any:
-    """Import vLLM and start an LLMEngine with its core in this process, ready for weight updates by `transfer`."""
-    import torch
-    from vllm import ModelRegistry
-    from vllm.config import WeightTransferConfig
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.platforms import current_platform
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    from introspect_ray.engines import vllm_receiver
-
-    backend = vllm_receiver.DEVICE_BACKENDS.get(transfer, vllm_receiver.BACKEND)
-    if "enable_lora" not in args:
-        args |= {
-            "weight_transfer_config": WeightTransferConfig(backend=backend),
-            "worker_extension_cls": f"{vllm_receiver.__name__}.{vllm_receiver.WorkerExtension.__name__}",
-        }
-    if current_platform.is_cpu():
-        # enforce_eager does not reach the sampler: vLLM compiles its rank count with inductor. On a cold machine the
-        # first logprobs would take seconds of a C++ compiler, and fail without g++.
-        torch.compiler.set_stance("force_eager")
-        # vLLM inspects a model class in a second Python process (15 s while its cache is cold), so that CUDA is not
-        # initialised in this one. Without CUDA that is pointless; a class registered as an object is not inspected.
-        for name in architectures:
-            if name in ModelRegistry.models:
-                ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
-    engine = LLMEngine.from_engine_args(EngineArgs(**args))
-    if "enable_lora" not in args and backend == vllm_receiver.BACKEND:  # the other backends wait for the trainer
-        engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
-    return engine
 
 
 def _chunks(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:

@@ -1,6 +1,6 @@
 """The worker's end of a full weight update: backends of vLLM's weight-transfer API.
 
-Every vLLM worker imports this module (through `worker_extension_cls`), and so does vllm_engine.py before its engine
+Every vLLM worker imports this module (through `worker_extension_cls`), and so does vllm_start.py before its engine
 starts. Nothing else may import it, since it imports vLLM at the top.
 """
 

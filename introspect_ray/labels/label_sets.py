@@ -29,15 +29,20 @@ def label_set_key(policy_id: str, cases: Iterable[TokenizedCase], rollout: Rollo
     Besides the policy and the tokens this is the engine, its version and what moves its near-ties (data type, group
     size, tokens per forward, threads and sharding), but not the number of actors or their memory.
     """
-    names = ("dtype", "group_size", "max_batched_tokens", "threads", "tensor_parallel_size")
-    numerics = {name: getattr(rollout, name) for name in names} | {"group_size": rollout.bulk_group}
-    engine = rollout.served_by
-    head = {"format": 1, "policy": policy_id, "version": engine_version(engine), "engine": engine, **numerics}
+    head = {"format": 1, **made_by(policy_id, rollout)}
     digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=16)
     for case in cases:
         line: list[object] = [case.case_id, case.labels, _answer(case, judge), case.prompt, case.ablated]
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
+
+
+def made_by(policy_id: str, rollout: RolloutConfig) -> dict[str, object]:
+    """What decides the answers of a policy besides the cases, to the last bit."""
+    names = ("dtype", "group_size", "max_batched_tokens", "threads", "tensor_parallel_size")
+    numerics = {name: getattr(rollout, name) for name in names} | {"group_size": rollout.bulk_group}
+    engine = rollout.served_by
+    return {"policy": policy_id, "version": engine_version(engine), "engine": engine, **numerics}
 
 
 def _answer(case: TokenizedCase, judge: str) -> object:

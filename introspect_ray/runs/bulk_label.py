@@ -246,6 +246,10 @@ def _refuse_others(given: RunConfig) -> None:
             f"eval.policy={given.eval.policy} and eval.against={list(given.eval.against)} have no effect on `label`: "
             "name the policy that labels as policy=..., one call per policy"
         )
+    if given.eval.decode != "free":
+        raise UserError(
+            f"eval.decode={given.eval.decode} has no effect on `label`, which generates freely: leave it out"
+        )
     if given.task.shots:
         raise UserError(
             f"task.shots={given.task.shots} has no effect on `label`, which asks without examples: leave it out"

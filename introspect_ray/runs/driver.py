@@ -19,6 +19,7 @@ from introspect_ray.labels.rules import Sources
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.complete import complete_labels, complete_rows, go_back, require_complete
 from introspect_ray.runs.evaluated import behavior_of, trained_cases, write_cases
+from introspect_ray.runs.explained import assess
 from introspect_ray.runs.identity import cases_digest, run_identity
 from introspect_ray.runs.interim import OnScores, interim_of, scorer
 from introspect_ray.runs.judging import doubts
@@ -26,7 +27,7 @@ from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
 from introspect_ray.runs.released import evaluation_room, training_room
 from introspect_ray.runs.results import run_summary, tolerated, track_results, warned
-from introspect_ray.runs.setup import SharedSetup, explain, findings, judged_of, label_set, untrained_scores
+from introspect_ray.runs.setup import SharedSetup, findings, judged_of, label_set, untrained_scores
 from introspect_ray.runs.tracked import datasets, tracked
 from introspect_ray.runs.waiting import watched
 from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
@@ -106,9 +107,9 @@ def _record_before(cfg: RunConfig, setup: SharedSetup, store: Store, tracker: Tr
 def _evaluated(cfg: RunConfig, setup: SharedSetup, serving: Serving) -> EvaluatedCases:
     """The held-out cases with what the trained policy does and says."""
     tokens = setup.prepared.tokens_of(cfg.policy)
-    pairs = setup.reading.pairs(setup.pool.label_now(tokens.test.case_ids, serving), tokens.test.labels)
-    explanations = explain(setup.pool, tokens, serving)
-    return trained_cases(cfg, setup.untrained, behavior_of(pairs, tokens.tokenizer), explanations)
+    raw, explanations = assess(setup.pool, tokens, serving)
+    behavior = behavior_of(setup.reading.pairs(raw, tokens.test.labels), tokens.tokenizer)
+    return trained_cases(cfg, setup.untrained, behavior, explanations)
 
 
 def _before(setup: SharedSetup) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from introspect_ray.policy import is_adapter, local_policy, merge_adapter, polic
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.activities import open_board
 from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, write_cases
+from introspect_ray.runs.explained import assess, explain, explain_m0, kept_explanations
 from introspect_ray.runs.few_shot import few_shot_cases
 from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.kept_sets import kept_set
@@ -33,7 +34,6 @@ from introspect_ray.runs.preflight import Prepared
 from introspect_ray.runs.progress import shown_activities
 from introspect_ray.runs.setup import (
     PLAIN,
-    explain,
     judged_by_name,
     judged_of,
     label_set,
@@ -89,26 +89,46 @@ class _Asked:
         self.judged: list[dict[str, Any]] = []
 
     def ask(self, policy: str, tokens: PolicyCases, *, explain_too: bool) -> None:
-        """Start an engine for `policy`, and another one if its explanations are prompted with examples. None is started
-        for a policy that only answers, if its label set is in the cache (of a run, or of `introspect-ray label`)."""
-        if not explain_too and self._kept(policy, tokens):
-            return
+        """Start an engine for `policy`, and another one if its explanations are prompted with examples.
+
+        What M0 and a policy that only answers do is taken from the cache, if their label set is there (of a run, or of
+        `introspect-ray label`), and M0's explanations too: no engine is started then.
+        """
         few_shot = explain_too and self._cfg.task.shots > 0
+        askable = not explain_too or (policy == self._cfg.policy and not few_shot)  # of the cache
+        if askable and self._kept(policy, tokens):
+            if explain_too:
+                self.explanations = self._explained_by_m0(tokens)
+            else:
+                print(f"cached   what {policy} answers: no engine is started for it", flush=True)
+            return
         with _pool(self._cfg, policy, tokens, self._judging, self.board) as pool:
             if self.reading is None:
                 calibrated = self._cfg.task.calibration != "none"
                 raw = pool.label_now(tokens.train.case_ids, Serving()) if calibrated else []
                 m0 = {pair.case_id: pair for pair in raw}
                 self.reading = reading_of(self._cfg, self._prepared, m0, self._judging)
-            self.behaviors[policy] = behavior_of(self._answers(pool, tokens.test), tokens.tokenizer)
+            if explain_too and not few_shot:
+                of_test, self.explanations = assess(pool, tokens, Serving())
+            else:
+                of_test = pool.label_now(tokens.test.case_ids, Serving())
+            read = self.reading.pairs(of_test, tokens.test.labels)
+            self.behaviors[policy] = behavior_of(read, tokens.tokenizer)
             if few_shot:
-                tokens = few_shot_cases(self._cfg, tokens, partial(self._answers, pool, tokens.train))
-            elif explain_too:
-                self.explanations = explain(pool, tokens, Serving())
+                tokens = few_shot_cases(self._cfg, tokens, partial(self._shown, pool, tokens.train))
             self.judged += judged_of(policy, pool)
         if few_shot:  # engines keep the cases that they were started with
             with _pool(self._cfg, policy, tokens, self._judging, self.board) as pool:
                 self.explanations = explain(pool, tokens, Serving())
+
+    def _explained_by_m0(self, tokens: PolicyCases) -> list[Said]:
+        """From the cache, or by an engine that is asked for explanations alone."""
+        kept = kept_explanations(self._cfg, self._prepared)
+        if kept is not None:
+            print(f"cached   what {self._cfg.policy} answers and says: no engine is started for it", flush=True)
+            return kept
+        with _pool(self._cfg, self._cfg.policy, tokens, self._judging, self.board) as pool:
+            return explain_m0(self._cfg, self._prepared, pool)
 
     def _kept(self, policy: str, tokens: PolicyCases) -> bool:
         """Take the pairs of a policy from the cache; whether they are there."""
@@ -122,16 +142,12 @@ class _Asked:
         held_out = self.reading.pairs(records_of(pairs.by_id, tokens.test.case_ids), tokens.test.labels)
         self.behaviors[policy] = behavior_of(held_out, tokens.tokenizer)
         self.judged += judged_by_name(policy, report)
-        print(f"cached   what {policy} answers: no engine is started for it", flush=True)
         return True
 
-    def _answers(
-        self, pool: RolloutPool, table: CaseTable, case_ids: Sequence[str] | None = None
-    ) -> Sequence[BehaviorPair]:
-        """Pairs on the cases of a table, or on some of them."""
+    def _shown(self, pool: RolloutPool, table: CaseTable, case_ids: Sequence[str]) -> Sequence[BehaviorPair]:
+        """Pairs of training cases, which are shown as examples."""
         assert self.reading is not None
-        pairs = pool.label_now(table.case_ids if case_ids is None else case_ids, Serving())
-        return self.reading.pairs(pairs, table.labels)
+        return self.reading.pairs(pool.label_now(case_ids, Serving()), table.labels)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from introspect_ray.storage import Store
 
 
 class Said(NamedTuple):
-    """An explanation as it was generated, and what it states; None: unparseable."""
+    """An explanation as it was read (eval.decode), and what it states; None: unparseable."""
 
     text: str
     parsed: Explanation | None
@@ -68,6 +68,7 @@ def evaluated_cases(
         texts={name: behavior.texts for name, behavior in behaviors.items() if behavior.texts},
         questions=questions,
         splits=splits(questions, cfg.eval.dev_fraction, cfg.task.seed),
+        decode=cfg.eval.decode,
     )
 
 
@@ -93,6 +94,7 @@ def trained_cases(
         parsed=[one.parsed for one in explanations],
         texts={**texts, POLICY: behavior.texts} if behavior.texts else texts,
         from_second=[mixing_draw(cfg.seed, one) < ratio for one in untrained.case_ids] if mixed else None,
+        decode=cfg.eval.decode,
     )
 
 

@@ -144,6 +144,7 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
     `after(cfg, setup, (tracking uri, parent run id))` runs on the same engines when the trials are done, with the
     first seed. Raises AlarmError if a trial was stopped, when the others' results are written.
     """
+    from introspect_ray.runs.kept_workers import keeping
     from introspect_ray.runs.progress import progress_bar
     from introspect_ray.runs.setup import set_up
     from introspect_ray.runs.sweep import run_sweep
@@ -160,10 +161,10 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
         tracking = (checked.tracking, parent.run_id)
         report_findings(cfg, setup)
         steps = sum(trial.cfg.steps for trial in trials) + bool(after) * cfg.steps
-        with progress_bar(setup.status, steps, _name(cfg)):
-            summaries, stopped = run_sweep(cfg, spaces, trials, setup, tracking)
+        with progress_bar(setup.status, steps, _name(cfg)), keeping(setup, cfg, bool(after)) as kept:
+            summaries, stopped = run_sweep(cfg, spaces, trials, kept, tracking)
             if after and not any("failed" in row for row in stopped):
-                after(override(cfg, {"seed": sweep.seeds[0]}), setup, tracking)
+                after(override(cfg, {"seed": sweep.seeds[0]}), kept, tracking)
         track_aggregate(parent, store, cfg, [space.leaf for space in spaces])
         log_files(parent, ["sweep.json", *(["sweep.png"] if summaries else [])])
         if parent.page:

@@ -10,7 +10,10 @@ has processes of its own: memory that another one left in pieces would cost more
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -18,6 +21,9 @@ from introspect_ray.actors.trainer import Trained, WorkerSpec, serve_worker
 from introspect_ray.config import RunConfig
 from introspect_ray.runs.cluster import on_this_node
 from introspect_ray.runs.lent_group import ray_trainer
+
+if TYPE_CHECKING:  # the actor's process needs less
+    from introspect_ray.runs.setup import SharedSetup
 
 _CLOSE_S = 30.0
 
@@ -86,3 +92,21 @@ KeptWorkersActor = ray.remote(num_cpus=0, max_restarts=-1)(KeptWorkers)
 def keep_workers() -> Any:
     """The handle of a new KeptWorkers, without workers yet."""
     return KeptWorkersActor.options(scheduling_strategy=on_this_node()).remote()
+
+
+@contextmanager
+def keeping(setup: SharedSetup, cfg: RunConfig, wanted: bool) -> Iterator[SharedSetup]:
+    """The set-up, with the workers of its place kept for all trainings of the body: before others train there.
+
+    cfg: of the set-up. wanted: whether several trainings will follow each other there. Nothing is changed where they do
+    not, where workers cannot be kept, and where somebody keeps them already.
+    """
+    if not wanted or setup.group.kept is not None or not can_keep(cfg):
+        yield setup
+        return
+    kept = keep_workers()
+    try:
+        yield replace(setup, group=replace(setup.group, kept=kept))
+        ray.get(kept.close.remote())
+    finally:
+        ray.kill(kept)

@@ -1,10 +1,10 @@
 """Ray Train's workers in bundles of a placement group that is there already.
 
 Ray Train makes a placement group for its workers, and has no setting to be given one. So a trial's engines and workers
-would be two groups, and two trials could each hold one and wait for the other. This is the one place that relies on
-Ray Train's internals (2.60): `TrainController.worker_group_cls`, `WorkerGroup._create_placement_group`, `_TorchBackend`
-and `DataParallelTrainer._register_sigint_handler`. Ray hands callbacks that are not its users' through to the
-controller for such purposes.
+would be two groups, and two trials could each hold one and wait for the other. This file and late_torch.py are the
+places that rely on Ray's internals (2.60): `TrainController.worker_group_cls`, `WorkerGroup._create_placement_group`,
+`FixedScalingPolicy`, and `DataParallelTrainer._initialize_and_run_controller` and `._register_sigint_handler`. Ray
+hands callbacks that are not its users' through to the controller for such purposes.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import Any
 
 import ray.train
 from ray.train import FailureConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
 
 from introspect_ray.actors.trainer import WorkerSpec
 from introspect_ray.config import RunConfig
-from introspect_ray.engines.loopback import keep_local
 from introspect_ray.runs.elastic import scaling
+from introspect_ray.runs.late_torch import LateTorch
 from introspect_ray.storage.checkpoints import FOLDER
 
 
-class OwnSignals(TorchTrainer):
-    """A TorchTrainer that leaves SIGINT to signals.py: Ray's own handler would abort the training at once."""
+class OwnSignals(DataParallelTrainer):
+    """Ray Train, but SIGINT is left to signals.py: Ray's own handler would abort the training at once."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
 
 
 class GroupTrainer(OwnSignals):
-    """A TorchTrainer whose worker i runs in bundle i of a placement group, which stays when training ends."""
+    """Ray Train with worker i in bundle i of a placement group, which stays when training ends."""
 
     def __init__(self, *args: Any, group: PlacementGroup, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,6 +52,21 @@ class GroupTrainer(OwnSignals):
         made = super()._create_default_callbacks()
         left_out = (PlacementGroupCleanerCallback, DatasetsCallback)
         return [_Lend(self._group), *(one for one in made if not isinstance(one, left_out))]
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        """Called by fit."""
+        return super()._initialize_and_run_controller(**{**given, "scaling_policy": _Lent(self.scaling_config)})
+
+
+class _Lent(FixedScalingPolicy):
+    """Asks the autoscaler for nothing, as the group has all resources already: Ray's policy would ask a second time,
+    through an actor of its own for which the controller waits (5 s at most, and on a busy machine that long)."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
 
 
 class _Lend(ControllerCallback):
@@ -77,29 +92,13 @@ class _LentHandle(DefaultPlacementGroupHandle):
         pass
 
 
-class _LocalBackend(_TorchBackend):
-    """Ray's, but on one machine the workers' rendezvous listens on loopback alone."""
-
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(keep_local)
-        super().on_start(worker_group, backend_config)
-
-
-class ProcessGroups(TorchConfig):
-    """Ray's config of the workers' collectives, with the backend above."""
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        return _LocalBackend
-
-
-def process_groups(cfg: RunConfig) -> TorchConfig:
+def process_groups(cfg: RunConfig) -> LateTorch:
     """The backend of the workers' collectives: NCCL on GPUs, gloo on CPUs. Both where shards are offloaded, since the
     gradient norm is then summed over ranks on the CPU."""
-    return ProcessGroups(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
+    return LateTorch(backend="cpu:gloo,cuda:nccl" if cfg.train.offload else None)
 
 
-def ray_trainer(spec: WorkerSpec, work: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> TorchTrainer:
+def ray_trainer(spec: WorkerSpec, work: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> OwnSignals:
     """Ray Train on the workers of `spec`, each of which calls work(config). Without restarts and checkpoints of its
     own, which would keep the old relabeler.
 
@@ -108,10 +107,10 @@ def ray_trainer(spec: WorkerSpec, work: Callable[[dict[str, Any]], Any], config:
     cfg = spec.cfg
     lent = spec.group.group if spec.group and spec.group.workers == cfg.train.num_workers else None
     made: Any = partial(GroupTrainer, group=lent) if lent else OwnSignals
-    trainer: TorchTrainer = made(
+    trainer: OwnSignals = made(
         work,
         train_loop_config=config,
-        torch_config=process_groups(cfg),
+        backend_config=process_groups(cfg),
         scaling_config=scaling(cfg),
         run_config=ray.train.RunConfig(
             name=FOLDER,

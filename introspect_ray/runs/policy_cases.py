@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from introspect_ray.cases.answers import label_nodes
+from introspect_ray.cases.label_trie import label_branches
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.cases.tokenize import end_of_turn, longest_sequence, tokenize_case
 from introspect_ray.config import RunConfig
@@ -70,11 +71,17 @@ def tokenize_cases(cfg: RunConfig, sides: tuple[CaseStream, CaseStream], path: s
     known = _vocabulary(path)
     train, test = (CaseTable.build(_tokenized(cfg, side, tokenizer, context, known)) for side in sides)
     if cfg.rollout.served_by == "vllm":
-        answers = (used.label_tokens for table in (train, test) for used in table.answers if used.label_tokens)
-        children = (node.tokens for label_tokens in answers for node in label_nodes(label_tokens))
-        check_vllm_limits(children, cfg.lora_rank if cfg.method == "lora" else 0)
+        check_vllm_limits(_choices(cfg, (train, test)), cfg.lora_rank if cfg.method == "lora" else 0)
     length = model_len(cfg, (train, test), context)
     return PolicyCases(train, test, tokenizer, length, _new_tokens(cfg, (train, test)))
+
+
+def _choices(cfg: RunConfig, tables: Sequence[CaseTable]) -> Iterator[Sequence[int]]:
+    """The next tokens that an engine is asked about at once: of labels and, with eval.decode=trie, explanations."""
+    for used in (used for table in tables for used in table.answers):
+        yield from (node.tokens for node in (label_nodes(used.label_tokens) if used.label_tokens else ()))
+        if cfg.eval.decode == "trie":
+            yield from (branch.tokens for branch in label_branches(tuple(used.explanations.items())))
 
 
 def model_len(cfg: RunConfig, tables: Sequence[CaseTable], context: int | None = None) -> int:

@@ -59,8 +59,9 @@ def report_findings(cfg: RunConfig, setup: Any) -> None:
     scores = untrained_scores(setup)
     untrained, off_format = scores["explanation"]["orig"], scores["behavior"]["off_format"]
     constant, share = constant_explainer(setup.m0_reported)
+    unparsed = "" if untrained["unparsed"] is None else f", unparsed {untrained['unparsed']:.3f}"
     print(
-        f"M0: untrained explanation EM {untrained['em']:.3f}, unparsed {untrained['unparsed']:.3f}; "
+        f"M0: untrained explanation EM {untrained['em']:.3f}{unparsed}; "
         f"always saying {constant!r} would score {share:.3f}",
         flush=True,
     )

@@ -24,7 +24,8 @@ from introspect_ray.labels.reading import Reading
 from introspect_ray.labels.reports import save_report
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.activities import open_board
-from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases, said
+from introspect_ray.runs.evaluated import Behavior, behavior_of, evaluated_cases
+from introspect_ray.runs.explained import explain_m0
 from introspect_ray.runs.judging import start_judging
 from introspect_ray.runs.kept_sets import kept_set
 from introspect_ray.runs.placement import bundles, engine_resources, set_up_config, set_up_in_group
@@ -106,7 +107,7 @@ def _set_up(cfg: RunConfig, prepared: Prepared, status: Any, group: TrialGroup) 
         m0 = ray.put(before.m0.by_id)
         if not early:
             reference = start_reference(cfg, prepared, train, m0, group, status)
-        explanations = explain(pool, own, Serving())
+        explanations = explain_m0(cfg, prepared, pool)
     evaluated = time.perf_counter()
     return SharedSetup(
         prepared=prepared,
@@ -132,12 +133,6 @@ def make_group(cfg: RunConfig, *, trainers: bool = True, engines: bool = True) -
     count = cfg.rollout.num_actors if engines and engine_resources(cfg) else 0
     workers = cfg.train.max_workers if trainers and not cfg.train.elastic else 0
     return TrialGroup.make(bundles(cfg, trainers=bool(workers), engines=engines), workers, count)
-
-
-def explain(pool: RolloutPool, tokens: PolicyCases, serving: Serving) -> list[Said]:
-    """The served policy's explanations of the test cases, generated greedily. tokens: the cases as it reads them."""
-    generated = pool.explain_now(tokens.test.case_ids, tokens.max_explanation_tokens, serving)
-    return said(generated, tokens.test, tokens.tokenizer)
 
 
 def untrained_scores(setup: SharedSetup) -> dict[str, Any]:

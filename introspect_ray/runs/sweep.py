@@ -9,7 +9,6 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from introspect_ray.runs.cluster import this_node_resource
 from introspect_ray.runs.complete import finished
 from introspect_ray.runs.driver import train_once
 from introspect_ray.runs.interim import OnScores
-from introspect_ray.runs.kept_workers import can_keep, keep_workers
+from introspect_ray.runs.kept_workers import keeping
 from introspect_ray.runs.nodes import at_once
 from introspect_ray.runs.recovery import halting
 from introspect_ray.runs.results import FAILED, STOPPED, open_tracker, warned
@@ -58,11 +57,31 @@ def run_trials(
     cfg, missing = shared_config(trials), [one for one in trials if not _has_ended(one)]
     count = at_once(cfg, missing)
     shared = count > 1 and engines_shared(missing)
-    if len(missing) > count and can_keep(cfg):
-        setup = replace(setup, group=replace(setup.group, kept=keep_workers()))
-    slots = open_slots(cfg, setup, count, len(missing), shared)
     if count > 1:
         print(f"trials   up to {count} of {len(missing)} at once", flush=True)
+    with keeping(setup, cfg, len(missing) > count) as kept:
+        slots = open_slots(cfg, kept, count, len(missing), shared)
+        results = _tuned(trials, kept, count, slots, shared, tracking)
+    for one in (one for one in missing if open_store(one.output_dir).exists(STOPPED)):
+        with open_tracker(one, one.output_dir.rsplit("/", 1)[-1], *tracking):
+            pass  # its process could not close it
+    rows: list[dict[str, Any] | None] = [None] * len(trials)
+    for result in results:
+        if result.error is None and "row" in (result.metrics or {}):
+            rows[result.metrics["trial"]] = result.metrics["row"]
+    return rows, [str(result.error).strip().splitlines()[-1] for result in results if result.error is not None]
+
+
+def _tuned(
+    trials: Sequence[RunConfig],
+    setup: SharedSetup,
+    count: int,
+    slots: Any,
+    shared: bool,
+    tracking: tuple[str | None, str | None],
+) -> tune.ResultGrid:
+    """What Ray Tune makes of the trials. slots, shared: see `place_for`. Raises Halted as run_trials."""
+    cfg = shared_config(trials)
 
     def trial(params: dict[str, Any], setup: SharedSetup) -> None:
         number = params["trial"]
@@ -78,17 +97,7 @@ def run_trials(
     if slots is not None:
         warned(ray.get(slots.notes.remote()))
         ray.kill(slots)
-    if setup.group.kept is not None:  # before others train in the group
-        ray.get(setup.group.kept.close.remote())
-        ray.kill(setup.group.kept)
-    for one in (one for one in missing if open_store(one.output_dir).exists(STOPPED)):
-        with open_tracker(one, one.output_dir.rsplit("/", 1)[-1], *tracking):
-            pass  # its process could not close it
-    rows: list[dict[str, Any] | None] = [None] * len(trials)
-    for result in results:
-        if result.error is None and "row" in (result.metrics or {}):
-            rows[result.metrics["trial"]] = result.metrics["row"]
-    return rows, [str(result.error).strip().splitlines()[-1] for result in results if result.error is not None]
+    return results
 
 
 def _tuner(

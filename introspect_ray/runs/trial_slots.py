@@ -38,10 +38,11 @@ class TrialSlots:
     """Hands out the places. A trial that dies must be reported by `leave`: it cannot give its place back itself."""
 
     def __init__(self, cfg: RunConfig, first: Slot, count: int, trials: int, shared: bool) -> None:
-        """cfg: of the set-up. first: its place; its workers are kept or not, and so are those of all. trials: that will
-        ask. shared: all trials use the first one's engines, in turns, and a place is one for training workers alone."""
+        """cfg: of the set-up. first: its place; if its workers are kept, so are those of all places in which trials
+        follow each other. trials: that will ask. shared: all trials use the first one's engines, in turns, and a place
+        is one for training workers alone."""
         self._cfg, self._shared = cfg, shared
-        self._places = Places(count, trials)
+        self._places, self._follow = Places(count, trials), trials > count  # whether trials follow others in a place
         self._slots = {0: first}
         self._processes: dict[int, Any] = {}  # by trial, the actor in which it runs, or ran
         self._opening: dict[int, asyncio.Task[None]] = {}
@@ -101,7 +102,7 @@ class TrialSlots:
 
     def _ask(self, place: int) -> Slot:
         group, first = make_group(self._cfg, engines=not self._shared), self._slots[0]
-        if first.group.kept is not None:
+        if first.group.kept is not None and self._follow:
             group = replace(group, kept=keep_workers())
         return Slot(group, first.pool if self._shared else first.pool.another(group.engine_places()))
 

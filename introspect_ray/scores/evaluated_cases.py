@@ -17,6 +17,7 @@ V = TypeVar("V")
 M0, POLICY, SECOND = "m0", "policy", "second"  # the untrained, the evaluated and the second policy (mixed runs)
 REFERENCE = "reference"  # reference_policy, where it is another one than M0
 AGAINST = "against:"  # before the name of a further policy (eval.against), which may be any text
+FREE, TRIE = "free", "trie"  # values of eval.decode
 DEV, TEST = "dev", "test"  # the splits of the held-out cases: whatever selects looks at dev, results are of test
 
 
@@ -40,6 +41,7 @@ class EvaluatedCases:
     from_second: Sequence[bool] | None = None  # mixed runs: whether the mask takes the label from the second policy
     questions: Sequence[str] = ()  # equal for cases with the same x∖C; (): each case is a question of its own
     splits: Sequence[str] = ()  # DEV or TEST; (): all are TEST
+    decode: str = FREE  # how the explanations were read (eval.decode): FREE, or TRIE, where all are valid by force
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "questions", self.questions or list(self.case_ids))
@@ -52,6 +54,8 @@ class EvaluatedCases:
         for name, values in columns.items():
             if len(values) != len(self):
                 raise ValueError(f"{len(self)} evaluated cases, but {len(values)} {name}")
+        if self.decode not in (FREE, TRIE):
+            raise ValueError(f"explanations are read as {FREE!r} or {TRIE!r}, not as {self.decode!r}")
         if not set(self.splits) <= {DEV, TEST}:
             raise ValueError(
                 f"the splits of evaluated cases are {DEV!r} and {TEST!r}; they hold {sorted(set(self.splits))}"
@@ -94,6 +98,7 @@ class EvaluatedCases:
             from_second=None if self.from_second is None else taken(self.from_second),
             questions=taken(self.questions),
             splits=taken(self.splits),
+            decode=self.decode,
         )
 
     def of(self, split: str) -> EvaluatedCases:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from introspect_ray.records import Explanation
-from introspect_ray.scores.evaluated_cases import AGAINST, DEV, M0, POLICY, SECOND, TEST, EvaluatedCases
+from introspect_ray.scores.evaluated_cases import AGAINST, DEV, FREE, M0, POLICY, SECOND, TEST, EvaluatedCases
 from introspect_ray.scores.gap import gaps, paired_gap
 from introspect_ray.scores.metrics import (
     behavior_scores,
@@ -55,7 +55,9 @@ def _explanation_and_behavior(cases: EvaluatedCases) -> dict[str, Any]:
 
 
 def _scores(cases: EvaluatedCases, truth: Sequence[Explanation]) -> dict[str, object]:
-    return explanation_scores(cases.parsed, truth, cases.questions)
+    """Whether a policy keeps to the form of an explanation is known of free generation alone."""
+    scores = explanation_scores(cases.parsed, truth, cases.questions)
+    return scores if cases.decode == FREE else {**scores, "unparsed": None}
 
 
 def mixture_scores(cases: EvaluatedCases, mask: Sequence[bool]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ y(x∖C) as labels), p.cued_logprobs and p.ablated_logprobs (natural, one per la
 p.cued_off_format and p.ablated_off_format, p.weight_version, p.changed and p.content (its explanation E), and for free
 text p.cued_text and p.ablated_text (the responses). said: the evaluated policy's explanation as it was written;
 said_changed and said_content: as it was parsed, null where it is unparseable. Mixed runs: from_second, whether the
-mixture's label is the second policy's. The schema's metadata holds "format" and "policies", a JSON list. Further
-columns are ignored.
+mixture's label is the second policy's. The schema's metadata holds "format" and "policies", a JSON list, and "decode"
+where explanations were not generated freely (eval.decode). Further columns are ignored.
 Tables of format 1 lack question and split: each of their cases is read as a question of its own, and as test.
 """
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from introspect_ray.cases import table_file
 from introspect_ray.records import BehaviorPair, Explanation
-from introspect_ray.scores.evaluated_cases import TEST, EvaluatedCases
+from introspect_ray.scores.evaluated_cases import FREE, TEST, EvaluatedCases
 from introspect_ray.scores.evaluation import against_scores, evaluate
 
 # In an output folder: M0 before training, the trained policy (summary.json), and eval.policy (evaluation.json).
@@ -67,6 +67,8 @@ def to_table(cases: EvaluatedCases) -> pa.Table:
     if cases.from_second is not None:
         columns["from_second"] = cases.from_second
     schema = _schema(FORMAT, list(cases.pairs), cases.texts, cases.from_second is not None)
+    if cases.decode != FREE:
+        schema = schema.with_metadata({**schema.metadata, "decode": cases.decode})
     return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
@@ -98,6 +100,7 @@ def from_table(table: pa.Table) -> EvaluatedCases:
         from_second=get.get("from_second"),
         questions=get.get("question", ()),
         splits=get.get("split", ()),
+        decode=(table.schema.metadata or {}).get(b"decode", FREE.encode()).decode(errors="replace"),
     )
 
 

@@ -52,7 +52,9 @@ class Cases(_Block):
 
 
 class ExplanationScores(_Block):
-    """The trained policy's generated explanations against one truth. An unparseable explanation is always wrong."""
+    """The trained policy's explanations against one truth. Generated freely (eval.decode=free) one may state nothing,
+    and is wrong. With eval.decode=trie each is the greedy one among the valid ones: the scores tell what the policy
+    would say in the form of an explanation, and nothing about whether it keeps to that form."""
 
     em: Share
     """Explanation EM (paper eq. 3): *changed?* and content are both right."""
@@ -67,8 +69,8 @@ class ExplanationScores(_Block):
     """F1 of the class "changed"; null where no case is of it and no explanation claims it."""
     unchanged_f1: Share | None
     """F1 of the class "unchanged"; null likewise."""
-    unparsed: Share
-    """Unparseable explanations."""
+    unparsed: Share | None
+    """Unparseable explanations; null with eval.decode=trie, where there can be none."""
 
 
 class Explanation(_Block):

@@ -66,7 +66,8 @@ def table(
     for x, group in groups.items():
         own, orig, behavior = (_cell(group, path) for path in (_SELF_EM, _ORIG_EM, ("behavior", "em")))
         rows.append((f"{x:g}", str(len(group)), own, orig, *(gap_cell(gaps[x][part]) for part in PARTS), behavior))
-    more = [*(_REALISED if leaf(key) == "agreement" else ()), *(_FAULTS if _faulty(summaries) else ())]
+    faults = [fault for fault in _FAULTS if any(at(summary, fault[1]) is not None for summary in summaries)]
+    more = [*(_REALISED if leaf(key) == "agreement" else ()), *(faults if _faulty(summaries) else ())]
     text = [*aligned(rows), *_notes(groups, gaps)]
     if more:
         about = [(f"{x:g}", *(_cell(group, path, 2) for _, path in more)) for x, group in groups.items()]

@@ -148,3 +148,16 @@ def test_training_keeps_to_the_reference_policy(tmp_path: Path):
     cases = table(out, TRAINED).of("test")
     same = [a == b for a, b in zip(answers(cases, "policy"), answers(cases, "reference"), strict=True)]
     assert summary["behavior"]["em"] == sum(same) / len(same)
+
+
+def test_a_walk_over_the_valid_explanations_says_what_is_generated_where_that_is_valid(tmp_path: Path):
+    """In the same run but for eval.decode; only the share of unparsed explanations is no number then."""
+    free, walked = trained(tmp_path / "free"), trained(tmp_path / "trie", eval__decode="trie", eval__every=1)
+    before, after = table(tmp_path / "free", TRAINED), table(tmp_path / "trie", TRAINED)
+    assert answers(after, "policy") == answers(before, "policy")
+    spoken = [row for row, stated in enumerate(before.parsed) if stated is not None]
+    assert spoken and [after.said[row] for row in spoken] == [before.said[row] for row in spoken]
+    assert all(after.parsed) and all(table(tmp_path / "trie", UNTRAINED).parsed)
+    assert walked["explanation"]["self"]["unparsed"] is None and free["explanation"]["self"]["unparsed"] < 1
+    rows = map(json.loads, (tmp_path / "trie" / "metrics.jsonl").read_text().splitlines())
+    assert [row["step"] for row in rows if "interim.gap.em" in row] == [1]

@@ -67,11 +67,11 @@ def test_an_evaluation_goes_on_with_a_new_actor(broken, capfd):
 PAIRS = """
 import tempfile
 import ray, ray.train
-from ray.train.torch import TorchConfig
 from introspect_ray.actors.engines import place
 from introspect_ray.actors.trainer import check_shared_gpu
 from introspect_ray.config import load_config
 from introspect_ray.runs.elastic import scaling
+from introspect_ray.runs.late_torch import LateTorch
 from introspect_ray.runs.lent_group import GroupTrainer
 from introspect_ray.runs.setup import make_group
 
@@ -91,7 +91,7 @@ actor = ray.remote(num_cpus=1, num_gpus=cfg.rollout.num_gpus)(Engine)
 engines = [actor.options(scheduling_strategy=where).remote() for where in group.engine_places()]
 places = ray.get([engine.place.remote() for engine in engines])
 with tempfile.TemporaryDirectory() as folder:
-    GroupTrainer(worker, train_loop_config={"engines": places}, torch_config=TorchConfig(backend="gloo"),
+    GroupTrainer(worker, train_loop_config={"engines": places}, backend_config=LateTorch(backend="gloo"),
                  scaling_config=scaling(cfg), run_config=ray.train.RunConfig(name="pairs", storage_path=folder),
                  group=group.group).fit()
 print(*sorted(gpus for _, (gpus,) in places))

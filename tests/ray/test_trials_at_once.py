@@ -21,6 +21,7 @@ import ray
 
 from introspect_ray.actors.status import start_board
 from introspect_ray.config import override
+from introspect_ray.runs.kept_workers import keeping
 from introspect_ray.runs.sweep import run_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -70,6 +71,30 @@ def test_two_at_once_end_at_the_bits_of_one_after_another(live, tmp_path, rule, 
     while ray.available_resources()["CPU"] != free and time.monotonic() < until:
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] == free  # the second place was given back
+
+
+def test_a_run_after_a_sweep_goes_on_with_the_workers_of_a_trial(live, tmp_path):
+    """As the online run of quickstart does, to the bits of workers that trained nothing before."""
+    flat = {"supervision__rule": "online", "kl_weight": 1.0}
+    with keeping(live.setup, live.cfg, True) as kept:
+        there = replace(live, setup=replace(kept, status=start_board({})))
+        sweep(there, tmp_path / "sweep", at_once=1, values=(0.0,))
+        trained = training_workers()
+        there.train(out=tmp_path / "after", **flat)
+        assert len(trained) == 1 and training_workers() == trained
+    _, _, fresh = live.train(**flat)
+    policy = "policy/model.safetensors"
+    assert (tmp_path / "after" / policy).read_bytes() == (fresh / policy).read_bytes()
+
+
+def training_workers() -> set[int]:
+    """The processes of this Ray in which policies are trained."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::RayTrainWorker" in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return found
 
 
 def test_a_trial_whose_process_dies_goes_on(live, tmp_path):

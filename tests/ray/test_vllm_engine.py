@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ENGINE, TRANSFER, CHUNKS = "vllm_engine_checks.py", "vllm_transfer_checks.py", "vllm_chunk_checks.py"
-PROBE = "vllm_probe_checks.py"
+PROBE, EXPLAIN = "vllm_probe_checks.py", "vllm_explain_checks.py"
 
 
 @pytest.mark.timeout(200)
@@ -27,6 +27,7 @@ PROBE = "vllm_probe_checks.py"
         (TRANSFER, "TestTransfer", 4),
         (CHUNKS, "TestChunks", 2),
         (PROBE, "TestProbe", 3),
+        (EXPLAIN, "TestExplain", 4),
     ],
 )
 def test_vllm_engine(file, scenario, count, tmp_path):

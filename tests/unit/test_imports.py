@@ -32,8 +32,9 @@ def test_import_contracts() -> None:
         ("records storage.local storage.tracking labels.store labels.audit runs.search_space", HEAVY),
         ("tasks cases.explanations cases.tokenize labels.rules scores", f"{HEAVY} pyarrow"),
         ("engines", HEAVY),  # the driver imports it
+        ("runs.sweep runs.trial_slots runs.kept_workers actors.relabeler", "torch vllm mlflow matplotlib transformers"),
     ],
-    ids=["help", "keys", "before errors", "pure rooms", "engines"],
+    ids=["help", "keys", "before errors", "pure rooms", "engines", "around a training"],
 )
 def test_light_imports(modules: str, absent: str) -> None:
     names = [name if name.startswith("introspect_ray") else f"introspect_ray.{name}" for name in modules.split()]

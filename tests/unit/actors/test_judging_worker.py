@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from learner_helpers import organism_cases
 
-from introspect_ray.actors.rollout import EngineSpec, Request, RolloutWorker, Serving, cases_of
-from introspect_ray.cases.table import CaseTable
+from introspect_ray.actors.rollout import EngineSpec, Request, RolloutWorker, Serving
+from introspect_ray.cases.table import CaseTable, cases_of
 from introspect_ray.config import RolloutConfig, TaskConfig
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.judges import Judging, KeywordJudge, Reply, Verdict, make_judging

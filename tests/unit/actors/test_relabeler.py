@@ -208,14 +208,15 @@ def test_scores_beside_the_training_are_there_before_it_ends(tmp_path):
 
     status = SimpleNamespace(post_answers=SimpleNamespace(remote=post))
     interim = Interim(["c0"], 8, status, "mine")
-    result = [RolloutResult(["answer"], None, 0.0, 0.0, PromptTokens())]
+    pair = BehaviorPair("c0", "A", "A", (), (), False, False, 4)
+    results = [RolloutResult([answer], None, 0.0, 0.0, PromptTokens()) for answer in (pair, (7, 8))]
     maker = Relabeler(cfg, Sources({"c0": ("A", "B")}, "m", {}), str(tmp_path), SimpleNamespace(collect=collect))
 
     async def run():
-        await maker.score(Asked(4, result, result, interim))
-        await maker.score(Asked(8, result, ["lost"], interim))
+        await maker.score(Asked(4, results, interim))
+        await maker.score(Asked(8, ["lost"], interim))
         await maker.finish()
 
     asyncio.run(run())
-    assert posted == [("mine", Answers(4, ["answer"], ["answer"]))]
+    assert posted == [("mine", Answers(4, [pair], [(7, 8)]))]
     assert maker.notes == ["scores at step 8: there are none (an engine died 3 times)"]

@@ -42,6 +42,7 @@ TWO = {"rollout.num_actors": 2, "train.num_workers": 2}
         ),
         ({"rollout.release": True, "supervision.rule": "online"}, "release=true ends the engines while .* have work"),
         ({"rollout.release": True, "eval.every": 5}, "release=true ends the engines while .* have work"),
+        ({"eval.decode": "trie", "eval.max_new_tokens": 9}, "max_new_tokens=9 has no effect with eval.decode=trie"),
         ({"eval.interim_cases": 9}, "eval.interim_cases=9 has no effect without eval.every"),
         ({"sweep.scheduler": "asha"}, "decides by scores made while trials train: set eval.every"),
         ({"sweep.reduction": 2}, "sweep.reduction=2 has no effect without sweep.scheduler=asha"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from introspect_ray.records import BehaviorPair, TokenizedCase
+from introspect_ray.records import BehaviorPair, Explanation, TokenizedCase
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +122,31 @@ def assert_reads_tries(engine: Any, cases: Sequence[TokenizedCase], folder: str,
                 chosen += (max(next_tokens, key=lambda token: float(after[chosen][token])),)
             assert getattr(pair, side) == case.labels[case.label_tokens.index(chosen)]
             assert getattr(pair, f"{side}_off_format") == left_labels
+
+
+def explained_cases(count: int) -> list[TokenizedCase]:
+    """As make_cases, with explanations that part after 20, and again before their label."""
+    heads = {True: (20, 21, 22), False: (20, 23, 21, 24)}
+    explanations = {
+        Explanation(changed, label): (*head, token, 26, EOS)
+        for changed, head in heads.items()
+        for label, token in zip("ABCD", LABELS, strict=True)
+    }
+    return [replace(case, question=(*case.prompt, 30, 31), explanations=explanations) for case in make_cases(count)]
+
+
+def assert_explains(
+    found: Sequence[tuple[int, ...]], cases: Sequence[TokenizedCase], folder: str, tensors: Any
+) -> None:
+    """`found` is what plain greedy decoding writes that may write at each token only what a valid explanation goes on
+    with: a full forward per token."""
+    for case, tokens in zip(cases, found, strict=True):
+        written: tuple[int, ...] = ()
+        while written not in case.explanations.values():
+            valid = {e[len(written)] for e in case.explanations.values() if e[: len(written)] == written}
+            (row,) = reference_logprobs(folder, tensors, [case.question + written])
+            written += (max(sorted(valid), key=lambda token: float(row[token])),)
+        assert tokens == written[:-1]
 
 
 def state(folder: str, seed: int = 0, scale: float = 0.0) -> dict[str, torch.Tensor]:

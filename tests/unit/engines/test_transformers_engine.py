@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 from engine_tiny import (
+    assert_explains,
     assert_reads_tries,
     assert_serves,
+    explained_cases,
     label_ids,
     make_cases,
     make_trie_cases,
@@ -17,12 +19,14 @@ from engine_tiny import (
     save_policy,
     state,
 )
+from learner_helpers import organism_cases
 
 from introspect_ray.cases.probes import case_item
 from introspect_ray.config import RolloutConfig
 from introspect_ray.engines import make_engine
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
+from introspect_ray.policy import local_policy
 
 CASES = make_cases(9)
 PROBE = (case_item(CASES[0]),)
@@ -72,10 +76,26 @@ def test_one_token_labels_are_read_as_ever_beside_longer_ones(policy):
     """The requests of one-token labels are x and x∖C alone, in order."""
     engine, asked = start(policy), []
     inner = engine._next_tokens
-    engine._next_tokens = lambda prompts, ids: asked.append((prompts, ids)) or inner(prompts, ids)
+    engine._next_tokens = lambda prompts, ids, keep: asked.append((prompts, ids)) or inner(prompts, ids, keep)
     engine.label_pairs(CASES)
     assert asked[0][0] == [prompt for case in CASES for prompt in (case.prompt, case.ablated)]
     assert asked[0][1] == [tuple(label_ids(case)) for case in CASES for _ in range(2)]
+
+
+def test_explanations_are_greedy_among_the_valid_ones(policy):
+    """Alone, and together with the pairs, which stay as they are."""
+    engine, cases = start(policy), explained_cases(6)
+    pairs, said = engine.label_and_explain(cases)
+    assert_explains(said, cases, policy, state(policy))
+    assert len(set(said)) > 1
+    assert engine.explain(cases) == said and engine.label_pairs(cases) == pairs
+
+
+def test_where_free_decoding_keeps_to_the_form_it_says_the_same():
+    """The organism always does."""
+    cases = organism_cases(24)
+    engine = start(local_policy("organism"))
+    assert engine.explain(cases) == engine.generate([case.question for case in cases], 12)
 
 
 def test_a_label_must_fit_behind_its_prompt(tmp_path):

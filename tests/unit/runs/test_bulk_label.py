@@ -154,6 +154,7 @@ def test_too_many_replies_without_a_verdict(tmp_path):
     ("given", "said"),
     [
         (["eval.policy=organism:second"], "eval.policy=organism:second"),
+        (["eval.decode=trie"], "eval.decode=trie has no effect on `label`"),
         (["task.shots=2"], "task.shots=2 has no effect on `label`"),
         (["supervision.rule=online"], "supervision.rule=online has no effect on `label`"),
         (["policy=/nowhere"], "policy '/nowhere'"),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from introspect_ray.actors.rollout import _on_this_node
+from introspect_ray.actors.policy_here import policy_here
 from introspect_ray.cli import parse
 from introspect_ray.config import RunConfig, override
 from introspect_ray.errors import UserError
 from introspect_ray.labels.label_sets import save_pairs
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.policy import add_lora, load_model, load_saved, resolve_policy
-from introspect_ray.records import BehaviorPair
+from introspect_ray.records import BehaviorPair, Explanation
 from introspect_ray.runs import evaluate
 from introspect_ray.runs.evaluate import _Asked, _served
 from introspect_ray.runs.jobs import evaluate_job
@@ -65,7 +66,7 @@ def test_a_merged_adapter_is_had_through_the_cache_by_any_node(s3_env, adapter):
     cfg, prepared = RunConfig(), SimpleNamespace(policy_path=M0, cache_uri=f"{s3_env}/cache")
     with _served(override(cfg, {"eval.policy": f"{s3_env}/policy"}), prepared, str(folder)) as uri:
         assert uri.startswith(f"{s3_env}/cache/evaluated/")
-        with _on_this_node(uri) as local:
+        with policy_here(uri) as local:
             tensors, _ = load_saved(local)
         assert not Path(local).exists()
     torch.testing.assert_close(tensors[name], expected)
@@ -79,7 +80,7 @@ def test_a_whole_policy_is_served_from_where_it_is(s3_env, tmp_path):
     with _served(RunConfig(), SimpleNamespace(), None) as name:
         assert name == "organism"
     open_store(s3_env).upload_dir(M0, "policy")
-    with _on_this_node(f"{s3_env}/policy") as local:
+    with policy_here(f"{s3_env}/policy") as local:
         assert load_saved(local)[0].keys() == load_saved(M0)[0].keys()
 
 
@@ -104,3 +105,12 @@ def test_a_policy_whose_label_set_is_in_the_cache_needs_no_engine(tmp_path, monk
     assert [pair.case_id for pair in answered] == list(tokens.test.case_ids)
     assert [pair.cued for pair in answered] == ["B", "B"]
     assert capsys.readouterr().out == "cached   what organism answers: no engine is started for it\n"
+    valid = [next(iter(case.explanations.values()))[:-1] for case in tokens.test]
+    engines = SimpleNamespace(explain_now=lambda *given: valid)
+    monkeypatch.setattr(evaluate, "_pool", lambda *given: nullcontext(engines))
+    for _ in ("by an engine", "from the cache"):
+        asked = _Asked(cfg, prepared, None)
+        asked.ask(cfg.policy, tokens, explain_too=True)
+        assert [one.parsed for one in asked.explanations] == [Explanation(False, "A")] * 2
+        assert asked.behaviors[cfg.policy].pairs == answered
+        monkeypatch.setattr(evaluate, "_pool", lambda *given: pytest.fail("an engine was started again"))

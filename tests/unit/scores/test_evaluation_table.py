@@ -1,6 +1,7 @@
 """evaluation/cases.parquet holds all that the metrics need, and what is wrong with a file is said."""
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -48,6 +49,20 @@ def test_tables_from_before_questions_and_splits_are_read():
     old = old.replace_schema_metadata({**TABLE.schema.metadata, b"format": b"introspect-ray evaluated cases 1"})
     assert from_table(old) == CASES and list(from_table(old).questions) == ["0", "1"]
     assert recompute(old) == recompute(TABLE)
+
+
+def test_explanations_that_are_valid_by_force_have_no_share_of_unparsed_ones():
+    """Neither in the scores nor, once they are read from the file, in those made from it; all others are the same."""
+    walked = replace(CASES, decode="trie", parsed=[E(True, "B"), E(False, "B")])
+    free = replace(walked, decode="free")
+    table = read_parquet(to_parquet(to_table(walked)))
+    assert from_table(table) == walked and b"decode" not in to_table(free).schema.metadata
+    scores, usual = recompute(table)["explanation"], recompute(to_table(free))["explanation"]
+    assert [scores[who].pop("unparsed") for who in ("orig", "self")] == [None, None]
+    assert [usual[who].pop("unparsed") for who in ("orig", "self")] == [0.0, 0.0]
+    assert scores == usual
+    with pytest.raises(ValueError, match="not as 'beam'"):
+        replace(CASES, decode="beam")
 
 
 def test_columns_that_others_added_are_no_matter():
