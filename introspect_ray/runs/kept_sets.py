@@ -29,6 +29,13 @@ def stored_set(cfg: RunConfig, cache_uri: str, key: str) -> str | None:
     return next((name for name in (pass_set(cfg, key), key) if has_pairs(cache_uri, name)), None)
 
 
+def labels_there(cfg: RunConfig, cache_uri: str, key: str) -> bool:
+    """Whether no pass has to label: its own set is there and whole, or the engine's is there. One that is damaged is
+    made again by whoever made it."""
+    name = pass_set(cfg, key)
+    return load_pairs(cache_uri, name) is not None if has_pairs(cache_uri, name) else has_pairs(cache_uri, key)
+
+
 def kept_labels(cfg: RunConfig, cache_uri: str, key: str) -> tuple[PairTable, JudgeReport | None] | None:
     """The set of one pass, else the engine's, as `kept_set` gives it."""
     return kept_set(cfg, cache_uri, pass_set(cfg, key)) or kept_set(cfg, cache_uri, key)

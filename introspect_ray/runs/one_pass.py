@@ -39,7 +39,7 @@ from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.reading import first_reading
 from introspect_ray.policy import local_policy
 from introspect_ray.records import BehaviorPair
-from introspect_ray.runs.kept_sets import pass_set, stored_set
+from introspect_ray.runs.kept_sets import labels_there, pass_set
 from introspect_ray.runs.pass_team import Options, RayTeam, work_off
 from introspect_ray.runs.policy_cases import PolicyCases
 from introspect_ray.runs.preflight import Prepared
@@ -155,7 +155,7 @@ def start_pass(
     """
     why = obstacle(cfg, tokens.free_text)
     name = key() if why is None else ""
-    if name and stored_set(cfg, prepared.cache_uri, name):
+    if name and labels_there(cfg, prepared.cache_uri, name):
         why = "the cache has a label set"
     if why is not None:
         _log.info("M0's labels are no part of the pass that makes its reference: %s", why)

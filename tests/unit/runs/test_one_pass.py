@@ -16,7 +16,7 @@ from introspect_ray.labels.label_sets import save_pairs
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs import one_pass
-from introspect_ray.runs.kept_sets import kept_labels, pass_set, stored_set
+from introspect_ray.runs.kept_sets import kept_labels, labels_there, pass_set, stored_set
 from introspect_ray.runs.one_pass import check_engine, first_asked, helper_options, obstacle
 from introspect_ray.runs.pass_team import room, work_off, worth_helpers
 from introspect_ray.training.behavior_pass import BehaviorPass, Part
@@ -75,10 +75,17 @@ def test_sets_of_a_pass_have_a_name_of_their_own_and_come_first(tmp_path):
     assert len({name, "k", pass_set(cfg, "l"), pass_set(load_config(None, {"train.token_budget": 64}), "k")}) == 4
     assert name == pass_set(load_config(None, {"kl_weight": 0, "train.num_workers": 4, "train.threads": 2}), "k")
     assert stored_set(cfg, uri, "k") is None and kept_labels(cfg, uri, "k") is None
+    assert not labels_there(cfg, uri, "k")
     for key, cued in (("k", "A"), (name, "B")):
         save_pairs(uri, key, PairTable.build([replace(pair(-1.0, -2.0), cued=cued)]))
         kept = kept_labels(cfg, uri, "k")
         assert stored_set(cfg, uri, "k") == key and kept is not None and kept[0][0].cued == cued
+        assert labels_there(cfg, uri, "k")
+    (tmp_path / "pairs" / f"{name}.parquet").write_bytes(b"damaged")
+    assert not labels_there(cfg, uri, "k")  # the pass makes it again, whatever else is there
+    (tmp_path / "pairs" / f"{name}.parquet").unlink()
+    (tmp_path / "pairs" / "k.parquet").write_bytes(b"damaged")
+    assert labels_there(cfg, uri, "k")  # the engine makes it again
 
 
 def test_helpers_stand_where_nothing_else_is_done_yet(monkeypatch):
