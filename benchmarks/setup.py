@@ -1,17 +1,18 @@
 """The set-up of a training before its first step: with M0's labels and its reference made apart, over made in one pass.
 
 Both sides are the real set-up (`runs.setup.set_up`) on a Ray of their own, from a checked config to engines, labels,
-explanations and reference, with SmolLM2-135M on 500 MMLU cases (400 to train on, 100 held out). Apart, as it was: the
-engine labels all cases, and a task computes the reference meanwhile. In one pass: the engine labels the held-out cases,
-and both of the others are read off one pass, which engine and trainer's cores share. The references must be the same
-bytes, and the labels the same but for near-ties (1 %).
+explanations and reference, with SmolLM2-135M on 500 MMLU cases to train on and 32 held-out ones (--held-out). Apart, as
+it was: the engine labels all cases, and a task computes the reference meanwhile. In one pass: the engine labels the
+held-out cases, and labels and reference of the others are read off one pass, which trainer and engine's cores share.
+The references must be the same bytes, and the labels the same but for near-ties (1 %). Explanations and the start of
+the engine are in both, so the ratio falls with the share of held-out cases.
 
 `ratio_plain` is a plain transformers pass that makes the labels of the training cases alone (prompts of similar length
 in batches of four, the fastest in benchmarks/rollouts.py), over our pass that makes labels and reference: each in a
 process of its own with two threads, without start-up. Its goal is 1.5.
 
 The environment variable MMLU names a file of cais/mmlu rows (JSONL); without it the 32 questions of this folder are
-asked with their choices in 16 orders.
+asked with their choices in 18 orders.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import argparse
 import hashlib
 import json
 import os
-import random
 import sys
 import tempfile
 from contextlib import nullcontext
+from itertools import permutations
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -35,33 +37,40 @@ from introspect_ray.runs.preflight import prepare
 
 NAME, GOAL, PLAIN_GOAL = "setup", ">= 1.6", 1.5
 WAYS, ALONE = ("apart", "once"), ("plain", "pass")
-ORDERS, THREADS, TOLERANCE, NEAR_TIES = 16, 2, 2e-3, 0.01
+TRAIN, ORDERS, THREADS, TOLERANCE, NEAR_TIES = 500, 18, 2, 2e-3, 0.01
 
 
 def mmlu_file(folder: str) -> str:
-    """A JSONL file of at least 500 MMLU questions."""
+    """A JSONL file of MMLU questions, enough for the training and the held-out cases."""
     if given := os.environ.get("MMLU"):
         return given
-    rows, rng, path = [json.loads(line) for line in MMLU.read_text().splitlines()], random.Random(0), Path(folder, "m")
+    rows, path, rng = (
+        [json.loads(line) for line in MMLU.read_text().splitlines()],
+        Path(folder, "mmlu.jsonl"),
+        Random(0),
+    )
     with path.open("w") as out:
-        for _ in range(ORDERS):
-            for row in rows:
-                order = rng.sample(range(4), 4)
+        for row in rows:
+            for order in rng.sample(list(permutations(range(4))), ORDERS):
                 letter = "ABCD"[order.index("ABCD".index(row["answer"]))]
                 out.write(json.dumps({**row, "choices": [row["choices"][i] for i in order], "answer": letter}) + "\n")
-    return str(path.rename(path.with_suffix(".jsonl")))
+    return str(path)
 
 
-def config(small: bool, folder: str) -> RunConfig:
-    flat: dict[str, Any] = {"output_dir": f"{folder}/out", "policy": policy_folder(small), "tracking.backend": "none"}
-    flat |= {"task.train_cases": 96 if small else 400, "task.test_cases": 32 if small else 100}
+def config(args: argparse.Namespace, folder: str) -> RunConfig:
+    small, policy = args.small, policy_folder(args.small)
+    flat: dict[str, Any] = {"output_dir": f"{folder}/out", "policy": policy, "tracking.backend": "none"}
+    flat |= {"task.train_cases": 96 if small else TRAIN, "task.test_cases": args.held_out}
     if not small:
-        flat |= {"task.name": "hint_mmlu", "task.path": mmlu_file(folder), "task.test_fraction": 0.2}
-        flat |= {"task.answer_prefix": "(", "task.max_tokens": 250}
+        flat |= {"task.name": "hint_mmlu", "task.path": mmlu_file(folder), "task.answer_prefix": "("}
+        if "MMLU" in os.environ:
+            flat |= {"task.max_tokens": 250}
+        else:
+            flat |= {"task.test_fraction": args.held_out / (args.held_out + TRAIN)}
     return load_config(None, flat)
 
 
-def set_up_once(way: str, small: bool) -> dict[str, Any]:
+def set_up_once(way: str, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a set-up, M0's answers to the training cases, and a checksum of the reference's files."""
     import ray
 
@@ -69,7 +78,7 @@ def set_up_once(way: str, small: bool) -> dict[str, Any]:
     from introspect_ray.runs.cluster import connect
 
     with tempfile.TemporaryDirectory() as folder:
-        cfg = config(small, folder)
+        cfg = config(args, folder)
         prepared = prepare(cfg)
         connect(cfg)
         try:
@@ -94,14 +103,14 @@ def set_up_once(way: str, small: bool) -> dict[str, Any]:
     }
 
 
-def label_alone(side: str, small: bool) -> dict[str, Any]:
+def label_alone(side: str, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of labelling the training cases in this process, and their label logprobs."""
     import torch
 
     from introspect_ray.training.behavior_pass import BehaviorPass
 
     with tempfile.TemporaryDirectory() as folder:
-        cfg = config(small, folder)
+        cfg = config(args, folder)
         cases, policy = list(prepare(cfg).train), cfg.policy
         torch.set_num_threads(THREADS)
         clock = Clock()
@@ -109,7 +118,7 @@ def label_alone(side: str, small: bool) -> dict[str, Any]:
             model = start_model(policy, THREADS)
             generate_pairs(model, 1, cases[:1])
             with clock:
-                logprobs = generate_pairs(model, BATCH["organism" if small else "smollm2"], cases)
+                logprobs = generate_pairs(model, BATCH["organism" if args.small else "smollm2"], cases)
         else:
             work = BehaviorPass(policy, cases, folder)
             work.load()
@@ -139,6 +148,7 @@ def check(runs: dict[str, Any]) -> float:
 
 def arguments() -> argparse.Namespace:
     made = parser(__doc__)
+    made.add_argument("--held-out", type=int, default=32, help="held-out cases (default 32)")
     made.add_argument("--side", choices=(*WAYS, *ALONE), help="measure this side in this process, and stop")
     return made.parse_args()
 
@@ -147,10 +157,10 @@ def main() -> None:
     args = arguments()
     if args.side:
         measure = set_up_once if args.side in WAYS else label_alone
-        return print(json.dumps(measure(args.side, args.small)))
-    runs = {}
+        return print(json.dumps(measure(args.side, args)))
+    runs, flags = {}, ["--held-out", str(args.held_out), *(["--small"] if args.small else [])]
     for side in (*ALONE, *WAYS):
-        runs[side] = child(["-m", "benchmarks.setup", "--side", side, *(["--small"] if args.small else [])])
+        runs[side] = child(["-m", "benchmarks.setup", "--side", side, *flags])
         print(f"{side:6} {runs[side]['wall_s']:8.2f} s", flush=True)
     same = check(runs)
     seconds = {side: run["wall_s"] for side, run in runs.items()}

@@ -30,8 +30,9 @@ from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.actors.weight_sync import Tolerance, probe_tolerance
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.config import RunConfig
-from introspect_ray.config.compatibility import reference_policy, trainer_gpus
+from introspect_ray.config.compatibility import trainer_gpus
 from introspect_ray.config.load import cluster_address
+from introspect_ray.config.m0_labels import why_engine_labels
 from introspect_ray.errors import AlarmError
 from introspect_ray.labels.alarms import worst_gap
 from introspect_ray.labels.label_sets import save_pairs
@@ -46,22 +47,6 @@ from introspect_ray.runs.preflight import Prepared
 from introspect_ray.storage import open_store
 
 _log = logging.getLogger(__name__)
-
-
-def obstacle(cfg: RunConfig, free_text: bool) -> str | None:
-    """Why M0's labels are not read off the pass that makes its reference; None if they are. Pure.
-
-    free_text: whether any case is answered in free text.
-    """
-    if free_text:
-        return "some cases are answered in free text, which the engine writes"
-    if cfg.train.reference == "live":
-        return "train.reference=live makes no reference beforehand"
-    if reference_policy(cfg):
-        return "reference_policy is not the policy that is trained"
-    if cfg.rollout.dtype != cfg.train.dtype:
-        return f"rollout.dtype={cfg.rollout.dtype} is not train.dtype={cfg.train.dtype}"
-    return None
 
 
 def first_asked(train: int, group: int) -> int:
@@ -153,7 +138,7 @@ def start_pass(
     key: gives the name that the engine's label set would have. train: a ref of the training cases. status: handle of a
     StatusBoard, which hears how far it is.
     """
-    why = obstacle(cfg, tokens.free_text)
+    why = why_engine_labels(cfg, tokens.free_text)
     name = key() if why is None else ""
     if name and labels_there(cfg, prepared.cache_uri, name):
         why = "the cache has a label set"

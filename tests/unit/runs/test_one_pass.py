@@ -11,13 +11,14 @@ from ray.util.placement_group import PlacementGroup
 
 from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.config import load_config
+from introspect_ray.config.m0_labels import why_engine_labels
 from introspect_ray.errors import AlarmError
 from introspect_ray.labels.label_sets import save_pairs
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs import one_pass
 from introspect_ray.runs.kept_sets import kept_labels, labels_there, pass_set, stored_set
-from introspect_ray.runs.one_pass import check_engine, first_asked, helper_options, obstacle
+from introspect_ray.runs.one_pass import check_engine, first_asked, helper_options
 from introspect_ray.runs.pass_team import room, work_off, worth_helpers
 from introspect_ray.training.behavior_pass import BehaviorPass, Part
 
@@ -39,7 +40,7 @@ BFLOAT16 = {"train.dtype": "bfloat16", "rollout.dtype": "bfloat16"}
     ],
 )
 def test_one_pass_serves_closed_labels_of_the_policy_that_is_trained(flat, free_text, why):
-    found = obstacle(load_config(None, flat), free_text)
+    found = why_engine_labels(load_config(None, flat), free_text)
     assert found is None if why is None else why in found
 
 
