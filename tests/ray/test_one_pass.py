@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import ray
+from head import kill_family
 
 from introspect_ray.actors.trial_group import TrialGroup
 from introspect_ray.config import override
@@ -22,6 +26,9 @@ from introspect_ray.runs.setup import label_set
 from introspect_ray.training.behavior_pass import BehaviorPass
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+REPO = Path(__file__).parents[2]
+RUN = ["steps=2", "batch_size=16", "task.train_cases=1024", "task.test_cases=32", "rollout.engine=transformers",
+       "train.token_budget=64", "tracking.backend=jsonl", "--log-level", "info"]  # fmt: skip
 
 
 def arguments(live, cache: Path) -> tuple:
@@ -81,3 +88,34 @@ def test_a_helper_shares_a_pass_and_a_killed_one_costs_nothing_but_time(live, tm
     files = [sorted((tmp_path / name).glob("passes/*/*.part")) for name in ("alone", "shared")]
     assert [file.name for file in files[0]] == [file.name for file in files[1]] and len(files[0]) >= 8
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+def train(out: Path, cache: Path, *more: str) -> tuple[subprocess.Popen, Path]:
+    """A job under way, and the file of its output."""
+    log = out.with_suffix(".log")
+    command = [sys.executable, "jobs/train.py", *RUN, f"output_dir={out}", f"cache_dir={cache}", *more]
+    with log.open("wb") as output:
+        return subprocess.Popen(command, cwd=REPO, stdout=output, stderr=output), log
+
+
+@pytest.mark.slow
+def test_a_killed_set_up_goes_on_where_it_was(tmp_path):
+    """64 parts of 1,024 cases. All processes are killed when a few are there, and the next job computes the others; it
+    ends at the weights of one that nobody killed."""
+    cache = tmp_path / "cache"
+    process, log = train(tmp_path / "killed", cache)
+    while process.poll() is None and len(list(cache.glob("passes/*/*.part"))) < 3:
+        time.sleep(0.02)
+    assert process.poll() is None, log.read_text()
+    kill_family(process)
+    there = len(list(cache.glob("passes/*/*.part")))
+    assert 3 <= there < 64
+    again, log = train(tmp_path / "killed", cache, "--overwrite")
+    assert again.wait(300) == 0, log.read_text()
+    found = re.search(r"(\d+) of (\d+) parts of the pass are there", log.read_text())
+    assert found and (int(found[1]), int(found[2])) == (there, 64)
+    assert not list(cache.glob("passes/*/*.part")) and len(list(cache.glob("pairs/*.parquet"))) == 1
+    whole, log = train(tmp_path / "whole", tmp_path / "other")
+    assert whole.wait(300) == 0, log.read_text()
+    one, other = (tmp_path / name / "policy" / "model.safetensors" for name in ("killed", "whole"))
+    assert one.read_bytes() == other.read_bytes()
