@@ -100,8 +100,8 @@ def train(out: Path, cache: Path, *more: str) -> tuple[subprocess.Popen, Path]:
 
 @pytest.mark.slow
 def test_a_killed_set_up_goes_on_where_it_was(tmp_path):
-    """64 parts of 1,024 cases. All processes are killed when a few are there, and the next job computes the others; it
-    ends at the weights of one that nobody killed."""
+    """1,024 cases in some fifty parts. All processes are killed when a few are there, and the next job computes the
+    others; it ends at the weights of one that nobody killed."""
     cache = tmp_path / "cache"
     process, log = train(tmp_path / "killed", cache)
     while process.poll() is None and len(list(cache.glob("passes/*/*.part"))) < 3:
@@ -109,11 +109,10 @@ def test_a_killed_set_up_goes_on_where_it_was(tmp_path):
     assert process.poll() is None, log.read_text()
     kill_family(process)
     there = len(list(cache.glob("passes/*/*.part")))
-    assert 3 <= there < 64
     again, log = train(tmp_path / "killed", cache, "--overwrite")
     assert again.wait(300) == 0, log.read_text()
     found = re.search(r"(\d+) of (\d+) parts of the pass are there", log.read_text())
-    assert found and (int(found[1]), int(found[2])) == (there, 64)
+    assert found and 3 <= int(found[1]) == there < int(found[2]) <= 64
     assert not list(cache.glob("passes/*/*.part")) and len(list(cache.glob("pairs/*.parquet"))) == 1
     whole, log = train(tmp_path / "whole", tmp_path / "other")
     assert whole.wait(300) == 0, log.read_text()
