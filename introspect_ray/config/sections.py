@@ -43,7 +43,7 @@ class RolloutConfig(_Section):
     """What labels the cases of online supervision. vllm, transformers: the rollout actors; learner: the training
     workers, by a forward of their own before the update, so that no weights move before the evaluation."""
     serving_engine: Literal["vllm", "transformers"] = "vllm"
-    """engine=learner: what the rollout actors run, for M0's labels and the evaluation."""
+    """engine=learner: what the rollout actors run, for M0's labels of held-out cases and the evaluation."""
     num_actors: int = Field(1, ge=1)
     """Number of rollout actors; each runs one engine."""
     group_size: int | None = Field(None, ge=1)
@@ -186,7 +186,8 @@ class AlarmConfig(_Section):
 
     engine_gap: float | None = Field(0.01, gt=0)
     """Largest difference in nats between the trainer's and the engine's label logprobs on the same case and weights
-    (online: rank 0's cases of a step or, of labels made with earlier weights, a sample of them); null: off."""
+    (online: rank 0's cases of a step or, of labels made with earlier weights, a sample of them; before training: M0's
+    on a sample, in bfloat16 as far off as a probe may be); null: off."""
     agreement: float | None = Field(1e-9, gt=0, lt=0.5)
     """Stop if the agreement of all labels so far has less than this probability at ν (per side and step); null: off."""
     off_format: float | None = Field(None, ge=0, le=1)

@@ -70,6 +70,11 @@ def load_pairs(uri: str, key: str) -> PairTable | None:
         return None
 
 
+def has_pairs(uri: str, key: str) -> bool:
+    """Whether the cache at `uri` has a label set of this name, whole or damaged. Reads nothing of it."""
+    return open_store(uri).exists(_pairs_name(key))
+
+
 def save_pairs(uri: str, key: str, pairs: PairTable) -> None:
     """Write a label set, atomically. Several writers of one key write the same content, so the last one may win."""
     table = pairs.arrow()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.errors import UserError
-from introspect_ray.labels.calibration import Calibration, Labels, from_json
+from introspect_ray.labels.calibration import Calibration, Labels, contextual, from_json
 from introspect_ray.records import BehaviorPair
 
 if TYPE_CHECKING:
@@ -51,6 +51,16 @@ class Reading:
 
 
 RAW = Reading()
+
+
+def first_reading(
+    calibration: str, m0: Mapping[str, BehaviorPair], labels: Mapping[str, Labels], judge: str
+) -> Reading:
+    """How all behaviours of a run are read. calibration: task.calibration. m0: the reference policy's pairs as engines
+    read them, of the training cases, whose allowed labels `labels` are. judge: identity."""
+    if calibration == "none":
+        return Reading(None, judge)
+    return Reading(contextual((m0[one], of_case) for one, of_case in labels.items()), judge)
 
 
 def load_reading(store: Store) -> Reading:

@@ -11,6 +11,7 @@ import numpy as np
 from introspect_ray.cases.split import held_out
 from introspect_ray.config import RunConfig, TaskConfig
 from introspect_ray.config.compatibility import learner_labels
+from introspect_ray.config.m0_labels import why_engine_labels
 from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.records import TokenizedCase
@@ -87,7 +88,8 @@ def work_parts(shape: ModelShape, case: CaseSizes, cfg: RunConfig) -> list[Part]
     if cfg.supervision.rule == "online":
         by: Literal["trainers", "engines"] = "trainers" if learner_labels(cfg) else "engines"
         parts.append(Part("step", "labels: x and x∖C", by, batch * case.pair, batch * pair))
-    labelled = (train + test) * (2 if cfg.supervision.rule == "mixed" else 1)
+    once = why_engine_labels(cfg, free_text=False) is None  # the pass of the reference labels the training cases too
+    labelled = test + (not once) * train + (cfg.supervision.rule == "mixed") * (train + test)
     tokens, flops = test * explained, test * explanation
     parts += [
         Part("run", "evaluation", "engines", test * case.pair + tokens, test * pair + flops),

@@ -23,6 +23,7 @@ from introspect_ray.runs.explained import assess
 from introspect_ray.runs.identity import cases_digest, run_identity
 from introspect_ray.runs.interim import OnScores, interim_of, scorer
 from introspect_ray.runs.judging import doubts
+from introspect_ray.runs.kept_sets import stored_set
 from introspect_ray.runs.progress import StepTracking
 from introspect_ray.runs.recovery import train_with_recovery
 from introspect_ray.runs.released import evaluation_room, training_room
@@ -124,7 +125,8 @@ def _datasets(cfg: RunConfig, setup: SharedSetup) -> list[Dataset]:
     sides = {"train": prepared.train, "test": prepared.test}
     digests = {side: cases_digest(cases) for side, cases in sides.items()}
     key = label_set(cfg, prepared.tokens_of(reference), prepared.reference_id, setup.pool.judging)
-    return datasets(cfg, digests, {side: len(cases) for side, cases in sides.items()}, key, reference)
+    name = stored_set(cfg, prepared.cache_uri, key) or key
+    return datasets(cfg, digests, {side: len(cases) for side, cases in sides.items()}, name, reference)
 
 
 def _worker_spec(cfg: RunConfig, setup: SharedSetup, run_name: str) -> WorkerSpec:

@@ -28,7 +28,7 @@ from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated
 from introspect_ray.runs.explained import assess, explain, explain_m0, kept_explanations
 from introspect_ray.runs.few_shot import few_shot_cases
 from introspect_ray.runs.judging import start_judging
-from introspect_ray.runs.kept_sets import kept_set
+from introspect_ray.runs.kept_sets import kept_labels
 from introspect_ray.runs.policy_cases import PolicyCases
 from introspect_ray.runs.preflight import Prepared
 from introspect_ray.runs.progress import shown_activities
@@ -133,7 +133,7 @@ class _Asked:
     def _kept(self, policy: str, tokens: PolicyCases) -> bool:
         """Take the pairs of a policy from the cache; whether they are there."""
         key = label_set(self._cfg, tokens, policy_id(local_policy(policy)), self._judging)
-        kept = kept_set(self._cfg, self._prepared.cache_uri, key)
+        kept = kept_labels(self._cfg, self._prepared.cache_uri, key)
         if kept is None:
             return False
         pairs, report = kept

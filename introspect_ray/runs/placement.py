@@ -128,7 +128,7 @@ def _judged_by(cfg: RunConfig) -> str:
 def _labelled_by(cfg: RunConfig) -> str:
     """Who makes the labels of a run, and when."""
     if cfg.supervision.rule != "online":
-        return f"{cfg.supervision.rule}, once, by the rollout actors"
+        return f"{cfg.supervision.rule}, once, before training"
     who = "the rollout actors, weights are sent to them"
     if learner_labels(cfg):
         who = "the training workers, no weights are sent"

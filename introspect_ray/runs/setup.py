@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -17,17 +18,17 @@ from introspect_ray.cases.lookup import records_of
 from introspect_ray.config import RunConfig, override
 from introspect_ray.config.compatibility import reference_policy, weight_transfer
 from introspect_ray.judges import JudgeReport, Judging
-from introspect_ray.labels.calibration import contextual
 from introspect_ray.labels.label_sets import label_set_key, save_pairs
 from introspect_ray.labels.pair_table import PairTable
-from introspect_ray.labels.reading import Reading
+from introspect_ray.labels.reading import Reading, first_reading
 from introspect_ray.labels.reports import save_report
 from introspect_ray.records import BehaviorPair
 from introspect_ray.runs.activities import open_board
-from introspect_ray.runs.evaluated import Behavior, behavior_of, evaluated_cases
+from introspect_ray.runs.evaluated import Behavior, Said, behavior_of, evaluated_cases
 from introspect_ray.runs.explained import explain_m0
 from introspect_ray.runs.judging import start_judging
-from introspect_ray.runs.kept_sets import kept_set
+from introspect_ray.runs.kept_sets import kept_labels
+from introspect_ray.runs.one_pass import Made, OnePass, start_pass
 from introspect_ray.runs.placement import bundles, engine_resources, set_up_config, set_up_in_group
 from introspect_ray.runs.policy_cases import PolicyCases, one_token
 from introspect_ray.runs.preflight import Prepared
@@ -93,21 +94,24 @@ def set_up(cfg: RunConfig, prepared: Prepared) -> SharedSetup:
 def _set_up(cfg: RunConfig, prepared: Prepared, status: Any, group: TrialGroup) -> SharedSetup:
     began = time.perf_counter()
     train, test = ray.put(prepared.train), ray.put(prepared.test)
-    # Where every response is one token it does not matter which, so the reference is made while the engines start.
-    early = one_token(prepared.train)
-    reference = start_reference(cfg, prepared, train, None, group, status) if early else None
     own, judging = prepared.tokens_of(cfg.policy), start_judging(cfg, prepared)
+    key = partial(label_set, cfg, own, prepared.policy_id, judging)
+    once = start_pass(cfg, prepared, own, key, train, group, status)
+    # Where every response is one token it does not matter which, so the reference is made while the engines start.
+    early = one_token(prepared.train) and once is None
+    reference = start_reference(cfg, prepared, train, None, group, status) if early else None
     pool = start_pool(cfg, cfg.policy, own, cfg.lora_rank, [train, test], judging, group.engine_places())
     pool.board = status
     with watched(status, "set-up", pool.engines.waits):
         pool.wait()
         ready = time.perf_counter()
-        before = behaviors_before(cfg, prepared, pool, group)
-        hit_rate = pool.prompt_tokens.hit_rate
+        made, explanations = during_pass(cfg, prepared, once, pool) if once else (None, None)
+        before = behaviors_before(cfg, prepared, pool, group, made)
+        hit_rate = made.hit_rate if made else pool.prompt_tokens.hit_rate
         m0 = ray.put(before.m0.by_id)
-        if not early:
+        if not early and made is None:
             reference = start_reference(cfg, prepared, train, m0, group, status)
-        explanations = explain_m0(cfg, prepared, pool)
+        explanations = explanations or explain_m0(cfg, prepared, pool)
     evaluated = time.perf_counter()
     return SharedSetup(
         prepared=prepared,
@@ -115,7 +119,7 @@ def _set_up(cfg: RunConfig, prepared: Prepared, status: Any, group: TrialGroup) 
         group=group,
         turns=None,
         status=status,
-        reference_path=ray.get(reference) if reference else None,
+        reference_path=made.reference if made else ray.get(reference) if reference else None,
         m0=m0,
         untrained=evaluated_cases(cfg, prepared.test, {**before.held_out, POLICY: before.held_out[M0]}, explanations),
         second=before.second.by_id if before.second else None,
@@ -160,15 +164,25 @@ class Before:
     judged: list[dict[str, Any]]
 
 
-def behaviors_before(cfg: RunConfig, prepared: Prepared, pool: RolloutPool, group: TrialGroup) -> Before:
+def during_pass(cfg: RunConfig, prepared: Prepared, once: OnePass, pool: RolloutPool) -> tuple[Made, list[Said]]:
+    """What the engine does while the training cases are labelled: held-out cases, a sample, and explanations."""
+    asked = once.asked(pool)
+    hit_rate = pool.prompt_tokens.hit_rate
+    explanations = explain_m0(cfg, prepared, pool)
+    return once.finish(asked, hit_rate), explanations
+
+
+def behaviors_before(
+    cfg: RunConfig, prepared: Prepared, pool: RolloutPool, group: TrialGroup, made: Made | None
+) -> Before:
     """pool: serves cfg.policy as it is before training. Other policies have engines of their own, one at a time, where
-    training workers of the group will be, if they fit."""
+    training workers of the group will be, if they fit. made: M0's pairs, if one pass gave them."""
     own, judging = prepared.tokens_of(cfg.policy), pool.judging
     places = [group.anywhere()] if set_up_in_group(cfg) else []
     other, second_policy = reference_policy(cfg), cfg.supervision.second_policy
     judged: list[dict[str, Any]] = []
     if other is None:
-        raw = labelled(cfg, own, pool, prepared.policy_id, prepared.cache_uri)
+        raw = made.pairs if made else labelled(cfg, own, pool, prepared.policy_id, prepared.cache_uri)
         raw_test: Sequence[BehaviorPair] = records_of(raw.by_id, prepared.test.case_ids)
     else:
         raw = labelled_apart(cfg, prepared, other, prepared.reference_id, judging, judged, places)
@@ -199,10 +213,7 @@ def judged_by_name(who: str, report: JudgeReport | None) -> list[dict[str, Any]]
 
 def reading_of(cfg: RunConfig, prepared: Prepared, m0: Mapping[str, BehaviorPair], judging: Judging | None) -> Reading:
     """How all behaviours of a run are read. m0: the pairs of the reference policy as engines read them."""
-    labels, judge = prepared.train.labels, judging.identity if judging else ""
-    if cfg.task.calibration == "none":
-        return Reading(None, judge)
-    return Reading(contextual((m0[one], of_case) for one, of_case in labels.items()), judge)
+    return first_reading(cfg.task.calibration, m0, prepared.train.labels, judging.identity if judging else "")
 
 
 def _held_out(prepared: Prepared, policy: str, pairs: PairTable) -> Behavior:
@@ -231,7 +242,7 @@ def start_pool(
 def labelled(cfg: RunConfig, tokens: PolicyCases, pool: RolloutPool, policy_id: str, cache_uri: str) -> PairTable:
     """All pairs of a policy at version 0, as engines read them: from the cached label set, else from the pool."""
     key = label_set(cfg, tokens, policy_id, pool.judging)
-    kept = kept_set(cfg, cache_uri, key)
+    kept = kept_labels(cfg, cache_uri, key)
     if kept is not None:
         pairs, pool.judged = kept
     else:
@@ -261,7 +272,7 @@ def labelled_apart(
     """
     tokens = prepared.tokens_of(policy)
     key = label_set(cfg, tokens, policy_id, judging)
-    kept = kept_set(cfg, prepared.cache_uri, key)
+    kept = kept_labels(cfg, prepared.cache_uri, key)
     if kept is not None:
         judged += judged_by_name(policy, kept[1])
         return kept[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 
 from introspect_ray.cases.answers import Reading, read_label
@@ -14,7 +15,13 @@ SidePair = tuple[Reading, Reading]  # of x, of x∖C
 
 def label_readings(batch: PackedBatch, out: TreeOutput) -> list[SidePair | None]:
     """Both sides of each case of `batch`, in order; None for free text, which no forward shows."""
-    logprobs, free = iter(out.label_logprobs_P.tolist()), iter(out.argmax_L.tolist())
+    return readings_of(batch, out.label_logprobs_P.tolist(), out.argmax_L.tolist())
+
+
+def readings_of(batch: PackedBatch, logprobs_P: Iterable[float], argmax_L: Iterable[int]) -> list[SidePair | None]:
+    """The same from the numbers that a forward gave: logprobs of the label nodes' children, and what is likeliest at
+    each of these nodes."""
+    logprobs, free = iter(logprobs_P), iter(argmax_L)
     sides: list[Reading | None] = []
     for tree in batch.trees * 2:
         nodes = tree.label_trie

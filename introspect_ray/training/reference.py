@@ -12,7 +12,6 @@ import json
 import logging
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -26,28 +25,22 @@ from introspect_ray.records import BehaviorPair, TokenizedCase
 from introspect_ray.storage import is_remote, open_store
 from introspect_ray.training.attention import AttentionChoice, choose_attention
 from introspect_ray.training.chunked_loss import ReferenceRows
-from introspect_ray.training.mapped_tensors import MappedTensors
 from introspect_ray.training.model import TreeModel
 from introspect_ray.training.output_head import MappedWeight, OutputHead
 from introspect_ray.training.packing import pack
 from introspect_ray.training.prompt_tree import ONE_TOKEN, Paths, PromptTree, build_tree, response_paths
 from introspect_ray.training.reference_files import (
     INDEX,
-    TENSORS,
     CheckedTensors,
     Damage,
     Layout,
-    Sums,
     damaged,
     download_cache,
-    is_whole,
     read_index,
-    row_sums,
-    write_index,
 )
+from introspect_ray.training.reference_writer import SIDES, ReferenceWriter, publish
 from introspect_ray.training.supported import check_architecture, check_tree_forward
 
-SIDES = ("cued", "ablated")
 CASES_PER_PACKING = 4096  # trees take some hundred bytes per token, so the cases are packed in groups
 _log = logging.getLogger(__name__)
 
@@ -95,80 +88,45 @@ def build_reference(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = choose_attention(attention, device)
-    write = partial(
-        _write, policy_path, cases, pairs, dtype, batch_tokens=batch_tokens, attention=chosen, advance=advance
-    )
-    name = f"references/{reference_key(policy_path, cases, pairs, dtype, chosen)}"
-    store = open_store(out_dir)
-    if not is_whole(store, name):
-        local = store.local_path(name)
-        if local is not None:
-            with new_folder(local) as work:
-                write(work=work, device=device)
-        else:
-            cached = download_cache(store.join(name))
-            discard(cached)  # a download of what is not there any more
-            with new_folder(cached) as work:
-                write(work=work, device=device)
-            store.upload_dir(cached / "tensors", f"{name}/tensors")
-            store.write_bytes(f"{name}/{INDEX}", (cached / INDEX).read_bytes())
-    return store.join(name)
+
+    def write(work: Path) -> None:
+        layout, longest = measure(cases, pairs)
+        module = load_m0(policy_path, dtype, chosen, device, longest, cases[0])
+        writer = ReferenceWriter(work, layout, module.output_head, module.compute)
+        with torch.no_grad():
+            for trees in _grouped_trees(cases, pairs):
+                for batch in pack(trees, batch_tokens):
+                    hidden_BH = module.hidden(batch)[: batch.sections.kl].to("cpu", module.compute)
+                    writer.put([tree.case_id for tree in batch.trees], hidden_BH)
+                    advance(len(batch.trees))
+        writer.finish(policy_id(policy_path))
+
+    return publish(out_dir, f"references/{reference_key(policy_path, cases, pairs, dtype, chosen)}", write)
 
 
-def _write(
-    policy_path: str,
-    cases: Sequence[TokenizedCase],
-    pairs: Mapping[str, BehaviorPair] | None,
-    dtype: str,
-    batch_tokens: int,
-    attention: str,
-    device: str,
-    work: Path,
-    advance: Callable[[int], None],
-) -> None:
-    ids, positions, longest = _measure(cases, pairs)
-    layout = Layout(ids, positions)
+def load_m0(policy_path: str, dtype: str, attention: str, device: str, longest: int, first: TokenizedCase) -> TreeModel:
+    """M0 on a device, checked: whether it can be computed on trees, and is on `first`, a case. longest: most tokens of
+    a prompt with a response. Raises UserError where it cannot be loaded, or not be computed on trees."""
     compute = getattr(torch, dtype)
     model = load_model(policy_path, compute, attention)
     check_architecture(model.config, longest, attention)
     module = TreeModel(model, compute).to(device)
-    check_tree_forward(module, cases[0])
-    head = model.get_output_embeddings()
-    constants = {"head": head.weight} | ({} if head.bias is None else {"bias": head.bias})
-    shapes = {side: (total, head.weight.shape[1]) for side, total in zip(SIDES, layout.totals, strict=True)}
-    shapes |= {name: tuple(tensor.shape) for name, tensor in constants.items()}
-    (work / "tensors").mkdir()
-    file = MappedTensors.create(work / TENSORS, shapes, compute)
-    sums: dict[str, Sums] = {side: np.zeros(total, np.uint32) for side, total in zip(SIDES, layout.totals, strict=True)}
-    with torch.no_grad():
-        for name, tensor in constants.items():
-            file.tensors[name].copy_(tensor)
-        for trees in _grouped_trees(cases, pairs):
-            for batch in pack(trees, batch_tokens):
-                hidden_BH = module.hidden(batch)[: batch.sections.kl].to("cpu", compute)
-                rows = layout.rows([tree.case_id for tree in batch.trees])
-                halves = hidden_BH.split([len(rows_of_side) for rows_of_side in rows])
-                for side, rows_of_side, half in zip(SIDES, rows, halves, strict=True):
-                    file.tensors[side][rows_of_side] = half
-                    sums[side][rows_of_side.numpy()] = row_sums(half)
-                file.release_all()
-                advance(len(batch.trees))
-    about = {"case_ids": ids, "dtype": dtype, "policy": policy_id(policy_path), "scaling": module.scaling}
-    responses = {} if (positions == 1).all() else {"positions": positions.tolist()}
-    write_index(work, about | responses, sums, {name: tensor.to(compute) for name, tensor in constants.items()})
+    check_tree_forward(module, first)
+    return module
 
 
-def _measure(
-    cases: Sequence[TokenizedCase], pairs: Mapping[str, BehaviorPair] | None
-) -> tuple[list[str], np.ndarray, int]:
-    """The case ids, the positions of M0's responses (int64 [2, cases]) and the most tokens of a prompt with one."""
+def measure(cases: Sequence[TokenizedCase], pairs: Mapping[str, BehaviorPair] | None) -> tuple[Layout, int]:
+    """Where the rows of a reference lie, and the most tokens of a prompt with a response. pairs: as in build_reference.
+
+    Raises ValueError for a case id that occurs twice and for a missing pair.
+    """
     ids, longest = [], 0
     positions = array("q")
     for case, paths in _with_paths(cases, pairs):
         ids.append(case.case_id)
         positions.extend(len(path) + 1 for path in paths)
         longest = max(longest, len(case.prompt) + len(paths[0]), len(case.ablated) + len(paths[1]))
-    return ids, np.array(positions, np.int64).reshape(-1, 2).T, longest
+    return Layout(ids, np.array(positions, np.int64).reshape(-1, 2).T), longest
 
 
 def _with_paths(

@@ -48,7 +48,8 @@ def kill_after_a_part(out: Path) -> int:
 
 @pytest.mark.slow
 def test_a_killed_label_job_ends_with_the_pairs_that_training_would_make(tmp_path):
-    """Value by value, logprobs included; training on the set gives the bits of training without it."""
+    """Held-out cases value by value, logprobs included; training cases, which a run reads off the pass that makes its
+    reference, with the same answers. Training on the set gives the bits of training without it."""
     out, plain, used = tmp_path / "set", tmp_path / "plain", tmp_path / "used"
     kept = kill_after_a_part(out)
     assert 0 < kept < PARTS and not (out / "labels.json").exists()
@@ -60,9 +61,15 @@ def test_a_killed_label_job_ends_with_the_pairs_that_training_would_make(tmp_pat
 
     job("train", *TRAIN, f"output_dir={plain}")
     (ordinary,), (cached,) = (list(folder.glob("cache/pairs/*.parquet")) for folder in (plain, out))
-    assert cached.name == ordinary.name and pq.read_table(cached).equals(pq.read_table(ordinary))
-    table = pq.read_table(out / "pairs")
-    assert table.select(PAIR_SCHEMA.names).equals(pq.read_table(ordinary))
+    assert cached.name != ordinary.name and not list(plain.glob("cache/passes/**/*.part"))
+    table, theirs = pq.read_table(out / "pairs"), pq.read_table(ordinary)
+    assert table.select(PAIR_SCHEMA.names).equals(pq.read_table(cached))
+    assert theirs.slice(1024).equals(pq.read_table(cached).slice(1024))
+    names = ["case_id", "cued", "ablated", "cued_off_format", "ablated_off_format", "weight_version"]
+    assert theirs.select(names).equals(table.select(names))
+    for name in ("cued_logprobs", "ablated_logprobs"):
+        ours, engines = (one[name].combine_chunks().flatten().to_pylist() for one in (theirs, table))
+        assert ours == pytest.approx(engines, abs=1e-4)
     assert table["side"].to_pylist() == ["train"] * 1024 + ["test"] * 256
     done = json.loads((out / "labels.json").read_text())
     assert done["parts"] == PARTS and done["this_call"]["cases_labelled"] == 1280 - 32 * kept
