@@ -52,7 +52,7 @@ def make_learner(folder: str, method: str) -> Learner:
     """The learner of a run; LoRA's adapter is moved away from zero."""
     cfg = load_config(None, {"method": method, "lora_rank": RANK, "output_dir": folder})
     reference = build_reference(folder, [CASE], None, str(Path(folder, "reference")))
-    learner = Learner(cfg, folder, reference, {CASE.case_id: CASE})
+    learner = Learner(cfg, folder, reference, {CASE.case_id: CASE}, longest=len(LONG))
     move(learner, scale=0.02)
     return learner
 
