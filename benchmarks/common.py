@@ -2,7 +2,8 @@
 
 A benchmark is a module of this folder that runs as `python -m benchmarks.NAME [--small]` and whose last line on
 stdout is a JSON object {"name", "ratio", "goal", ...}: a ratio of two things measured in one run, and what it should
-be, such as ">= 7" or "<= 1.25". A benchmark whose two sides disagree on the result exits with code 1 instead.
+be, such as ">= 7" or "<= 1.25". "also" has further ratios with goals of their own; the row is "met" if all are. A
+benchmark whose two sides disagree on the result exits with code 1 instead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -69,9 +70,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def report(name: str, ratio: float, goal: str | None, **facts: Any) -> None:
-    """Print the last line. Floats are rounded to four digits; without a goal none is met or missed."""
+def report(
+    name: str, ratio: float, goal: str | None, also: Mapping[str, tuple[float, str]] | None = None, **facts: Any
+) -> None:
+    """Print the last line. Floats are rounded to four digits; without a goal none is met or missed.
+
+    also: further ratios and their goals, by name.
+    """
     met = None if goal is None else Goal.parse(goal).met(ratio)
+    more = {key: {"ratio": r, "goal": g, "met": Goal.parse(g).met(r)} for key, (r, g) in (also or {}).items()}
+    facts |= {"also": more} if more else {}
     print(json.dumps(_rounded({"name": name, "ratio": ratio, "goal": goal, "met": met, **facts})), flush=True)
 
 

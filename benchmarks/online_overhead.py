@@ -1,8 +1,10 @@
-"""What online relabelling costs: seconds per step at lag 1 over those with fixed labels; lag 0 is given beside it.
+"""What online relabelling costs: seconds per step at lag 1 and lag 0 over those with fixed labels.
 
-The whole system (Ray, a vLLM engine, relabeler, Ray Train) trains the same policy on the same cases three times on one
-set of engines. Trainer and engine are pinned to one core each. The numbers are medians over all steps but the first
-few, for SmolLM2-135M on real MMLU questions and for the organism.
+The whole system (Ray, a vLLM engine, relabeler, Ray Train) trains the same policy on the same cases on one set of
+engines: with fixed labels, then with labels made by the vLLM engine or by the learner itself, at lag 0 and lag 1.
+Trainer and engine are pinned to one core each. The numbers are medians over all steps but the first few, for
+SmolLM2-135M on real MMLU questions and for the organism. `ratio` is SmolLM2 at lag 1; it and `lag_0` are of the engine
+that does better there. On the organism the learner labels: a step is too short to hide a delivery of weights.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ import psutil
 
 from benchmarks.common import MMLU, child, parser, policy_folder, report, run_main
 
-NAME, GOAL = "online_overhead", "<= 1.10"
-RUNS = {
-    "fixed": {"supervision.rule": "fixed"},
-    "lag 0": {"supervision.rule": "online", "lag": 0},
-    "lag 1": {"supervision.rule": "online", "lag": 1},
+NAME, GOAL, LAG_0_GOAL, ORGANISM_GOAL = "online_overhead", "<= 1.03", "<= 1.15", "<= 1.3"
+ENGINES = ("vllm", "learner")
+RUNS: dict[str, dict[str, Any]] = {"fixed": {"supervision.rule": "fixed"}} | {
+    f"{engine} lag {lag}": {"supervision.rule": "online", "lag": lag, "rollout.engine": engine}
+    for engine in ENGINES
+    for lag in (0, 1)
 }
 CORES = {"ray::RayTrainWorker": 0, "ray::RolloutWorker": 1}
 ORGANISM = {"steps": 80, "batch_size": 32}
@@ -81,25 +84,38 @@ def measure(policy: str, flat: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def compare(small: bool) -> dict[str, Any]:
+    """Ratios to fixed labels and seconds per step of every run, and who waits at lag 1 for the vLLM engine."""
     policy = "organism" if small else policy_folder(small)
     runs = measure(policy, ORGANISM if small else SMOLLM2)
     for name, parts in runs.items():
-        print(f"{'organism' if small else 'SmolLM2'} {name:6}", *(f"{k} {v:.3f}" for k, v in parts.items()), flush=True)
+        print(
+            f"{'organism' if small else 'SmolLM2'} {name:13}", *(f"{k} {v:.3f}" for k, v in parts.items()), flush=True
+        )
     fixed = runs["fixed"]["step_s"]
     return {
-        "ratio": runs["lag 1"]["step_s"] / fixed,
-        "ratio_lag_0": runs["lag 0"]["step_s"] / fixed,
+        "ratios": {name: parts["step_s"] / fixed for name, parts in runs.items() if name != "fixed"},
         "seconds": {name: parts["step_s"] for name, parts in runs.items()},
-        "lag_1_idle_s": {part: runs["lag 1"][part] for part in PARTS[1:]},
+        "lag_1_idle_s": {part: runs["vllm lag 1"][part] for part in PARTS[1:]},
     }
+
+
+def better(ratios: dict[str, float], lag: int) -> float:
+    return min(ratios[f"{engine} lag {lag}"] for engine in ENGINES)
 
 
 def main() -> None:
     args = parser(__doc__).parse_args()
     if args.small:
-        return report(NAME, goal=GOAL, **compare(small=True))
+        organism = compare(small=True)
+        return report(NAME, organism["ratios"]["learner lag 1"], ORGANISM_GOAL, **organism)
     organism = child(["-m", "benchmarks.online_overhead", "--small"])  # a Ray and an engine of its own
-    return report(NAME, goal=GOAL, **compare(small=False), organism=organism)
+    found = compare(small=False)
+    also = {
+        "lag_0": (better(found["ratios"], 0), LAG_0_GOAL),
+        "organism": (organism["ratio"], ORGANISM_GOAL),
+    }
+    parts = {key: organism[key] for key in ("ratios", "seconds", "lag_1_idle_s")}
+    return report(NAME, better(found["ratios"], 1), GOAL, also=also, **found, organism=parts)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 model.generate(max_new_tokens=1), on batches of prompts of similar length padded on the left, is compared with
 VLLMEngine.label_pairs on real MMLU pairs with SmolLM2-135M, and on the organism; the engine also runs without prefix
-sharing. Each side runs in a process of its own with the same number of threads. Start-up is not counted, nor a first
-pass over cases of the same lengths with other tokens. On the organism the fastest of five passes counts. All sides must
-give the same label logprobs.
+sharing. The second baseline is the learner's own forward: Learner.label_pairs on packed trees, with common prefixes
+once (`learner_over_vllm`; `rollout.engine=learner` labels so). Each side runs in a process of its own with the same
+number of threads. Start-up is not counted, nor a first pass over cases of the same lengths with other tokens. On the
+organism the fastest of five passes counts. All sides must give the same label logprobs.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +23,7 @@ from introspect_ray.records import TokenizedCase
 
 NAME, GOAL = "rollouts", ">= 2"
 TOLERANCE = 2e-3
-SIDES = ("transformers", "vllm", "vllm_unshared")
+SIDES = ("transformers", "learner", "vllm", "vllm_unshared")
 BATCH = {"smollm2": 4, "organism": 64}  # the fastest for transformers, of 4, 8, 16 and 64, and of 32 to 256
 COUNT = {"smollm2": 32, "organism": 512}
 REPEATS = {"smollm2": 1, "organism": 5}
@@ -60,10 +62,14 @@ def engine_pairs(engine: Any, cases: Sequence[TokenizedCase]) -> list[list[float
     return [[*pair.cued_logprobs, *pair.ablated_logprobs] for pair in engine.label_pairs(cases)]
 
 
+def learner_pairs(learner: Any, cases: Sequence[TokenizedCase]) -> list[list[float]]:
+    return [[*pair.cued_logprobs, *pair.ablated_logprobs] for pair in learner.label_pairs(cases, 0)]
+
+
 def other_tokens(case: TokenizedCase) -> TokenizedCase:
-    """A case of the same lengths that shares no prefix with `case`."""
+    """A case of the same lengths that shares no prefix with `case`; of another id, by which the learner keeps trees."""
     prompt, ablated = (tuple(max(token - 1, 0) for token in part) for part in (case.prompt, case.ablated))
-    return replace(case, prompt=prompt, ablated=ablated)
+    return replace(case, case_id=f"other {case.case_id}", prompt=prompt, ablated=ablated)
 
 
 def measure(side: str, small: bool, threads: int) -> dict[str, Any]:
@@ -71,11 +77,13 @@ def measure(side: str, small: bool, threads: int) -> dict[str, Any]:
     policy = policy_folder(small)
     kind = "organism" if small else "smollm2"
     cases = make_cases(policy, small, COUNT[kind])
-    engine = None if side == "transformers" else start_engine(policy, cases, threads, shared=side == "vllm")
-    if engine is None:
-        label = partial(generate_pairs, start_model(policy, threads), BATCH[kind])
-    else:
+    engine = start_engine(policy, cases, threads, shared=side == "vllm") if side.startswith("vllm") else None
+    if engine is not None:
         label = partial(engine_pairs, engine)
+    elif side == "learner":
+        label = partial(learner_pairs, start_learner(policy, cases, threads))
+    else:
+        label = partial(generate_pairs, start_model(policy, threads), BATCH[kind])
     label([other_tokens(case) for case in cases])
     before = engine.prompt_tokens if engine else None
     fastest = float("inf")
@@ -97,6 +105,19 @@ def start_model(policy: str, threads: int) -> Any:
     return load_model(policy, torch.float32).eval()
 
 
+def start_learner(policy: str, cases: Sequence[TokenizedCase], threads: int) -> Any:
+    import torch
+
+    from introspect_ray.config import RunConfig
+    from introspect_ray.training.learner import Learner
+    from introspect_ray.training.reference import build_reference
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        reference = build_reference(policy, cases[:1], None, folder)  # a learner opens one; labelling reads none
+        return Learner(RunConfig(), policy, reference, {case.case_id: case for case in cases})
+
+
 def start_engine(policy: str, cases: Sequence[TokenizedCase], threads: int, shared: bool) -> Any:
     from introspect_ray.cases.tokenize import longest_sequence
     from introspect_ray.config import RolloutConfig
@@ -111,7 +132,7 @@ def start_engine(policy: str, cases: Sequence[TokenizedCase], threads: int, shar
 
 
 def compare(small: bool, threads: int) -> dict[str, Any]:
-    """All three sides on one policy. Raises UserError where label logprobs differ by more than the tolerance."""
+    """All sides on one policy. Raises UserError where label logprobs differ by more than the tolerance."""
     flags = ["--threads", str(threads), *(["--small"] if small else [])]
     runs = {side: child(["-m", "benchmarks.rollouts", "--side", side, *flags]) for side in SIDES}
     seconds = {side: run["wall_s"] for side, run in runs.items()}
@@ -127,6 +148,7 @@ def compare(small: bool, threads: int) -> dict[str, Any]:
     return {
         "ratio": seconds["transformers"] / seconds["vllm"],
         "ratio_unshared": seconds["transformers"] / seconds["vllm_unshared"],
+        "learner_over_vllm": seconds["learner"] / seconds["vllm"],
         "hit_rate": runs["vllm"]["hit_rate"],
         "seconds": seconds,
     }

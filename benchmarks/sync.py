@@ -1,114 +1,51 @@
-"""Seconds of a weight sync over those of a memcpy of the same bytes: SmolLM2-135M, object store, one vLLM engine.
+"""A verified weight sync over what a plain loop does with the same parts, in seconds: SmolLM2-135M, one vLLM engine.
 
     python -m benchmarks.sync [--small] [--repeats N]
 
-A full sync begins with the trainer's tensors in a dict. It ends when the engine serves them and its receipt is
-verified: the fingerprints of every group, and the probe against the trainer's own forward pass. The weights are random,
-have exactly that architecture, and change between syncs. The memcpy is torch's copy_ of the same tensors into memory
-that was touched before, on one thread, in the same run. Of both the fastest of several counts. `parts` are the seconds
-of one sync taken apart; in a real sync the trainer's probe and fingerprint overlap with the engine's work. An adapter
-(LoRA, rank 32) is measured in the same way.
+A sync begins with a learner after its step. Ours ends when the engine serves the weights and its receipt is verified:
+the fingerprints of every group, and the probe against the learner's own forward. The plain loop puts the model's state
+dict into Ray's object store, and the engine's actor calls vLLM's reload_weights on it and empties its prefix cache;
+nothing is checked. It stores tensors or, which Ray copies once, the arrays under them: the faster one counts. At the
+end both engines must serve the learner's logprobs. The weights are random, have exactly that architecture, and change
+between syncs. Of all the fastest of several counts.
+
+`pause` is the time in which the engine answers nothing, over a sync: the longest gap between the answers to small
+requests sent one after the other while a sync goes on, less the usual gap. `adapter` is a sync of a LoRA adapter (rank
+32) over a full one. `same_loader` is the plain loop with our engine's way to load. `parts` are the seconds of one sync
+taken apart; in a real sync the learner's probe and fingerprint overlap with the engine's work.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
+import statistics
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import ray
 import torch
 
+from benchmarks import sync_sides as sides
 from benchmarks.common import parser, report, run_main
 from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.rollout import EngineSpec
-from introspect_ray.actors.weight_sync import Tolerance, expect, pack, probe_tolerance, verify
+from introspect_ray.actors.weight_sync import Expected, WeightSyncError, pack, probe_tolerance, verify
 from introspect_ray.actors.weight_transfer import ObjectStoreTransfer
-from introspect_ray.cases.probes import Probe, ProbePlan, prompts_of
-from introspect_ray.config import load_config
+from introspect_ray.config import RunConfig, load_config
 from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
-from introspect_ray.policy import BUNDLED, add_lora
-from introspect_ray.records import TokenizedCase
+from introspect_ray.records import Delivery
 from introspect_ray.runs.cluster import connect
+from introspect_ray.training.learner import Learner
 
-NAME, GOAL, RANK = "sync", "<= 3", 32
-ORGANISM = BUNDLED["organism"]
-LONG = tuple(range(200, 350))  # token ids of a prompt as long as a Hint-MMLU case; the probe takes a part of it
-CASE = TokenizedCase("probe", ("A", "B"), ((330,), (331,)), LONG, (*LONG[:-4], 7, 8, 9, 10), (5, 6), {})
-PROBE = ProbePlan([CASE], np.arange(49152) < 2000, load_config(None, {}).rollout.probe_tokens, seed=0).at(0)
-
-
-class Trainer:
-    """What a transfer asks of a learner, around a plain transformers model whose tensors lie ready."""
-
-    def __init__(self, folder: str, method: str) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.method = method
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        if method == "lora":
-            self.model = add_lora(self.model, RANK, seed=0).eval()
-        self.tensors = self._tensors()
-        self.move(scale=0.02)
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        if self.method == "full":
-            return dict(self.model.state_dict())
-        from peft import get_peft_model_state_dict
-
-        return get_peft_model_state_dict(self.model, save_embedding_layers=False)
-
-    @torch.no_grad()
-    def move(self, scale: float = 1e-3) -> None:
-        """Make another version of the weights: change every matrix in place."""
-        for tensor in self.tensors.values():
-            if tensor.ndim == 2:
-                tensor.add_(torch.randn(tensor.shape[1]) * scale)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return self.tensors
-
-    def adapter_config(self) -> dict[str, object]:
-        config = self.model.peft_config["default"].to_dict()
-        return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-
-    @torch.no_grad()
-    def probe(self, probe: Probe) -> tuple[float, ...]:
-        """One forward per prompt; the learner packs them."""
-        found: list[float] = []
-        for prompt, asked in zip(*prompts_of(probe)):
-            logits = self.model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
-            found += logits.log_softmax(-1)[list(asked)].tolist()
-        return tuple(found)
-
-
-def make_policy(folder: str, layers: int) -> None:
-    """SmolLM2-135M's architecture with random weights; the tokenizer beside it is never used."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(ORGANISM / name, folder)
+NAME, GOAL, PAUSE_GOAL, ADAPTER_GOAL = "sync", "<= 1", "<= 0.5", "<= 0.2"
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -117,55 +54,128 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-def memcpy_seconds(tensors: dict[str, torch.Tensor], repeats: int) -> tuple[float, int]:
-    """Fastest copy of the distinct tensors into touched memory, and their bytes."""
-    distinct = list({t.data_ptr(): t for t in tensors.values()}.values())
-    copies = [torch.ones_like(t) for t in distinct]
+class Verified:
+    """Our side: a new engine, and syncs of a learner to it."""
 
-    def copy() -> None:
-        for target, source in zip(copies, distinct):
-            target.copy_(source)
+    def __init__(self, cfg: RunConfig, folder: str) -> None:
+        self.cfg, self.version = cfg, 0
+        self.pool = RolloutPool(cfg, EngineSpec(folder, 256, cfg.method, sides.RANK, 0), [])
+        self.pool.wait()
+        self.transfer = ObjectStoreTransfer(cfg.method, self.pool, 0, probe_tolerance(cfg))
 
-    seconds = min(timed(copy)[0] for _ in range(repeats))
-    return seconds, sum(t.numel() * t.element_size() for t in distinct)
-
-
-def measure(folder: str, method: str, repeats: int) -> tuple[float, dict[str, float], Trainer]:
-    """On a new engine: seconds of the fastest verified sync, seconds of one sync by part, and the trainer."""
-    cfg = load_config(None, {"method": method, "lora_rank": RANK, "output_dir": folder})
-    connect(cfg)
-    pool = RolloutPool(cfg, EngineSpec(folder, 256, method, RANK, 0), [])
-    trainer, probe = Trainer(folder, method), PROBE
-    tolerance = probe_tolerance(cfg)
-    transfer = ObjectStoreTransfer(method, pool, 0, tolerance)
-
-    def sync(version: int) -> None:
-        sent = transfer.send(trainer, version, probe)
+    def sync(self, learner: Learner) -> None:
+        """Raises WeightSyncError where the engine does not serve the learner's weights."""
+        self.version += 1
+        sent = self.transfer.send(learner, self.version, sides.PROBES.at(self.version))
         verify(sent.expected, ray.get(sent.receipts))
 
+    def taken_apart(self, learner: Learner) -> dict[str, float]:
+        """Seconds of each part of a sync, in turn. engine_*: by the engine itself; "message": the call around it."""
+        self.version += 1
+        probe, adapter = sides.PROBES.at(self.version), self.cfg.method == "lora"
+        gathering, tensors = timed(lambda: learner.weights(copy=False))
+        config = learner.adapter_config() if adapter else None
+        update = WeightUpdate(self.version, "adapter" if adapter else "full", tensors, probe, config)
+        packing, packed = timed(lambda: pack(update))
+        putting, stored = timed(lambda: ray.put(packed))
+        loading, (receipt,) = timed(lambda: ray.get(self.pool.load_weights(stored)))
+        marking, marks = timed(lambda: fingerprints(update.tensors))
+        probing, expected = timed(lambda: learner.probe(probe))
+        verify(Expected(self.version, marks, expected, probe_tolerance(self.cfg)), [receipt])
+        engine = {f"engine_{part}": value for part, value in receipt.seconds.items()}
+        own = {"gather": gathering, "pack": packing, "put": putting, "trainer_fingerprint": marking}
+        own |= {"trainer_probe": probing, "message": loading - sum(receipt.seconds.values())}
+        return {**own, **engine}
+
+    def pause(self, learner: Learner) -> float:
+        """Seconds of one sync in which the engine answers nothing."""
+        answered: list[float] = []
+        done = threading.Event()
+
+        def ask() -> None:
+            while not done.is_set():
+                ray.get(self.pool.actors[0].engine.remote("generate", [(5, 6, 7)], 1))
+                answered.append(time.perf_counter())
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            while len(answered) < 10:
+                time.sleep(0.01)
+            before = len(answered)
+            self.sync(learner)
+        finally:
+            done.set()
+            asking.join()
+        gaps = [after - earlier for earlier, after in itertools.pairwise(answered)]
+        return max(gaps[before - 1 :]) - statistics.median(gaps[: before - 1])
+
+
+class Plain:
+    """A plain loop's side: a new engine, and loads of a learner's state dict that nobody checks."""
+
+    def __init__(self, cfg: RunConfig, folder: str) -> None:
+        self.cfg = cfg
+        self.pool = RolloutPool(cfg, EngineSpec(folder, 256, cfg.method, sides.RANK, 0), [])
+        self.pool.wait()
+
+    def sync(self, learner: Learner, how: str, load: Callable[..., None] = sides.load_plain) -> None:
+        ray.get(self.pool.actors[0].__ray_call__.remote(load, sides.put_plain(learner, how)))
+
+    def check(self, learner: Learner) -> None:
+        """Exits where what is served is not what was loaded: such a loop would be no peer."""
+        probe, tolerance = sides.PROBES.at(0), probe_tolerance(self.cfg)
+        served = ray.get(self.pool.actors[0].__ray_call__.remote(sides.probe_of, probe))
+        try:
+            verify(Expected(0, {}, learner.probe(probe), tolerance), [Delivery(0, {}, served, {}, 0)])
+        except WeightSyncError as error:
+            sys.exit(f"{NAME}: the plain loop: {error}")
+
+
+def fastest(name: str, learner: Learner, repeats: int, work: Callable[[], None]) -> float:
+    """Seconds of the fastest of several syncs, each of another version."""
     seconds = []
-    for version in range(1, repeats + 1):
-        seconds.append(timed(lambda version=version: sync(version))[0])
-        print(f"{method} sync {version}: {seconds[-1]:.3f} s", flush=True)
-        trainer.move()
-    rows = [taken_apart(trainer, pool, repeats + 1 + i, probe, tolerance) for i in range(repeats)]
-    pool.close()
-    return min(seconds), {part: min(row[part] for row in rows) for part in rows[0]}, trainer
+    for _ in range(repeats):
+        sides.move(learner)
+        seconds.append(timed(work)[0])
+    print(f"{name}: {', '.join(f'{s:.3f}' for s in seconds)} s", flush=True)
+    return min(seconds)
 
 
-def taken_apart(trainer: Trainer, pool: RolloutPool, version: int, probe: Probe, tolerance: Tolerance) -> dict:
-    """Seconds of each part of a sync, in turn. engine_*: by the engine itself; "message": the call around it."""
-    kind, config = ("adapter", trainer.adapter_config()) if trainer.method == "lora" else ("full", None)
-    update = WeightUpdate(version, kind, trainer.weights(), probe, config)
-    packing, packed = timed(lambda: pack(update))
-    putting, stored = timed(lambda: ray.put(packed))
-    loading, (receipt,) = timed(lambda: ray.get(pool.load_weights(stored)))
-    marking, _ = timed(lambda: fingerprints(update.tensors))
-    probing, expected = timed(lambda: trainer.probe(probe))
-    verify(expect(update, expected, tolerance), [receipt])
-    engine = {f"engine_{part}": value for part, value in receipt.seconds.items()}
-    own = {"pack": packing, "put": putting, "trainer_fingerprint": marking, "trainer_probe": probing}
-    return {**own, **engine, "message": loading - sum(receipt.seconds.values())}
+def measure_verified(cfg: RunConfig, folder: str, repeats: int) -> tuple[float, float, dict[str, float], Learner]:
+    """(seconds of a sync, of its pause, of its parts, the learner)."""
+    learner, ours = sides.make_learner(folder, cfg.method), Verified(cfg, folder)
+    ours.sync(learner)  # vLLM's first load sets up what later ones use
+    seconds = fastest(cfg.method, learner, repeats, lambda: ours.sync(learner))
+    pauses = []
+    for _ in range(repeats):
+        sides.move(learner)
+        pauses.append(ours.pause(learner))
+    print(f"{cfg.method} pauses: {', '.join(f'{s:.3f}' for s in pauses)} s", flush=True)
+    rows = []
+    for _ in range(repeats):
+        sides.move(learner)
+        rows.append(ours.taken_apart(learner))
+    ours.pool.close()
+    return seconds, min(pauses), {part: min(row[part] for row in rows) for part in rows[0]}, learner
+
+
+def measure_plain(cfg: RunConfig, folder: str, learner: Learner, repeats: int) -> dict[str, float]:
+    """Seconds of the plain loops, by what is stored, and of the one with our load."""
+    plain = Plain(cfg, folder)
+    plain.sync(learner, "arrays")
+    found = {
+        how: fastest(f"plain, {how}", learner, repeats, lambda how=how: plain.sync(learner, how)) for how in sides.PLAIN
+    }
+    plain.check(learner)
+    plain.pool.close()
+    plain = Plain(cfg, folder)  # vLLM's reload and ours keep the packed weights in different ways
+    plain.sync(learner, "arrays", sides.load_unverified)
+    work = lambda: plain.sync(learner, "arrays", sides.load_unverified)  # noqa: E731
+    found["same_loader"] = fastest("plain, our load", learner, repeats, work)
+    plain.check(learner)
+    plain.pool.close()
+    return found
 
 
 def main() -> None:
@@ -174,19 +184,27 @@ def main() -> None:
     args = arguments.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        make_policy(folder, 2 if args.small else 30)
-        full_s, parts, trainer = measure(folder, "full", args.repeats)
-        memcpy_s, size = memcpy_seconds(trainer.tensors, args.repeats)
-        adapter_s, adapter_parts, adapter = measure(folder, "lora", args.repeats)
+        sides.make_policy(folder, 2 if args.small else 30)
+        flat = {"lora_rank": sides.RANK, "output_dir": folder}
+        full, lora = (load_config(None, {"method": method, **flat}) for method in ("full", "lora"))
+        connect(full)
+        full_s, pause_s, parts, learner = measure_verified(full, folder, args.repeats)
+        plain = measure_plain(full, folder, learner, args.repeats)
+        size = sum(t.numel() * t.element_size() for t in learner.weights(copy=False).values())
+        adapter_s, adapter_pause_s, adapter_parts, adapter = measure_verified(lora, folder, args.repeats)
+    same_loader_s = plain.pop("same_loader")
     report(
         NAME,
-        full_s / memcpy_s,
+        full_s / min(plain.values()),
         GOAL,
-        full_s=full_s,
-        memcpy_s=memcpy_s,
-        bytes=size,
-        adapter_bytes=sum(t.numel() * t.element_size() for t in adapter.tensors.values()),
+        also={"pause": (pause_s / full_s, PAUSE_GOAL), "adapter": (adapter_s / full_s, ADAPTER_GOAL)},
+        ratio_same_loader=full_s / same_loader_s,
+        seconds={"verified": full_s, **{f"plain {how}": s for how, s in plain.items()}, "same loader": same_loader_s},
+        pause_s=pause_s,
         adapter_s=adapter_s,
+        adapter_pause_s=adapter_pause_s,
+        bytes=size,
+        adapter_bytes=sum(t.numel() * t.element_size() for t in adapter.weights(copy=False).values()),
         parts=parts,
         adapter_parts=adapter_parts,
     )

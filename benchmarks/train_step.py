@@ -5,7 +5,7 @@ forward pass, with logits everywhere; the loss is the cross-entropy on the expla
 are answered. Ours: Learner.step with the reference computed beforehand (its seconds are reported, and the ratio with
 them). The cases come in the order of the step plan (seed 0), which decides how much padding the usual loop carries.
 Both sides take four steps of eight cases in turn, after the step with the longest case, which is not counted. Both
-objectives must agree to 1e-4 at every step.
+objectives must agree to 1e-4 at every step. step_baselines.py has the loops that pad less, for six seeds.
 
 Where the `bench` extra is installed, TRL's nearest trainer also trains on the tokens of the first steps (--trl-steps),
 and is compared with ours on the same (ratio_trl: its seconds over ours), as is its SFTTrainer (ratio_trl_sft).

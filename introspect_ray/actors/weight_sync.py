@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from introspect_ray.config import RunConfig
-from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.errors import AlarmError
 from introspect_ray.labels.alarms import worst_gap
@@ -88,10 +87,6 @@ def unpack(update: WeightUpdate) -> WeightUpdate:
     """The inverse of `pack`. The tensors alias read-only shared memory: engines must copy them, not write to them."""
     made = {id(packed[1]): _to_torch(*packed) for packed in update.tensors.values()}
     return replace(update, tensors={name: made[id(packed[1])] for name, packed in update.tensors.items()})
-
-
-def expect(update: WeightUpdate, probe: tuple[float, ...], tolerance: Tolerance) -> Expected:
-    return Expected(update.version, fingerprints(update.tensors), probe, tolerance)
 
 
 def verify(expected: Expected, deliveries: Sequence[Delivery | None]) -> None:

@@ -13,14 +13,16 @@ keep no copy of a version, so an engine that dies with it can only be given the 
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import ray
 
-from introspect_ray.actors.weight_sync import Expected, Tolerance, expect, pack, probe_tolerance
+from introspect_ray.actors.weight_sync import Expected, Tolerance, pack, probe_tolerance
 from introspect_ray.cases.probes import Probe
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import weight_transfer
+from introspect_ray.engines.fingerprint import fingerprints
 from introspect_ray.engines.protocol import WeightUpdate
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class ObjectStoreTransfer:
 
     def send(self, learner: Learner, version: int, probe: Probe) -> PublishedWeights:
         """Does not wait for the engines: they load while the trainer computes its logprobs on the probe."""
-        tensors = learner.weights()
+        tensors = learner.weights(copy=False)  # ray.put copies them
         if tensors is None:
             learner.probe(probe)
             return PublishedWeights(None, [])
@@ -76,7 +78,10 @@ class ObjectStoreTransfer:
             update = WeightUpdate(version, "full", tensors, probe)
         stored = ray.put(pack(update)) if self._pool.actors else None
         receipts = self._pool.load_weights(stored)
-        return PublishedWeights(expect(update, learner.probe(probe), self._tolerance), receipts, stored)
+        with ThreadPoolExecutor(1, "fingerprint") as beside:
+            marks = beside.submit(fingerprints, tensors)
+            probed = learner.probe(probe)
+        return PublishedWeights(Expected(version, marks.result(), probed, self._tolerance), receipts, stored)
 
 
 class DeviceTransfer:

@@ -15,6 +15,8 @@ import hashlib
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -68,21 +70,24 @@ def tensor_digest(tensor: torch.Tensor) -> bytes:
     rows = words.numel() // _ROW
     if rows:
         for sums in _sums(words[: rows * _ROW].view(rows, _ROW)):
-            digest.update(sums.cpu().numpy().tobytes())
+            digest.update(sums.tobytes())
     digest.update(raw[rows * _ROW * 8 :].cpu().numpy().tobytes())
     return digest.digest()
 
 
-def _sums(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _sums(matrix: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """int64 [rows] and [_ROW]: the sums of the rows and of the columns, which wrap around."""
     import torch
 
     if matrix.device.type != "cpu":
-        return matrix.sum(1), matrix.sum(0)
+        return matrix.sum(1).cpu().numpy(), matrix.sum(0).cpu().numpy()
+    if len(matrix) <= _BLOCK:  # an adapter has hundreds of such tensors, and torch's calls cost more than their sums
+        words = matrix.numpy()
+        return np.add.reduce(words, 1), np.add.reduce(words, 0)
     across = torch.empty(len(matrix), dtype=torch.int64)
     down = torch.zeros(_ROW, dtype=torch.int64)
     for start in range(0, len(matrix), _BLOCK):
         block = matrix[start : start + _BLOCK]
         torch.sum(block, 1, out=across[start : start + _BLOCK])
         down += block.sum(0)
-    return across, down
+    return across.numpy(), down.numpy()

@@ -6,6 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal
 
@@ -143,15 +144,17 @@ class VersionedEngine(ABC):
         start = time.perf_counter()
         self._require_usable()
         self._check(update)
-        with self._unusable_on_error(f"weight update to version {update.version} failed"):
-            self._apply(update)
-            self._version = update.version
-            loaded = time.perf_counter()
-            probe = self._probe(update.probe)
-        probed = time.perf_counter()
-        received = fingerprints(update.tensors)
+        with ThreadPoolExecutor(1, "fingerprint") as beside:  # it reads what arrived, whatever is made of it here
+            received = beside.submit(fingerprints, update.tensors)
+            with self._unusable_on_error(f"weight update to version {update.version} failed"):
+                self._apply(update)
+                self._version = update.version
+                loaded = time.perf_counter()
+                probe = self._probe(update.probe)
+            probed = time.perf_counter()
+            marks = received.result()
         seconds = {"load": loaded - start, "probe": probed - loaded, "fingerprint": time.perf_counter() - probed}
-        return Delivery(update.version, received, probe, seconds, checks.nbytes(update.tensors))
+        return Delivery(update.version, marks, probe, seconds, checks.nbytes(update.tensors))
 
     def _probe(self, probe: Probe) -> tuple[float, ...]:
         """The logprobs of a probe, item by item, on the weights now served: by the same calls as labels."""

@@ -15,14 +15,11 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    ParallelLMHead,
-    UnquantizedEmbeddingMethod,
-    VocabParallelEmbedding,
-)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from introspect_ray.engines.fingerprint import grouped, tensor_digest
+from introspect_ray.engines.vllm_cpu_load import PlainLoad, Without
 
 BACKEND = "introspect_in_process"
 DEVICE_BACKENDS = {"nccl": "introspect_nccl", "ipc": "introspect_ipc"}  # rollout.weight_transfer -> registered name
@@ -41,11 +38,10 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads tensors layer by layer, with vLLM's own weight loaders and post-processing.
+    """Loads tensors with vLLM's own weight loaders and post-processing.
 
-    On a CPU, embeddings and output heads are left out of vLLM's layerwise reload. It would load each into new memory,
-    pack it for matrix products (which an embedding does not need) and copy it back. Instead they are loaded in place, a
-    tied one once, and the packed copy of a head is made again at the end.
+    On a CPU, plain weights are left out of vLLM's layerwise reload (vllm_cpu_load.py). A tied embedding is loaded once,
+    and the packed copy of a head is made again at the end.
     """
 
     init_info_cls = InitInfo
@@ -53,13 +49,16 @@ class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to do: there is no rendezvous."""
+        self._plain: PlainLoad | None = None
 
     def start_weight_update(self) -> None:
-        self._embeddings = _plain_embeddings(self.model) if self.device.type == "cpu" else []
+        if self.device.type == "cpu":
+            self._plain = self._plain or PlainLoad(self.model)
+            self._plain.begin()
         initialize_layerwise_reload(self._layers())
 
     def _layers(self) -> Any:
-        return _PartialModel(self.model, self._embeddings) if self._embeddings else self.model
+        return Without(self.model, self._plain.modules) if self._plain else self.model
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As the base class does, but without synchronising an accelerator on a CPU, which would raise."""
@@ -73,13 +72,16 @@ class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def _without_tied_head(self, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """All tensors but a tied head. It is the embedding, and vLLM refuses it in a chunk without the embedding."""
-        tied = _is_tied(getattr(self.model, "lm_head", None), self._embeddings)
+        tied = self._plain is not None and _is_tied(getattr(self.model, "lm_head", None), self._plain.embeddings)
         return ((name, tensor) for name, tensor in weights.items() if not (tied and name == "lm_head.weight"))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self._layers(), self.model_config)
+        if self._plain is None:
+            return
+        self._plain.finish()
         module: Any
-        for module in self._embeddings:
+        for module in self._plain.embeddings:
             is_head = isinstance(module, ParallelLMHead) or module is getattr(self.model, "lm_head", None)
             if is_head:
                 module.quant_method.process_weights_after_loading(module)
@@ -88,25 +90,6 @@ class InProcessReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         """Nothing to free."""
-
-
-class _PartialModel:
-    """A model without some of its modules, for vLLM's layerwise reload."""
-
-    def __init__(self, model: torch.nn.Module, left_out: list[torch.nn.Module]) -> None:
-        self._model, self._left_out = model, set(left_out)
-
-    def modules(self) -> Iterator[torch.nn.Module]:
-        return (module for module in self._model.modules() if module not in self._left_out)
-
-
-def _plain_embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The unquantized embeddings and output heads: their weight is kept as it was loaded."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, VocabParallelEmbedding) and type(module.quant_method) is UnquantizedEmbeddingMethod
-    ]
 
 
 def _is_tied(head: torch.nn.Module | None, embeddings: list[torch.nn.Module]) -> bool:

@@ -22,8 +22,6 @@ def set_environment(threads: int) -> None:
 
 def start(args: dict[str, Any], architectures: Sequence[str], transfer: str) -> Any:
     """Import vLLM and start an LLMEngine with its core in this process, ready for weight updates by `transfer`."""
-    import torch
-    from vllm import ModelRegistry
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
@@ -38,14 +36,9 @@ def start(args: dict[str, Any], architectures: Sequence[str], transfer: str) -> 
             "worker_extension_cls": f"{vllm_receiver.__name__}.{vllm_receiver.WorkerExtension.__name__}",
         }
     if current_platform.is_cpu():
-        # enforce_eager does not reach the sampler: vLLM compiles its rank count with inductor. On a cold machine the
-        # first logprobs would take seconds of a C++ compiler, and fail without g++.
-        torch.compiler.set_stance("force_eager")
-        # vLLM inspects a model class in a second Python process (15 s while its cache is cold), so that CUDA is not
-        # initialised in this one. Without CUDA that is pointless; a class registered as an object is not inspected.
-        for name in architectures:
-            if name in ModelRegistry.models:
-                ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+        from introspect_ray.engines import vllm_cpu
+
+        vllm_cpu.prepare(architectures)
     engine = LLMEngine.from_engine_args(EngineArgs(**args))
     if "enable_lora" not in args and backend == vllm_receiver.BACKEND:  # the other backends wait for the trainer
         engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})

@@ -118,10 +118,11 @@ def full_value(value: Tensor) -> Tensor:
     return shard.full_tensor()
 
 
-def full_state(module: TreeModel, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor] | None:
+def full_state(module: TreeModel, dtype: torch.dtype, *, keep: bool, copy: bool) -> dict[str, Tensor] | None:
     """The state of the policy (of its adapter, with LoRA) as CPU tensors of `dtype`, gathered one by one. Collective.
 
-    Tied tensors appear under every name and share memory. Returns None unless `keep`.
+    Tied tensors appear under every name and share memory. Returns None unless `keep`. Without `copy` they may be the
+    module's own memory, into which the next optimizer step writes.
     """
     state: dict[str, Tensor] = {}
     gathered: dict[int, Tensor] = {}
@@ -130,8 +131,7 @@ def full_state(module: TreeModel, dtype: torch.dtype, *, keep: bool) -> dict[str
         if key not in gathered:
             full = full_value(value.detach())
             kept = full.to("cpu", _state_dtype(full, dtype)) if keep else full[:0]
-            # The next optimizer step writes into the module's own memory, so the state must be a copy of it.
-            gathered[key] = kept.clone() if kept.data_ptr() == full.data_ptr() else kept
+            gathered[key] = kept.clone() if copy and kept.data_ptr() == full.data_ptr() else kept
         state[name] = gathered[key]
     return state if keep else None
 

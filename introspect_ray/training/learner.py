@@ -251,13 +251,13 @@ class Learner:
         free_gathered(self.module)
         return [pairs[case.case_id] for case in cases]
 
-    def weights(self) -> dict[str, Tensor] | None:
+    def weights(self, *, copy: bool = True) -> dict[str, Tensor] | None:
         """What engines load: CPU tensors in the compute type, on rank 0; None on the other ranks. Collective.
 
         full: the whole policy under Hugging Face names, with lm_head.weight even if it is tied. lora: the adapter under
-        PEFT's names.
+        PEFT's names. copy=False is for a caller that is done with them before the next step, which may change them.
         """
-        return full_state(self.module, getattr(torch, self.cfg.train.dtype), keep=self.rank == 0)
+        return full_state(self.module, getattr(torch, self.cfg.train.dtype), keep=self.rank == 0, copy=copy)
 
     def described(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, type and unsharded shape of every tensor that `stream` yields, in its order. Nothing is gathered."""
@@ -287,7 +287,7 @@ class Learner:
 
     def export(self, folder: str) -> None:
         """Write the current policy (or LoRA adapter) to `folder` in Hugging Face format, on rank 0. Collective."""
-        tensors = self.weights()
+        tensors = self.weights(copy=False)
         if tensors is not None:
             config = self.adapter_config() if self.cfg.method == "lora" else None
             if config:

@@ -22,7 +22,7 @@ PROBE, EXPLAIN = "vllm_probe_checks.py", "vllm_explain_checks.py"
     ("file", "scenario", "count"),
     [
         (ENGINE, "TestTied", 13),
-        (ENGINE, "TestOrganism", 4),
+        (ENGINE, "TestOrganism", 5),
         (ENGINE, "TestLora", 5),
         (TRANSFER, "TestTransfer", 4),
         (CHUNKS, "TestChunks", 2),

@@ -233,6 +233,17 @@ class TestOrganism(Served):
         engine.load_weights(full(engine, state(policy), probe=cases[0]))
         assert [replace(p, weight_version=0) for p in engine.label_pairs(cases)] == before
 
+    def test_an_update_loads_the_bits_that_vllms_own_reload_does(self, engine, policy, cases):
+        moved = state(policy, seed=3, scale=0.02)
+        engine.load_weights(full(engine, moved, probe=cases[0]))
+        ours = engine.label_pairs(cases)
+        pairs = []
+        for tensors in (state(policy), moved):
+            engine._call_workers("reload_weights", {"weights_iterator": iter(tensors.items())})
+            pairs.append(engine.label_pairs(cases))
+        assert pairs[1] == ours != pairs[0]
+        engine.load_weights(full(engine, state(policy), probe=cases[0]))
+
     def test_generate_is_transformers_greedy(self, engine, policy, cases):
         """Explanations are drawn at random by an untrained policy, and end."""
         prompts = [case.question for case in cases[:8]]

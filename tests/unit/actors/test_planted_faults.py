@@ -15,12 +15,12 @@ import pytest
 import torch
 from learner_helpers import make_labels, make_pairs, organism_cases
 
-from introspect_ray.actors.weight_sync import WeightSyncError, expect, probe_tolerance, verify
+from introspect_ray.actors.weight_sync import Expected, WeightSyncError, probe_tolerance, verify
 from introspect_ray.cases.probes import ProbePlan
 from introspect_ray.cases.table import CaseTable
 from introspect_ray.config import RunConfig, load_config
 from introspect_ray.engines import make_engine
-from introspect_ray.engines.fingerprint import group_of
+from introspect_ray.engines.fingerprint import fingerprints, group_of
 from introspect_ray.engines.protocol import WeightUpdate
 from introspect_ray.policy import BUNDLED
 from introspect_ray.training.learner import Learner
@@ -69,7 +69,8 @@ def found_after(training: Training, plant: Callable[[Tensors], Tensors]) -> int:
     for version in range(1, len(training.weights)):
         update = WeightUpdate(version, "full", training.weights[version], training.plan.at(version))
         try:
-            verify(expect(update, training.probes[version], tolerance), [engine.load_weights(update)])
+            sent = Expected(version, fingerprints(update.tensors), training.probes[version], tolerance)
+            verify(sent, [engine.load_weights(update)])
         except WeightSyncError:
             return version
     raise AssertionError(f"not found in {len(training.weights) - 1} deliveries")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from introspect_ray.actors.weight_sync import (
+    Expected,
     Tolerance,
     WeightSyncError,
-    expect,
     pack,
     probe_tolerance,
     unpack,
@@ -49,7 +49,7 @@ def test_a_tied_tensor_travels_once():
 
 def test_verify_names_what_is_wrong():
     """A receipt of another version, other bytes, or other behaviour than the trainer's stops the run."""
-    sent = expect(update(), (-0.1, -2.0), Tolerance(0.002, 0.002))
+    sent = Expected(7, fingerprints(update().tensors), (-0.1, -2.0), Tolerance(0.002, 0.002))
     good = Delivery(7, fingerprints(update().tensors), (-0.1, -2.001), {}, 30)
     verify(sent, [good, good])
     for bad, says in (
@@ -88,7 +88,7 @@ def test_a_step_of_bfloat16_logits_passes_the_probe_and_a_stale_head_does_not():
     assert torch.equal((one.float() + 0.12 * up_down).bfloat16(), one)
     assert torch.equal((one.float() + 0.13 * up_down).bfloat16(), other)
     tolerance = probe_tolerance(load_config(None, {"rollout.dtype": "bfloat16"}))
-    sent = expect(update(), tuple(one.float().log_softmax(-1).tolist()), tolerance)
+    sent = Expected(7, {"a": "00"}, tuple(one.float().log_softmax(-1).tolist()), tolerance)
     got = Delivery(7, sent.fingerprints, tuple(other.float().log_softmax(-1).tolist()), {}, 30)
     verify(sent, [got])
     with pytest.raises(WeightSyncError, match=r"0\.49 nats at most \(0 by more than 0\.8\) .* 0\.35 .* 0\.1: .*larger"):

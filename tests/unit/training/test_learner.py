@@ -171,6 +171,8 @@ def test_weights_are_a_copy_with_the_tied_head(policy):
     learner.step(LABELS, M0)
     assert all(torch.equal(before[name], kept[name]) for name in kept), "weights() aliases the live model"
     assert not torch.equal(learner.weights()["lm_head.weight"], kept["lm_head.weight"])
+    shared, copied = learner.weights(copy=False), learner.weights()
+    assert all(torch.equal(shared[name], tensor) for name, tensor in copied.items())
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
