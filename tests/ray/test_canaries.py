@@ -40,7 +40,7 @@ def test_a_run_leaves_no_secret_of_its_environment(tmp_path: Path, s3_env: str) 
         assert done.returncode == 0, done.stderr
         secrets = [CANARY.encode(), os.environ["AWS_SECRET_ACCESS_KEY"].encode()]
         assert not any(secret in (done.stdout + done.stderr).encode() for secret in secrets)
-        places = [tmp_path / "run", *Path(temp).glob("session_2*/logs")]
+        places = [tmp_path / "run", *Path(temp).glob("ray/session_2*/logs")]
         files = [file for place in places for file in place.rglob("*") if file.is_file() and not file.is_symlink()]
         assert {"run.json", "metrics.jsonl", "mlflow.db", "gcs_server.out"} <= {file.name for file in files}
         assert [file for file in files if any(secret in file.read_bytes() for secret in secrets)] == []

@@ -38,7 +38,7 @@ def config(live, out: Path):
     return override(live.cfg, {**keys, "output_dir": str(out)})
 
 
-def test_a_run_ends_as_ever_while_mlflow_is_away_and_is_sent_later(live, undisturbed, tmp_path, capfd):
+def test_a_run_ends_as_ever_while_mlflow_is_away_and_is_sent_later(live, undisturbed, tmp_path, caplog):
     """The folder of its store goes after step 3, and comes back when the run is over."""
     from mlflow import MlflowClient
 
@@ -58,7 +58,7 @@ def test_a_run_ends_as_ever_while_mlflow_is_away_and_is_sent_later(live, undistu
     assert [row["step"] for row in rows] == list(range(STEPS))
     assert json.loads((out / "summary.json").read_text()) == summary
     assert result(out) == result(undisturbed)
-    assert "track --send" in capfd.readouterr().err and (out / WAITING).exists()
+    assert "track --send" in caplog.text and (out / WAITING).exists()
     store.unlink()
     kept.rename(store)
     assert track_job(Arguments(None, {}, False, False, False, {"send": str(out)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -33,9 +34,9 @@ def broken(live, tmp_path):
     pool.wait()
     ids = live.setup.prepared.train.case_ids[:8]
     before = pool.label_now(ids, Serving())
-    file = folder / "model.safetensors"
-    weights, (actor,) = file.read_bytes(), pool.actors
-    file.write_bytes(weights[:100])
+    file = folder / "config.json"
+    right, (actor,) = file.read_text(), pool.actors
+    file.write_text(json.dumps({**json.loads(right), "hidden_act": "unknown"}))  # a KeyError, as a broken node has one
     os.kill(ray.get(actor.__ray_call__.remote(lambda worker: os.getpid())), signal.SIGKILL)
     with pytest.raises(ActorDiedError):
         while True:
@@ -43,7 +44,7 @@ def broken(live, tmp_path):
                 ray.get(actor.ping.remote())
             except ActorUnavailableError:
                 time.sleep(0.2)
-    yield pool, ids, before, lambda: file.write_bytes(weights)
+    yield pool, ids, before, lambda: file.write_text(right)
     pool.close()
 
 
