@@ -50,8 +50,8 @@ class _Device:
 
         TorchConfigContextManager().__enter__()
 
-    def __exit__(self, *_: object) -> bool:
-        return False
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class _LateBackend(Backend):

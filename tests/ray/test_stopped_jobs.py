@@ -98,10 +98,10 @@ def test_the_trials_of_a_sweep_leave_checkpoints(tmp_path, at_once):
     out, log = tmp_path / "sweep", tmp_path / "log"
     args = ["kl_weight=[0,1,5]", *TRAIN, f"sweep.trials_at_once={at_once}", f"output_dir={out}"]
     process = start("sweep_lambda", *args, log=log)
-    wait_for(lambda: sum(steps(one.parent) > 3 for one in out.glob("*/run.json")) == at_once, process, log)
+    wait_for(lambda: sum(steps(one.parent) > 3 for one in out.glob("trials/*/run.json")) == at_once, process, log)
     last = stop(process, signal.SIGINT, log)
     assert f"3 of 3 trials are left, {at_once} of them under way (the checkpoint of step" in last
-    assert len(list(out.glob("*/checkpoints"))) == at_once and not (out / "sweep.json").exists()
+    assert len(list(out.glob("trials/*/checkpoints"))) == at_once and not (out / "sweep.json").exists()
     done = job("sweep_lambda", *args, "--resume")
     assert done.returncode == 0, done.stderr
     assert len(json.loads((out / "sweep.json").read_text())["rows"]) == 3
