@@ -1,0 +1,113 @@
+"""Loss and gradients of the learner, variant by variant, against plain transformers forwards in float32.
+
+The reference computes x, x∖C and q + e of every case on its own, without padding. M0 is another policy than the one
+that is trained, so that the KL has a gradient. The gradients are those that the optimizer gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.gpu.loops import PlainLoop
+from benchmarks.gpu.setting import EXACT, Setting, labels_of, one_rank, pairs_of
+from introspect_ray.training import chunked_loss
+from introspect_ray.training.fsdp import full_value
+from introspect_ray.training.learner import Learner
+from introspect_ray.training.reference import build_reference
+
+CASES = 12
+# Largest difference from float32: of the loss and, as norms over all weights, of the gradients; both relative.
+LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (3e-2, 0.1)}
+
+
+class Variant(NamedTuple):
+    """What one learner does differently. rows: of logits in a chunk; None: as ever."""
+
+    train: Mapping[str, Any]
+    rows: int | None = None
+
+
+CPU: dict[str, Variant] = {
+    "sdpa": Variant({"attention": "sdpa"}),
+    "several micro-batches": Variant({"attention": "sdpa", "token_budget": 128}),
+    "chunks of 5 rows": Variant({"attention": "sdpa"}, rows=5),
+    "checkpointing": Variant({"attention": "sdpa", "activation_checkpointing": True}),
+    "bfloat16": Variant({"attention": "sdpa", "dtype": "bfloat16"}),
+}
+GPU: dict[str, Variant] = {
+    "flex": Variant({"attention": "flex"}),
+    "flex, several micro-batches": Variant({"attention": "flex", "token_budget": 512}),
+    "flex, checkpointing": Variant({"attention": "flex", "activation_checkpointing": True}),
+    "flex, chunks of 5 rows": Variant({"attention": "flex"}, rows=5),
+    "offload": Variant({"attention": "flex", "offload": True}),
+    "flex, bfloat16": Variant({"attention": "flex", "dtype": "bfloat16"}),
+    "flex, bfloat16, checkpointing": Variant(  # as cluster/h100.yaml
+        {"attention": "flex", "dtype": "bfloat16", "activation_checkpointing": True}
+    ),
+}
+Gradients = dict[str, torch.Tensor]
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """By variant the relative differences {"loss", "gradients"}; "ok": whether all are within LIMITS."""
+    if torch.get_float32_matmul_precision() != "highest":
+        raise RuntimeError("TF32 is on: float32 would be no reference")
+    cases = setting.cases(CASES, setting.exact)
+    loop = PlainLoop(setting, "unpadded", setting.exact, setting.second, cases, "float32")
+    loss = loop.backward(cases, labels_of(cases))
+    expected = {name: p.grad for name, p in loop.model.named_parameters() if p.grad is not None}
+    rows = {}
+    for name, variant in (CPU | (GPU if setting.on_gpu else {})).items():
+        found, gradients = _step(setting, variant, cases)
+        if gradients.keys() != expected.keys():
+            raise RuntimeError(f"{name}: gradients of {len(gradients)} weights, of {len(expected)} expected")
+        dtype = variant.train.get("dtype", "float32")
+        row = {"loss": abs(found - loss) / abs(loss), "gradients": _distance(gradients, expected)}
+        rows[name] = {**row, "ok": row["loss"] <= LIMITS[dtype][0] and row["gradients"] <= LIMITS[dtype][1]}
+    return {"variants": rows, "limits": LIMITS, "ok": all(row["ok"] for row in rows.values())}
+
+
+def _step(setting: Setting, variant: Variant, cases: list[Any]) -> tuple[float, Gradients]:
+    """Loss and gradients of one step of a learner."""
+    dtype = variant.train.get("dtype", "float32")
+    attention = variant.train["attention"]
+    with one_rank(setting), _chunks(setting, variant.rows):
+        torch._dynamo.reset()
+        reference = build_reference(setting.second, cases, None, setting.folder, dtype, attention=attention)
+        cfg = setting.config(**{"dtype": "float32", "max_grad_norm": 1e9, **variant.train})
+        by_id = {case.case_id: case for case in cases}
+        learner = Learner(cfg, setting.exact, reference, by_id, device=setting.device)
+        gradients: Gradients = {}
+
+        def keep(*_: object) -> None:
+            for name, weight in learner.module.model.named_parameters():
+                if weight.grad is not None:
+                    gradients[name] = full_value(weight.grad).to(setting.device, copy=True)
+
+        learner.optimizer.register_step_pre_hook(keep)
+        loss = learner.step(labels_of(cases), pairs_of(cases))["loss"]
+        assert loss is not None
+        return loss, gradients
+
+
+@contextmanager
+def _chunks(setting: Setting, rows: int | None) -> Iterator[None]:
+    """The output head in chunks of `rows`."""
+    kind = setting.device.type
+    before = chunked_loss.CHUNK_ELEMENTS[kind]
+    if rows is not None:
+        chunked_loss.CHUNK_ELEMENTS[kind] = rows * EXACT["vocab_size"]
+    try:
+        yield
+    finally:
+        chunked_loss.CHUNK_ELEMENTS[kind] = before
+
+
+def _distance(found: Gradients, expected: Gradients) -> float:
+    """Norm of the difference over the norm, of all weights together."""
+    apart = sum((found[name].double() - g.double()).square().sum() for name, g in expected.items())
+    return float((apart / sum(g.double().square().sum() for g in expected.values())) ** 0.5)  # type: ignore[operator]
