@@ -35,18 +35,19 @@ CPU: dict[str, Variant] = {
     "sdpa": Variant({"attention": "sdpa"}),
     "several micro-batches": Variant({"attention": "sdpa", "token_budget": 128}),
     "chunks of 5 rows": Variant({"attention": "sdpa"}, rows=5),
-    "checkpointing": Variant({"attention": "sdpa", "activation_checkpointing": True}),
+    "layers again": Variant({"attention": "sdpa", "activation_checkpointing": "layers"}),
+    "elementwise again": Variant({"attention": "sdpa", "activation_checkpointing": "elementwise"}),
     "bfloat16": Variant({"attention": "sdpa", "dtype": "bfloat16"}),
 }
 GPU: dict[str, Variant] = {
     "flex": Variant({"attention": "flex"}),
     "flex, several micro-batches": Variant({"attention": "flex", "token_budget": 512}),
-    "flex, checkpointing": Variant({"attention": "flex", "activation_checkpointing": True}),
+    "flex, layers again": Variant({"attention": "flex", "activation_checkpointing": "layers"}),
     "flex, chunks of 5 rows": Variant({"attention": "flex"}, rows=5),
     "offload": Variant({"attention": "flex", "offload": True}),
     "flex, bfloat16": Variant({"attention": "flex", "dtype": "bfloat16"}),
-    "flex, bfloat16, checkpointing": Variant(  # as cluster/h100.yaml
-        {"attention": "flex", "dtype": "bfloat16", "activation_checkpointing": True}
+    "flex, bfloat16, layers again": Variant(  # as cluster/h100.yaml
+        {"attention": "flex", "dtype": "bfloat16", "activation_checkpointing": "layers"}
     ),
 }
 Gradients = dict[str, torch.Tensor]

@@ -19,8 +19,11 @@ from introspect_ray.config import RunConfig
 from introspect_ray.records import BehaviorPair, Explanation, Label, Provenance, TokenizedCase
 
 # Tokens of x∖C of 32 MMLU questions (benchmarks/data), as SmolLM2's tokenizer reads them.
-LENGTHS = (50, 60, 80, 120)
-CUE, META, TARGET = 15, 27, 12  # tokens of the hint, of the question how the answer would change, of an explanation
+LENGTHS = (
+    108, 130, 85, 96, 81, 105, 143, 134, 114, 105, 112, 150, 80, 147, 362, 89,
+    147, 83, 83, 112, 144, 146, 154, 76, 219, 261, 482, 320, 257, 249, 94, 260,
+)  # fmt: skip
+CUE, META, TARGET = 5, 15, 9  # tokens of the hint, of the question how the answer would change, of an explanation
 LETTERS = "ABCD"
 
 EXACT = {
@@ -28,7 +31,7 @@ EXACT = {
     "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048, "tie_word_embeddings": True,
     "initializer_range": 0.1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-# Qwen3-0.6B's: 16 GPUs' worth of layers are not needed to see whether kernels are fed.
+# Qwen3-0.6B's: large enough to keep a GPU busy, and its Adam state is 10 GB.
 REAL = EXACT | {
     "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "initializer_range": 0.02,
@@ -49,7 +52,7 @@ class Setting:
     batch: int  # cases per step
     steps: int  # that are timed
     token_budget: int
-    longest: int  # tokens of x∖C
+    shorten: int  # the cases' lengths are divided by it
 
     @property
     def on_gpu(self) -> bool:
@@ -63,7 +66,7 @@ class Setting:
     def cases(self, count: int, policy: str, seed: int = 0) -> list[TokenizedCase]:
         """`count` cases of real lengths, of random tokens that `policy` (one of the three) knows."""
         vocabulary, rng = self.shape(policy)["vocab_size"], random.Random(seed)
-        lengths = [min(LENGTHS[i % len(LENGTHS)] + rng.randrange(-4, 5), self.longest) for i in range(count)]
+        lengths = [LENGTHS[i % len(LENGTHS)] // self.shorten + rng.randrange(-4, 5) for i in range(count)]
         return [_case(f"case-{i}", length, vocabulary, rng) for i, length in enumerate(lengths)]
 
     def shape(self, policy: str) -> dict[str, Any]:
@@ -90,8 +93,8 @@ def make_setting(folder: str, small: bool) -> Setting:
     device = torch.device("cpu" if small else "cuda:0")
     exact, second = _policy(Path(folder, "exact"), EXACT, 0), _policy(Path(folder, "second"), EXACT, 1)
     if small:
-        return Setting(device, "float32", folder, exact, second, exact, 4, 2, 512, 60)
-    return Setting(device, "bfloat16", folder, exact, second, _policy(Path(folder, "real"), REAL, 2), 32, 8, 16384, 900)
+        return Setting(device, "float32", folder, exact, second, exact, 4, 2, 512, 4)
+    return Setting(device, "bfloat16", folder, exact, second, _policy(Path(folder, "real"), REAL, 2), 32, 8, 16384, 1)
 
 
 @contextmanager
@@ -129,7 +132,7 @@ def _case(name: str, length: int, vocabulary: int, rng: random.Random) -> Tokeni
 
     stem, cue, meta, end = some(length - 4), some(CUE), some(META), (3, 4, 5, 6)
     spoken = {
-        Explanation(changed, letter): (20 + changed, *range(22, 22 + TARGET - 4), 10 + i, 2)
+        Explanation(changed, letter): (20 + changed, *range(22, 22 + TARGET - 3), 10 + i, 2)
         for i, letter in enumerate(LETTERS)
         for changed in (True, False)
     }

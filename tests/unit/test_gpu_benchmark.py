@@ -1,4 +1,4 @@
-"""benchmarks.gpu on a CPU, on tiny sizes: what a GPU will run has been run, with the training core's libraries alone."""
+"""benchmarks.gpu on a CPU, on tiny sizes, with the libraries of the training core alone."""
 
 import json
 import subprocess
