@@ -3,6 +3,7 @@ file, and 12 bytes per pair in memory."""
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
@@ -49,7 +50,8 @@ class PairTable(RecordTable[BehaviorPair]):
     @classmethod
     def from_batches(cls, batches: Iterable[pa.RecordBatch]) -> PairTable:
         """batches: of PAIR_SCHEMA, or of files without responses. Raises ValueError for a case that occurs twice."""
-        keys, mapped = array("Q"), None
+        keys = array("Q")
+        mapped: mmap.mmap | None = None
         rest = _noted(batches, keys)
         kept = list(islice(rest, BATCHES_IN_MEMORY))
         if (more := next(rest, None)) is not None:
