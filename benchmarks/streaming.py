@@ -89,8 +89,8 @@ def measure_cases(path: str, count: int) -> dict[str, float]:
     return {"peak": peak_rss(), "read_s": reading.wall, "hash_s": hashing.wall}
 
 
-def write_cases(path: Path, count: int) -> None:
-    """`count` cases of WORDS words of the organism's questions and a hint, two cases per question."""
+def write_cases(path: Path, count: int, length: int = WORDS) -> None:
+    """`count` cases of `length` words of the organism's questions and a hint, two cases per question."""
     from introspect_ray.organism import FOLDER as ORGANISM
 
     lines = (ORGANISM / "test.jsonl").read_text().splitlines()
@@ -98,7 +98,7 @@ def write_cases(path: Path, count: int) -> None:
     with path.open("w") as file:
         for i in range(count):
             rng = random.Random(i // 2)
-            text = " ".join(rng.choice(words) for _ in range(WORDS))
+            text = " ".join(rng.choice(words) for _ in range(length))
             turns = [{"role": "user", "content": content} for content in (f"{text}\nHint: {'ABCD'[i % 4]}", text)]
             row = {"id": f"case-{i}", "messages": turns[:1], "ablated_messages": turns[1:], "labels": list("ABCD")}
             file.write(json.dumps(row) + "\n")

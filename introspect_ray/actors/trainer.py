@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ from introspect_ray.storage.scratch import scratch_folder
 if TYPE_CHECKING:
     from introspect_ray.training.learner import Learner
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class WorkerSpec:
@@ -71,7 +74,7 @@ class Trained:
     """What rank 0 returns: seconds by activity; what every engine's receipt of the final weights must say, on which
     probe; the metrics of all steps of the run (but for those before a checkpoint of version 0.1).
 
-    notes: what deterministic=true asks for and torch does not have.
+    notes: what deterministic=true asks for and torch does not have. activations: what steps kept of them, as a line.
     """
 
     seconds: dict[str, float]
@@ -79,6 +82,7 @@ class Trained:
     probe: Probe
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    activations: str = ""
 
 
 def train_worker(config: dict[str, Any]) -> Trained:
@@ -122,7 +126,7 @@ def train_worker(config: dict[str, Any]) -> Trained:
     served, last = _deliver(supply, learner, cfg.steps, rank, last=True)  # after the export, which saves the policy
     seconds["sync"] += first + last
     notes = tuple(lacking.lines) if lacking else ()
-    return Trained({**seconds, **setup}, served, supply.probe, conductor.rows, notes)
+    return Trained({**seconds, **setup}, served, supply.probe, conductor.rows, notes, learner.module.activations)
 
 
 def serve_worker(config: dict[str, Any]) -> None:
@@ -200,7 +204,7 @@ def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learn
         from introspect_ray.training.learner import Learner
 
         torch.set_num_threads(spec.cfg.train.threads)
-        return Learner(
+        learner = Learner(
             spec.cfg,
             local_policy(spec.policy),
             spec.reference_path,
@@ -210,6 +214,9 @@ def _learner(spec: WorkerSpec, train: CaseTable, rank: int, world: int) -> Learn
             longest=train.longest_tree_path,
             calibration=spec.calibration,
         )
+    if rank == 0:
+        _log.info(learner.module.activations)
+    return learner
 
 
 def _resume(

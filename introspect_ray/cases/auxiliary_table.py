@@ -35,8 +35,8 @@ class AuxiliaryTable(RecordTable[AuxiliaryText]):
         self, batches: Sequence[pa.RecordBatch], index: IdIndex, digest: str, mapped: mmap.mmap | None = None
     ) -> None:
         """batches: of SCHEMA. mapped: the file they lie in, if any. Raises ValueError if an id occurs twice."""
-        self.digest, self._mapped = digest, mapped
-        super().__init__(batches, index)
+        self.digest = digest
+        super().__init__(batches, index, mapped)
 
     @classmethod
     def build(cls, texts: Iterable[AuxiliaryText], folder: str | Path | None = None) -> AuxiliaryTable:
@@ -46,15 +46,12 @@ class AuxiliaryTable(RecordTable[AuxiliaryText]):
         Raises UserError if the folder cannot be written to, ValueError if an id occurs twice.
         """
         keys, digest = array("Q"), hashlib.blake2b(digest_size=8)
-        batches, mapped = mapped_batches(_batches(texts, keys, digest), SCHEMA, "auxiliary texts", folder)
+        batches, mapped = mapped_batches(_batches(texts, keys, digest), SCHEMA, "tokenized auxiliary texts", folder)
         return cls(batches, IdIndex.build(np.asarray(keys, np.uint64)), digest.hexdigest(), mapped)
 
     def rows(self, numbers: Iterable[int]) -> list[AuxiliaryText]:
         """The texts of these rows, in their order."""
-        found = [self[number] for number in numbers]
-        if self._mapped is not None:  # the pages that were read stay in the system's cache, not in this process
-            self._mapped.madvise(mmap.MADV_DONTNEED)
-        return found
+        return self.take_rows(numbers)
 
     def _open(self, batch: pa.RecordBatch) -> _Columns:
         return _Columns(
@@ -67,9 +64,6 @@ class AuxiliaryTable(RecordTable[AuxiliaryText]):
         for start, end in spans.reshape(-1, 2):
             targets[start:end] = True
         return AuxiliaryText(columns.ids[row].as_py(), tuple(tokens.tolist()), tuple(targets.tolist()))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_mapped": None}
 
 
 class _Columns(NamedTuple):

@@ -33,7 +33,7 @@ def mapped_batches(
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise UserError(
-            f"the tokenized {what} cannot be written to {place} ({error.strerror or error}): make room there, "
+            f"the {what} cannot be written to {place} ({error.strerror or error}): make room there, "
             "or name a folder that has some with TMPDIR and HOME"
         ) from None
     reader = pa.ipc.open_file(pa.py_buffer(mapped))

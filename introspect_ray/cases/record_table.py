@@ -6,6 +6,7 @@ protocol 5 passes them out of band, so that all processes of a Ray node read one
 
 from __future__ import annotations
 
+import mmap
 from abc import abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from introspect_ray.rng import bits
 
 V = TypeVar("V")
 CASE_ID = "case_id"  # the column, string, that every table has
+RELEASE_EVERY = 64  # rows read one after the other before the pages of the mapped file are released
 
 
 def id_key(case_id: str) -> int:
@@ -60,9 +62,9 @@ class IdIndex:
 class RecordTable(RecordSequence[V]):
     """Immutable records, one per row, each id once. Subclasses say how a row of a batch is decoded."""
 
-    def __init__(self, batches: Sequence[pa.RecordBatch], index: IdIndex) -> None:
-        """Raises ValueError for an id that occurs twice."""
-        self.batches, self._index = tuple(batches), index
+    def __init__(self, batches: Sequence[pa.RecordBatch], index: IdIndex, mapped: mmap.mmap | None = None) -> None:
+        """mapped: the file that the batches lie in, if any. Raises ValueError for an id that occurs twice."""
+        self.batches, self._index, self._mapped = tuple(batches), index, mapped
         self._ends = list(accumulate(batch.num_rows for batch in self.batches))
         self._columns: dict[int, Any] = {}  # by batch: what `_open` made of it
         for row in index.ambiguous().tolist():
@@ -87,13 +89,16 @@ class RecordTable(RecordSequence[V]):
     def __getitem__(self, row: int | slice) -> V | list[V]:
         """A record, or for a slice a list of records."""
         if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        return self._decode(*self._locate(row))
+            return self.take_rows(range(*row.indices(len(self))))
+        return self.take_rows((row,))[0]
 
     def __iter__(self) -> Iterator[V]:
         for at, batch in enumerate(self.batches):
             columns = self._opened(at)
-            yield from (self._decode(columns, row) for row in range(batch.num_rows))
+            for row in range(batch.num_rows):
+                yield self._decode(columns, row)
+                if row % RELEASE_EVERY == 0:
+                    self._release()
 
     def case_id(self, row: int) -> str:
         at, row = self._find(row)
@@ -119,10 +124,12 @@ class RecordTable(RecordSequence[V]):
 
     def take(self, case_ids: Iterable[str]) -> list[V]:
         """The records of a batch of ids, in the order of the ids. Raises KeyError for an unknown one."""
-        return [self._decode(*self._locate(self.row(case_id))) for case_id in case_ids]
+        return self.take_rows(map(self.row, case_ids))
 
     def take_rows(self, rows: Iterable[int]) -> list[V]:
-        return [self._decode(*self._locate(row)) for row in rows]
+        found = [self._decode(*self._locate(row)) for row in rows]
+        self._release()
+        return found
 
     def _find(self, row: int) -> tuple[int, int]:
         """(number of the batch, row in it). Raises IndexError."""
@@ -144,8 +151,13 @@ class RecordTable(RecordSequence[V]):
             columns = self._columns[at] = self._open(self.batches[at])
         return columns
 
+    def _release(self) -> None:
+        """Take the pages that were read out of this process's memory; they stay in the system's page cache."""
+        if self._mapped is not None:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_columns": {}}
+        return {**self.__dict__, "_columns": {}, "_mapped": None}
 
 
 class CaseIds(Sequence[str]):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,6 @@ from introspect_ray.cases.table_batches import (
 from introspect_ray.records import TokenizedCase
 
 Ints = NDArray[np.int32]
-RELEASE_EVERY = 64  # rows read before the pages of the mapped file are released
 LOOKED_AT = 1 << 26  # tokens of which `used_tokens` takes note: 256 MiB of the file
 
 
@@ -44,8 +43,8 @@ class CaseTable(RecordTable[TokenizedCase]):
         mapped: mmap.mmap | None = None,
     ) -> None:
         """batches: of CASE_SCHEMA. mapped: the file they lie in, if any. Raises ValueError if an id occurs twice."""
-        self.answers, self._mapped = tuple(answers), mapped
-        super().__init__(batches, index)
+        self.answers = tuple(answers)
+        super().__init__(batches, index, mapped)
 
     @classmethod
     def build(cls, cases: Iterable[TokenizedCase], folder: str | Path | None = None) -> CaseTable:
@@ -55,34 +54,8 @@ class CaseTable(RecordTable[TokenizedCase]):
         Raises UserError if the folder cannot be written to, ValueError if an id occurs twice.
         """
         keys, answers = array("Q"), AnswerSets()
-        batches, mapped = mapped_batches(case_batches(cases, keys, answers), CASE_SCHEMA, "cases", folder)
+        batches, mapped = mapped_batches(case_batches(cases, keys, answers), CASE_SCHEMA, "tokenized cases", folder)
         return cls(batches, IdIndex.build(np.asarray(keys)), answers.sets, mapped)
-
-    def __getitem__(self, row: int | slice) -> Any:
-        found = super().__getitem__(row)
-        self._release()
-        return found
-
-    def take(self, case_ids: Iterable[str]) -> list[TokenizedCase]:
-        found = super().take(case_ids)
-        self._release()
-        return found
-
-    def take_rows(self, rows: Iterable[int]) -> list[TokenizedCase]:
-        found = super().take_rows(rows)
-        self._release()
-        return found
-
-    def __iter__(self) -> Iterator[TokenizedCase]:
-        for row, case in enumerate(super().__iter__(), start=1):
-            yield case
-            if row % RELEASE_EVERY == 0:
-                self._release()
-
-    def _release(self) -> None:
-        """Take the pages that were read out of this process's memory; they stay in the system's page cache."""
-        if self._mapped is not None:
-            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
@@ -179,9 +152,6 @@ class CaseTable(RecordTable[TokenizedCase]):
             columns.group[row].as_py(),
             columns.metadata[row].as_py(),
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_mapped": None}
 
 
 class LabelTable(RecordTable[tuple[str, ...]]):

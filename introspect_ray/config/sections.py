@@ -14,6 +14,7 @@ from introspect_ray.config.evaluation import EvalConfig
 from introspect_ray.config.judges import JudgeConfig
 from introspect_ray.config.sweep import SweepConfig
 from introspect_ray.config.task import TaskConfig
+from introspect_ray.config.values import Checkpointing
 
 
 class _Section(BaseModel):
@@ -125,8 +126,10 @@ class TrainConfig(_Section):
     """Norm to which gradients are clipped."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; master weights and optimizer state stay float32."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    activation_checkpointing: Checkpointing = "auto"
+    """What a step keeps for its backward pass; weights are the same. none: all; elementwise: results of products and of
+    attention, for half the memory; layers (or true): their inputs, for a third more arithmetic; auto: of more than 256
+    MiB on a CPU elementwise, else none, and layers where that does not fit."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """sdpa: a dense mask; flex: FlexAttention with a block mask, compiled, GPU only; auto: flex on a GPU, else sdpa."""
     offload: bool = False

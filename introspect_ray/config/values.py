@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import BeforeValidator
 
 from introspect_ray.errors import UserError
 
@@ -28,6 +30,15 @@ _WAYS = {
     "environment; of a database its own way (PGPASSWORD or ~/.pgpass, MySQL's option file)",
     "judge.endpoint": "an environment variable that judge.key_env names",
 }
+
+
+def _switched(value: object) -> object:
+    """Versions up to 0.4 had a switch for layers, which files and run.json may hold."""
+    return ("none", "layers")[value] if isinstance(value, bool) else value
+
+
+# train.activation_checkpointing
+Checkpointing = Annotated[Literal["auto", "none", "elementwise", "layers"], BeforeValidator(_switched)]
 
 
 def value_problem(cfg: RunConfig) -> str | None:

@@ -1,15 +1,18 @@
-"""Behaviour pairs as an Arrow table: about 150 bytes per pair, decoded on access."""
+"""Behaviour pairs as an Arrow table: about 150 bytes per pair, decoded on access. Those of large sets lie in a mapped
+file, and 12 bytes per pair in memory."""
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from introspect_ray.cases.mapped_file import mapped_batches
 from introspect_ray.cases.record_table import CASE_ID, IdIndex, RecordTable, id_key
 from introspect_ray.records import BehaviorPair
 
@@ -33,6 +36,7 @@ PAIR_SCHEMA = pa.schema(
 )
 RESPONSES = ("cued_response", "ablated_response")
 BATCH_ROWS = 4096
+BATCHES_IN_MEMORY = 16  # of a table; one with more lies in a file
 
 
 class PairTable(RecordTable[BehaviorPair]):
@@ -46,10 +50,13 @@ class PairTable(RecordTable[BehaviorPair]):
     @classmethod
     def from_batches(cls, batches: Iterable[pa.RecordBatch]) -> PairTable:
         """batches: of PAIR_SCHEMA, or of files without responses. Raises ValueError for a case that occurs twice."""
-        kept, keys = [_with_responses(batch) for batch in batches], array("Q")
-        for batch in kept:
-            keys.extend(map(id_key, batch.column(CASE_ID).to_pylist()))
-        return cls(kept, IdIndex.build(np.asarray(keys)))
+        keys = array("Q")
+        mapped: mmap.mmap | None = None
+        rest = _noted(batches, keys)
+        kept = list(islice(rest, BATCHES_IN_MEMORY))
+        if (more := next(rest, None)) is not None:
+            kept, mapped = mapped_batches(chain(kept, [more], rest), PAIR_SCHEMA, "labels of M0", None)
+        return cls(kept, IdIndex.build(np.asarray(keys)), mapped)
 
     def read_by(self, reading: Reading, labels: Mapping[str, tuple[str, ...]]) -> PairTable:
         """The pairs as `reading` reads them, still in Arrow. labels: the allowed ones by case id."""
@@ -90,6 +97,13 @@ class _Columns(NamedTuple):
     weight_version: pa.Array
     cued_response: pa.Array
     ablated_response: pa.Array
+
+
+def _noted(batches: Iterable[pa.RecordBatch], keys: array[int]) -> Iterator[pa.RecordBatch]:
+    """The batches as they come; the key of each row is added to `keys`."""
+    for batch in map(_with_responses, batches):
+        keys.extend(map(id_key, batch.column(CASE_ID).to_pylist()))
+        yield batch
 
 
 def _with_responses(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -29,7 +29,7 @@ from introspect_ray.tasks import load_cases, open_task
 DEFAULTS = {
     "output_dir": "runs/plan", "task.name": "hint_mmlu", "supervision.rule": "online", "alarms.engine_gap": 0.5,
     "train.use_gpu": True, "train.dtype": "bfloat16", "train.token_budget": 16384,
-    "train.activation_checkpointing": True, "train.checkpoint_every": CHECKPOINT_EVERY,
+    "train.activation_checkpointing": "layers", "train.checkpoint_every": CHECKPOINT_EVERY,
     "rollout.dtype": "bfloat16", "rollout.num_gpus": 1,
 }  # fmt: skip
 ROLLOUT_KEYS = ("num_actors", "tensor_parallel_size", "num_gpus")

@@ -13,7 +13,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.engines.vllm_engine import MAX_SEQUENCES
 from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.model_shape import ModelShape
-from introspect_ray.planning.work import CaseSizes
+from introspect_ray.planning.work import CaseSizes, recomputes_layers
 from introspect_ray.schedule import step_group
 from introspect_ray.training.chunked_loss import CHUNK_ELEMENTS
 from introspect_ray.training.reference import SIDES
@@ -54,7 +54,7 @@ def trainer_memory(shape: ModelShape, case: CaseSizes, cfg: RunConfig, workers: 
     rest = (
         compute * (shape.root + 2 * shape.layer) + full * (compute + 4) * (shape.root + shape.layer),
         compute * shape.head if cfg.train.reference == "cache" else 0,
-        inputs + inside if cfg.train.activation_checkpointing else shape.layers * inside,
+        inputs + inside if recomputes_layers(cfg) else shape.layers * inside,
         (2 * compute + 5 * 4) * min(CHUNK_ELEMENTS["cuda"], rows * shape.vocab),  # five float32 copies
     )
     return TrainerMemory(*sharded, *rest, total=sum(rest) + (0 if cfg.train.offload else sum(sharded)))

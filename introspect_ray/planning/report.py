@@ -10,7 +10,7 @@ from introspect_ray.planning.assumptions import Assumptions
 from introspect_ray.planning.memory import EngineMemory, RunBytes, TrainerMemory
 from introspect_ray.planning.model_shape import ModelShape
 from introspect_ray.planning.split import gpus_of, more_gpus, runs_at_once
-from introspect_ray.planning.work import CaseSizes, Part
+from introspect_ray.planning.work import CaseSizes, Part, recomputes_layers
 from introspect_ray.schedule import step_group
 from introspect_ray.storage.checkpoints import KEEP
 
@@ -83,7 +83,7 @@ def trainer_text(plan: Plan) -> str:
         (str(count), *(f"{part / GB:.1f}" for part in vars(memory).values()), _fits(plan.room_for(memory.total)))
         for count, memory in plan.trainers.items()
     ]
-    how = "with" if cfg.train.activation_checkpointing else "without"
+    how = "with" if recomputes_layers(cfg) else "without"
     offload = "; train.offload keeps weights, gradients and Adam in host memory" if cfg.train.offload else ""
     title = f"GB per training GPU, by number of training GPUs (FSDP2, {how} activation checkpointing{offload})"
     return table(title, rows, head)

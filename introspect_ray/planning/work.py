@@ -82,7 +82,7 @@ def work_parts(shape: ModelShape, case: CaseSizes, cfg: RunConfig) -> list[Part]
         return Part("step", f"training: {what}", "trainers", batch * tokens, batch * flops)
 
     parts = [training("forward", trained), training("backward", trained * (2 if cfg.method == "full" else 1))]
-    if cfg.train.activation_checkpointing:
+    if recomputes_layers(cfg):
         parts.append(training("activations again", tree))
     parts.append(training("M0's distribution", shape.head_flops(2) + live * tree, live * case.tree))
     if cfg.supervision.rule == "online":
@@ -98,6 +98,12 @@ def work_parts(shape: ModelShape, case: CaseSizes, cfg: RunConfig) -> list[Part]
     if not live:
         parts.append(Part("sweep", "M0: cached reference", "trainers", train * case.pair, train * pair))
     return parts
+
+
+def recomputes_layers(cfg: RunConfig) -> bool:
+    """Whether layers are computed again in the backward pass; "auto" comes to that where memory is short, and
+    "elementwise" counts as if all were kept."""
+    return cfg.train.activation_checkpointing in ("auto", "layers")
 
 
 def flops_per(parts: Iterable[Part], steps: int, trials: int) -> dict[str, float]:

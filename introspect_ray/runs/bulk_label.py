@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from tqdm import tqdm
@@ -35,6 +37,9 @@ from introspect_ray.storage import Store, open_store
 from introspect_ray.storage.claim import check_free
 from introspect_ray.storage.digests import in_parallel
 from introspect_ray.storage.output_folder import check_output
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PROVENANCE, DONE = "provenance.json", "labels.json"
 # Keys and sections of training, of which `label` reads one key. A --config file may hold them: it may be that of a run.
@@ -192,13 +197,17 @@ def finish(todo: LabelSet, store: Store) -> dict[str, Any]:
 def read_set(store: Store) -> tuple[PairTable, JudgeReport | None]:
     """All pairs of a finished set, raw, in the order of the cases, and what the judges made of them. store: of
     output_dir. Raises UserError for a damaged part."""
-    batches, judged = [], None
-    remedy = "go on with --resume, which makes it again"
-    for table in read_tables(store.join(FOLDER), PAIR_SCHEMA.names, remedy):
-        report = report_of(table.schema.metadata)
-        judged = judged + report if judged and report else judged or report
-        batches += table.replace_schema_metadata(PAIR_SCHEMA.metadata).to_batches(BATCH_ROWS)
-    return PairTable.from_batches(batches), judged
+    reports: list[JudgeReport] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        remedy = "go on with --resume, which makes it again"
+        for table in read_tables(store.join(FOLDER), PAIR_SCHEMA.names, remedy):
+            if report := report_of(table.schema.metadata):
+                reports.append(report)
+            yield from table.replace_schema_metadata(PAIR_SCHEMA.metadata).to_batches(BATCH_ROWS)
+
+    pairs = PairTable.from_batches(batches())
+    return pairs, reduce(add, reports) if reports else None
 
 
 def whole_parts(store: Store) -> list[str]:

@@ -85,7 +85,7 @@ def train_once(
         warned([line for line in extra["findings"] if line.startswith("trained: ")])
     # kept, as nobody sees the output of a sweep's trial
     extra["findings"] += warned([*doubts(judged), *done.notes])
-    store.write_json("details.json", {**extra, "timing_s": timing})
+    store.write_json("details.json", {**extra, "timing_s": timing, "memory": done.activations})
     store.write_json("summary.json", out)
     with tolerated("tracking of the results"):  # which are written by now
         track_results(tracker, store, cfg, out, rows, scored_on=data[1])

@@ -28,6 +28,7 @@ _FREE = (
     "patience_s",
     "train.max_failures",
     "train.checkpoint_every",
+    "train.activation_checkpointing",
     "alarms",
     *(
         f"{judge}.{key}"

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.policy import add_lora, load_model
+from introspect_ray.training.activations import set_up_activations
 from introspect_ray.training.attention import choose_attention
 from introspect_ray.training.checkpoint_metadata import check_metadata
 from introspect_ray.training.model import TreeModel
@@ -51,13 +52,13 @@ def build_module(
     # frequencies.
     model: Any = load_model(path, compute if cfg.method == "lora" else "auto", attention)
     check_architecture(model.config, longest, attention)
-    if cfg.train.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    kept = set_up_activations(model, cfg, device, world_size, longest)
     if cfg.method == "lora":
         model = add_lora(model, cfg.lora_rank, cfg.seed)
-        if cfg.train.activation_checkpointing:
+        if kept.mode != "none":
             model.enable_input_require_grads()
     module = TreeModel(model, compute)
+    module.activations = kept.line
     sharded = dist.is_initialized() and (world_size > 1 or device.type == "cuda")
     if sharded:
         _shard(module, device, world_size, compute, cfg.train.offload)

@@ -36,6 +36,7 @@ class TreeModel(nn.Module):
         self.scaling = logit_scaling(self.causal_lm.config)
         self.compute = compute
         self.head_gradient_in_place = False  # see chunked_loss.evaluate_rows
+        self.activations = ""  # what is kept of them for the backward, as a line to show (activations.Choice)
 
     @property
     def causal_lm(self) -> PreTrainedModel:

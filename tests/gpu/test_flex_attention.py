@@ -25,11 +25,11 @@ pytestmark = pytest.mark.gpu
 VARIANTS = {
     "full": {},
     "one long row": {"train": {"token_budget": 8192}},
-    "checkpointing": {"train": {"activation_checkpointing": True}},
+    "checkpointing": {"train": {"activation_checkpointing": "layers"}},
     "lora": {"method": "lora", "lora_rank": 4},
     "responses": {"loss_normalisation": "sequence"},  # words, free text and auxiliary texts
     "live responses": {"method": "lora", "lora_rank": 4, "train": {"reference": "live"}},
-    "bfloat16": {"train": {"dtype": "bfloat16", "activation_checkpointing": True}},  # as cluster/h100.yaml
+    "bfloat16": {"train": {"dtype": "bfloat16", "activation_checkpointing": "layers"}},  # as cluster/h100.yaml
 }
 
 

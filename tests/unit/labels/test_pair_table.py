@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,19 @@ def test_pairs_come_back_by_row_and_by_id():
     assert table[2] == PAIRS[2] and type(table[2].cued_response) is tuple
     with pytest.raises(ValueError, match="'mmlu-17' occurs twice"):
         PairTable.build([*PAIRS, PAIRS[0]])
+
+
+def test_a_large_table_lies_in_a_file(monkeypatch, tmp_path):
+    """More batches than are kept in memory: the same pairs, also after they went to another process."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("introspect_ray.labels.pair_table.BATCHES_IN_MEMORY", 1)
+    batches = PairTable.build(PAIRS).arrow().to_batches(1)
+    table = PairTable.from_batches(iter(batches))
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    assert list(table) == PAIRS and table.by_id["free-1"] == PAIRS[2] and table.arrow().num_rows == 3
+    assert list(pickle.loads(pickle.dumps(table))) == PAIRS
+    with pytest.raises(ValueError, match="'mmlu-17' occurs twice"):
+        PairTable.from_batches([*batches, batches[0]])
 
 
 def test_tables_from_before_free_text_are_read_and_joined_with_newer_ones():

@@ -37,7 +37,7 @@ def test_activations_at_the_token_budget():
 
 
 def test_without_checkpointing_every_layer_keeps_its_inside():
-    cfg = config(train__activation_checkpointing=False)
+    cfg = config(train__activation_checkpointing="none")
     assert trainer_memory(SHAPE, CASE, cfg, 8).activations == 1112 * 36 * INSIDE
 
 

@@ -37,7 +37,7 @@ def test_a_step_by_hand():
 def test_what_a_config_changes():
     """A frozen base needs gradients of inputs alone; a live reference is one more forward pass; fixed labels are made
     once; a mixed run labels all cases with two models."""
-    full, lora = flops(), flops(method="lora", train__reference="live", train__activation_checkpointing=False)
+    full, lora = flops(), flops(method="lora", train__reference="live", train__activation_checkpointing="none")
     assert lora["training: backward"] == lora["training: forward"] == full["training: forward"]
     assert lora["training: M0's distribution"] == pytest.approx(8 * (forward(199.6) + 4 * HEAD))
     assert not {"training: activations again", "M0: cached reference"} & lora.keys()

@@ -249,9 +249,9 @@ def test_bfloat16_stays_close(policy, method, tmp_path):
 
 
 def test_activation_checkpointing(policy):
-    plain, saving = make_learner(policy), make_learner(policy, train={"activation_checkpointing": True})
+    plain, saving = make_learner(policy), make_learner(policy, train={"activation_checkpointing": "layers"})
     assert [plain.step(LABELS, M0) for _ in range(2)] == [saving.step(LABELS, M0) for _ in range(2)]
-    lora = make_learner(policy, method="lora", lora_rank=4, train={"activation_checkpointing": True})
+    lora = make_learner(policy, method="lora", lora_rank=4, train={"activation_checkpointing": "layers"})
     assert lora.step(LABELS, M0)["grad_norm"] > 0
 
 

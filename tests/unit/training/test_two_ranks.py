@@ -35,7 +35,8 @@ ONE_PROCESS = {"offload": {"train": {"token_budget": 60}}}  # the variants that 
 VARIANTS = {
     "full": {},
     "lora": {"method": "lora", "lora_rank": 4},
-    "checkpointing": {"train": {"activation_checkpointing": True, "token_budget": 60}},
+    "checkpointing": {"train": {"activation_checkpointing": "layers", "token_budget": 60}},
+    "elementwise": {"train": {"activation_checkpointing": "elementwise", "token_budget": 60}},
     "offload": {"train": {"use_gpu": True, "offload": True, "token_budget": 60}},
     "full-bfloat16": {"train": {"dtype": "bfloat16"}},
     "lora-bfloat16-live": {"method": "lora", "lora_rank": 4, "train": {"dtype": "bfloat16", "reference": "live"}},
