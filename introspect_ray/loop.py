@@ -33,7 +33,7 @@ from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import learner_labels
 from introspect_ray.labels.alarms import check_step, engine_gap, stop_on
 from introspect_ray.records import AuxiliaryText, BehaviorPair, StepLabels, StepMetrics, TokenizedCase
-from introspect_ray.schedule import label_version, step_plan, steps_of_version
+from introspect_ray.schedule import label_version, step_plan, steps_due
 
 if TYPE_CHECKING:  # they import torch and Ray
     from introspect_ray.actors.supply import Conductor, Supply
@@ -77,7 +77,9 @@ def run(
     known: dict[int, Logprobs] = {}  # by later step, what rank 0 compares with its engines
     for step in range(start, cfg.steps):
         began = time.perf_counter()
-        known |= _start_labels(cfg, learner, supply, train, step, restored=restored, rank=rank, world=world)
+        known |= _start_labels(
+            cfg, learner, supply, train, step, start=start, restored=restored, rank=rank, world=world
+        )
         if cfg.eval.every and step and step % cfg.eval.every == 0:
             supply.score(step, learner)
         ordered = time.perf_counter()
@@ -111,6 +113,7 @@ def _start_labels(
     train: Sequence[TokenizedCase],
     step: int,
     *,
+    start: int,
     restored: frozenset[int],
     rank: int,
     world: int,
@@ -120,7 +123,7 @@ def _start_labels(
     Returns the learner's own label logprobs on these weights, for some cases of the later steps whose labels are due.
     """
     online = cfg.supervision.rule == "online"
-    due = [later for later in (steps_of_version(step, cfg) if online else [step]) if later not in restored]
+    due = [later for later in steps_due(step, start, cfg) if later not in restored]
     if learner_labels(cfg):
         for later in due:
             plan = step_plan(cfg.seed, later, len(train), cfg.batch_size)[rank::world]

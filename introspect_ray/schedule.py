@@ -69,6 +69,16 @@ def steps_of_version(version: int, cfg: RunConfig) -> list[int]:
     return [t for t in range(first, last) if label_version(t, cfg.lag, cfg.rollout.sync_every) == version]
 
 
+def steps_due(step: int, start: int, cfg: RunConfig) -> list[int]:
+    """The training steps whose labels are requested when a run that started at `start` comes to `step`.
+
+    Online: those of this version. Labels of M0 alone: one step ahead, so that they are made while a step trains.
+    """
+    if cfg.supervision.rule == "online":
+        return steps_of_version(step, cfg)
+    return list(range(step if step == start else step + 1, min(cfg.steps, step + 2)))
+
+
 def delivery_number(version: int, cfg: RunConfig) -> int:
     """How many deliveries to the engines come before that of `version`; it decides the delivery's probe.
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from introspect_ray.config import RunConfig, load_config
+from introspect_ray.config import RunConfig, load_config, override
 from introspect_ray.schedule import (
     auxiliary_plan,
     deal,
@@ -16,6 +16,7 @@ from introspect_ray.schedule import (
     label_version,
     step_group,
     step_plan,
+    steps_due,
     steps_of_version,
 )
 
@@ -88,6 +89,12 @@ def test_every_step_is_requested_once_and_in_time(lag, sync_every):
     for step, version in requested:
         assert version == label_version(step, lag, sync_every)
         assert version <= step < version + lag + sync_every
+
+
+@pytest.mark.parametrize(("start", "requested"), [(0, [[0, 1], [2], [3], [4], []]), (3, [[3, 4], []]), (4, [[4]])])
+def test_labels_of_m0_alone_are_requested_a_step_ahead(start, requested):
+    cfg = override(config(5, 0, 1), {"supervision.rule": "fixed"})
+    assert [steps_due(step, start, cfg) for step in range(start, 5)] == requested
 
 
 def test_deal_by_hand():
