@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from introspect_ray.cases import record_table
-from introspect_ray.cases import table_batches
+from introspect_ray.cases import record_table, table_batches
 from introspect_ray.cases.lookup import ids_of, records_of
 from introspect_ray.cases.record_table import IdIndex
 from introspect_ray.cases.table import CaseTable
