@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from introspect_ray.cases import table as case_table
-from introspect_ray.cases import table_batches
+from introspect_ray.cases import record_table, table_batches
 from introspect_ray.cases.lookup import ids_of, records_of
 from introspect_ray.cases.record_table import IdIndex
 from introspect_ray.cases.table import CaseTable
@@ -185,7 +184,7 @@ def test_rows_are_decoded_when_asked_for(table):
 
 
 def test_the_file_has_no_name_and_its_pages_come_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(case_table, "RELEASE_EVERY", 1)
+    monkeypatch.setattr(record_table, "RELEASE_EVERY", 1)
     made = CaseTable.build(CASES, tmp_path)
     assert os.listdir(tmp_path) == []
     assert [case for _ in range(3) for case in made] == CASES * 3 and [made[i] for i in (0, 2, 2)] == [
