@@ -154,8 +154,8 @@ def start_pass(
 def helper_options(cfg: RunConfig, group: TrialGroup) -> list[Options]:
     """Ray's options of the processes that may share a pass: where the other training workers will be, and, if all is
     computed on CPUs, one per engine, which has little to do meanwhile. On one machine no more than it has cores for."""
-    place = {"scheduling_strategy": group.anywhere()}
-    worker = {**place, "num_cpus": cfg.train.num_cpus, "num_gpus": trainer_gpus(cfg)}
+    place: Options = {"scheduling_strategy": group.anywhere()}
+    worker: Options = {**place, "num_cpus": cfg.train.num_cpus, "num_gpus": trainer_gpus(cfg)}
     on_cpus = group.workers and not cfg.train.use_gpu and not cfg.rollout.num_gpus
     beside = cfg.rollout.num_actors if on_cpus else 0
     found = [worker] * max(group.workers - 1, 0) + [{**place, "num_cpus": 0}] * beside

@@ -39,7 +39,7 @@ from introspect_ray.records import BehaviorPair, TokenizedCase
 from introspect_ray.storage import open_store
 from introspect_ray.training.attention import AttentionChoice, choose_attention
 from introspect_ray.training.chunked_loss import evaluate_rows
-from introspect_ray.training.label_readings import readings_of
+from introspect_ray.training.label_readings import SidePair, readings_of
 from introspect_ray.training.model import TreeModel
 from introspect_ray.training.packing import PackedBatch, pack
 from introspect_ray.training.prompt_tree import build_tree
@@ -133,7 +133,7 @@ class BehaviorPass:
     def pairs(self) -> Iterator[BehaviorPair]:
         """M0's pairs of all cases, in their order, as an engine's label_pairs gives them: version 0, not calibrated."""
         for group, parts in groupby(self.parts, key=lambda part: part.group):
-            readings = {}
+            readings: dict[str, SidePair | None] = {}
             for part in parts:
                 for batch, tensors in self._results(part):
                     found = readings_of(batch, tensors["logprobs"].tolist(), tensors["argmax"].tolist())

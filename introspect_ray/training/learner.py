@@ -287,7 +287,7 @@ class Learner:
 
     def export(self, folder: str) -> None:
         """Write the current policy (or LoRA adapter) to `folder` in Hugging Face format, on rank 0. Collective."""
-        tensors = self.weights(copy=False)
+        tensors = self.weights()
         if tensors is not None:
             config = self.adapter_config() if self.cfg.method == "lora" else None
             if config:
