@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from introspect_ray.scores.evaluation_table import TRAINED
 from tests.chaos.faults import nothing_done
 from tests.chaos.job import PATIENCE_S, Around, Job, differences, result
-from tests.chaos.phases import EVERY, FIRST, PHASES, SECOND, STEPS, TRAINED, Phase
+from tests.chaos.phases import EVERY, FIRST, PHASES, SECOND, STEPS, Phase
 from tests.chaos.surroundings import Needs
 from tests.chaos.table import SURVIVES, Fault
 
