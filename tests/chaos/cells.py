@@ -128,7 +128,9 @@ def _notice(job: Job, before: dict[str, list[int]], struck: float, outcome: Outc
 
 
 def _watch(job: Job, fault: Fault, struck: float, outcome: Outcome) -> None:
-    """Until the run makes steps again that need what was hit, or its next result is there."""
+    """Until the run makes steps again that need what was hit, or its next result is there. One that stops does not."""
+    if outcome.expected != SURVIVES:
+        return
     run = SECOND if outcome.phase == "between trials" else ""
     steps = job.steps(run)
     while job.process.poll() is None and time.monotonic() < struck + PATIENCE_S:
