@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from introspect_ray.scores.evaluation_table import TRAINED
 from tests.chaos.faults import nothing_done
 from tests.chaos.job import PATIENCE_S, Around, Job, differences, result
-from tests.chaos.phases import EVERY, FIRST, PHASES, SECOND, STEPS, TRAINED, Phase
+from tests.chaos.phases import EVERY, FIRST, PHASES, SECOND, STEPS, Phase
 from tests.chaos.surroundings import Needs
 from tests.chaos.table import SURVIVES, Fault
 
@@ -127,7 +128,9 @@ def _notice(job: Job, before: dict[str, list[int]], struck: float, outcome: Outc
 
 
 def _watch(job: Job, fault: Fault, struck: float, outcome: Outcome) -> None:
-    """Until the run makes steps again that need what was hit, or its next result is there."""
+    """Until the run makes steps again that need what was hit, or its next result is there. One that stops does not."""
+    if outcome.expected != SURVIVES:
+        return
     run = SECOND if outcome.phase == "between trials" else ""
     steps = job.steps(run)
     while job.process.poll() is None and time.monotonic() < struck + PATIENCE_S:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ TITLES = {
 # A busy machine takes longer for everything; the goals of the issue are printed and not asserted.
 PATIENCE_S = 300.0 * float(os.environ.get("CHAOS_PATIENCE", "1"))
 _LOOK_S = 0.25
+_BAR = re.compile(r"\d+/\d+ \[[\d?:]+<")  # e.g. "6/24 [00:15<00:45, 2.53s/step"
 
 
 @dataclass
@@ -116,7 +118,7 @@ class Job:
     def lines(self) -> list[str]:
         """Its stderr without empty lines and the progress bar's."""
         said = [part for _, line in self.said for part in line.split("\r")]
-        return [line for line in said if line.strip() and "step/s" not in line and "s/step" not in line]
+        return [line for line in said if line.strip() and not _BAR.search(line)]
 
     # --- what is done to it ---------------------------------------------------------------------------------------
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from introspect_ray.scores.evaluation_table import TRAINED
 from tests.chaos.job import Job
 
 STEPS, EVERY = 24, 6  # of a training, and between its checkpoints
-POLICY, TRAINED = "policy/model.safetensors", "evaluation/trained.parquet"
+POLICY = "policy/model.safetensors"
 FIRST, SECOND = "trials/kl_weight=0,seed=0", "trials/kl_weight=1,seed=0"  # of a sweep
 
 
