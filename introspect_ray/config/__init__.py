@@ -1,5 +1,6 @@
 """The configuration of a run: its keys (sections), where they come from (load), which go together (compatibility)."""
 
+from introspect_ray.config.evaluation import EvalConfig
 from introspect_ray.config.load import (
     field_names,
     file_sets,
@@ -12,7 +13,6 @@ from introspect_ray.config.load import (
 )
 from introspect_ray.config.sections import (
     AlarmConfig,
-    EvalConfig,
     RolloutConfig,
     RunConfig,
     SupervisionConfig,
