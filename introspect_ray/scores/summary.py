@@ -52,7 +52,7 @@ class Cases(_Block):
 
 
 class ExplanationScores(_Block):
-    """The trained policy's explanations against one truth; unparseable ones are wrong (eval.decode=trie: there are none)."""
+    """The policy's explanations against one truth; unparseable ones are wrong (eval.decode=trie: there are none)."""
 
     em: Share
     """Explanation EM (paper eq. 3): *changed?* and content are both right."""
