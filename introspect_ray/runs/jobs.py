@@ -24,7 +24,7 @@ from introspect_ray.storage.checkpoints import list_names
 from introspect_ray.storage.claim import check_free, held
 from introspect_ray.storage.output_folder import check_output, prepare_output
 from introspect_ray.storage.tracking import tracking_uri
-from introspect_ray.storage.tracking_store import check_server
+from introspect_ray.storage.tracking_store import check_server, import_ahead
 
 
 def train_job(args: Arguments) -> None:
@@ -155,8 +155,8 @@ def run_trials(sweep: Sweep, checked: Checked, after: Callable[..., None] | None
     swept = {"sweep": {"key": keys, "values": str(values), "seeds": str(sweep.seeds)}}
     with (
         claimed(cfg, checked, "sweep", trials=configs) as store,
-        open_tracker(cfg, _name(cfg), checked.tracking, params=swept) as parent,
         closing(set_up(shared_config(configs), checked.prepared)) as setup,
+        open_tracker(cfg, _name(cfg), checked.tracking, params=swept) as parent,
     ):
         tracking = (checked.tracking, parent.run_id)
         report_findings(cfg, setup)
@@ -226,6 +226,8 @@ def claimed(
         store = prepare_output(cfg.output_dir, resume=checked.resume, overwrite=checked.overwrite)
         store.write_json(record, cfg.model_dump(mode="json"))
         print(f"output   {store.join()}", flush=True)
+        if checked.tracking is not None:
+            import_ahead(checked.tracking)  # while the engines start
         yield store
 
 

@@ -52,9 +52,7 @@ class Cases(_Block):
 
 
 class ExplanationScores(_Block):
-    """The trained policy's explanations against one truth. Generated freely (eval.decode=free) one may state nothing,
-    and is wrong. With eval.decode=trie each is the greedy one among the valid ones: the scores tell what the policy
-    would say in the form of an explanation, and nothing about whether it keeps to that form."""
+    """The policy's explanations against one truth; unparseable ones are wrong (eval.decode=trie: there are none)."""
 
     em: Share
     """Explanation EM (paper eq. 3): *changed?* and content are both right."""
@@ -70,7 +68,7 @@ class ExplanationScores(_Block):
     unchanged_f1: Share | None
     """F1 of the class "unchanged"; null likewise."""
     unparsed: Share | None
-    """Unparseable explanations; null with eval.decode=trie, where there can be none."""
+    """Unparseable explanations; null with eval.decode=trie."""
 
 
 class Explanation(_Block):

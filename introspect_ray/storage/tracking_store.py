@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,23 @@ def open_client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def import_ahead(uri: str) -> None:
+    """Import what MLflow needs for the store `uri` in a thread, while the caller waits for something else.
+
+    What fails here is raised when a run is opened.
+    """
+    _silence()
+
+    def imports() -> None:
+        with suppress(Exception):
+            import mlflow
+
+            if uri.startswith("sqlite"):
+                import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+    threading.Thread(target=imports, name="import-mlflow", daemon=True).start()
 
 
 def _silence() -> None:
