@@ -13,13 +13,16 @@ micro-batches, and so decides in which order their gradients are summed: it is a
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ Mode = Literal["none", "elementwise", "layers"]
 
 LITTLE = 256 << 20  # bytes of activations that are not worth a dispatch in Python for each operation
 SPARE = 1.25  # what is counted here, with temporary results and what the allocator loses between them
+RELEASE_EVERY = 5  # layers; every layer saves little more, and its pages would be taken anew each time
 _OPS = torch.ops.aten
 _KEPT = {
     _OPS.mm.default,
@@ -120,6 +124,26 @@ def free_bytes(device: torch.device) -> int:
     except OSError:  # no cgroup of version 2
         pass
     return max(free, 0) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def release_between_layers(module: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Give freed memory back to the system before every RELEASE_EVERY-th layer, whenever it is computed, and after the
+    forward of `module`.
+
+    What a layer frees lies in pieces between what is kept, and glibc holds pieces until the blocks behind them are
+    free, at the end of the backward. malloc_trim(3) returns their pages at once. Other C libraries have no such call:
+    there nothing is done.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        return
+
+    def release(*_: object) -> None:
+        trim(0)
+
+    for layer in layers[::RELEASE_EVERY]:
+        layer.register_forward_pre_hook(release)
+    module.register_forward_hook(release)
 
 
 def _least(room: int, ranks: int, device: torch.device) -> int:

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from introspect_ray.config import RunConfig
 from introspect_ray.errors import UserError
 from introspect_ray.policy import add_lora, load_model
-from introspect_ray.training.activations import set_up_activations
+from introspect_ray.training.activations import release_between_layers, set_up_activations
 from introspect_ray.training.attention import choose_attention
 from introspect_ray.training.checkpoint_metadata import check_metadata
 from introspect_ray.training.model import TreeModel
@@ -59,6 +59,8 @@ def build_module(
             model.enable_input_require_grads()
     module = TreeModel(model, compute)
     module.activations = kept.line
+    if kept.mode != "none" and device.type == "cpu":
+        release_between_layers(module, module.causal_lm.get_decoder().layers)
     sharded = dist.is_initialized() and (world_size > 1 or device.type == "cuda")
     if sharded:
         _shard(module, device, world_size, compute, cfg.train.offload)
