@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -126,9 +125,9 @@ def free_bytes(device: torch.device) -> int:
     return max(free, 0) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def release_between_layers(module: nn.Module, layers: Sequence[nn.Module]) -> None:
-    """Give freed memory back to the system before every RELEASE_EVERY-th layer, whenever it is computed, and after the
-    forward of `module`.
+def release_between_layers(module: nn.Module, body: Any) -> None:
+    """Give freed memory back to the system before every RELEASE_EVERY-th layer of `body`, whenever it is computed,
+    after the body, since the output head comes when most is kept, and after the forward of `module`.
 
     What a layer frees lies in pieces between what is kept, and glibc holds pieces until the blocks behind them are
     free, at the end of the backward. malloc_trim(3) returns their pages at once. Other C libraries have no such call:
@@ -141,8 +140,9 @@ def release_between_layers(module: nn.Module, layers: Sequence[nn.Module]) -> No
     def release(*_: object) -> None:
         trim(0)
 
-    for layer in layers[::RELEASE_EVERY]:
+    for layer in body.layers[::RELEASE_EVERY]:
         layer.register_forward_pre_hook(release)
+    body.register_forward_hook(release)
     module.register_forward_hook(release)
 
 

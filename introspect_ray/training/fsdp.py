@@ -60,7 +60,7 @@ def build_module(
     module = TreeModel(model, compute)
     module.activations = kept.line
     if kept.mode != "none" and device.type == "cpu":
-        release_between_layers(module, module.causal_lm.get_decoder().layers)
+        release_between_layers(module, module.causal_lm.get_decoder())
     sharded = dist.is_initialized() and (world_size > 1 or device.type == "cuda")
     if sharded:
         _shard(module, device, world_size, compute, cfg.train.offload)
