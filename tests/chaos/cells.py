@@ -84,6 +84,7 @@ def run_cell(fault: Fault, phase: str, folder: Path, needs: Needs, expected: dic
         if outcome.why:
             outcome.verdict = "failed"
     outcome.seconds = time.monotonic() - began
+    outcome.said, outcome.why = (text.replace(str(folder), "...") for text in (outcome.said, outcome.why))
     return outcome
 
 
