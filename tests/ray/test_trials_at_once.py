@@ -52,7 +52,7 @@ def policies(root: Path, values: Sequence[float] = VALUES) -> list[bytes]:
     return [(root / f"{value:g}" / "policy" / "model.safetensors").read_bytes() for value in values]
 
 
-@pytest.mark.parametrize("rule", ["fixed", "online"])
+@pytest.mark.parametrize("rule", ["fixed", pytest.param("online", marks=pytest.mark.slow)])
 def test_two_at_once_end_at_the_bits_of_one_after_another(live, tmp_path, rule, capfd):
     """fixed: they score in turns on the engines of the set-up. online: the second place has an engine of its own."""
     flat = {"supervision__rule": rule, "supervision__agreement": 0.8}
@@ -147,7 +147,7 @@ def interim(root: Path, value: str) -> list[int]:
     return [line["step"] for line in lines if "interim.gap.em" in line]
 
 
-@pytest.mark.parametrize("rule", ["fixed", "online"])
+@pytest.mark.parametrize("rule", ["fixed", pytest.param("online", marks=pytest.mark.slow)])
 def test_scores_while_a_policy_trains_change_no_bit_of_it(live, tmp_path, rule):
     flat = {"supervision__rule": rule, "steps": 6, "values": (1.0,)}
     plain = sweep(live, tmp_path / "plain", at_once=1, **flat)
