@@ -130,10 +130,18 @@ def test_an_engine_that_dies_before_the_evaluation_loads_the_exported_policy(liv
 @pytest.mark.parametrize(
     ("leave", "fault"),
     [
-        (lambda actor: actor.engine.remote("transfer", "start_weight_update", {}), "cannot be used any more"),
-        (lambda actor: actor.__ray_call__.remote(lambda worker: time.sleep(600)), "did not answer within 2 s"),
+        pytest.param(
+            lambda actor: actor.engine.remote("transfer", "start_weight_update", {}),
+            "cannot be used any more",
+            marks=pytest.mark.slow,
+            id="half updated",
+        ),
+        pytest.param(
+            lambda actor: actor.__ray_call__.remote(lambda worker: time.sleep(600)),
+            "did not answer within 2 s",
+            id="stuck",
+        ),
     ],
-    ids=["half updated", "stuck"],
 )
 def test_an_engine_that_a_dead_training_left_behind_is_replaced(live, monkeypatch, leave, fault):
     """What a training worker leaves that dies during a transfer from GPU to GPU. A killed one that Ray restarts

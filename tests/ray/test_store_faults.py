@@ -48,7 +48,8 @@ def test_a_fifth_of_all_requests_fails(undisturbed, s3_env, s3_server, tmp_path,
     assert result(f"{s3_env}/run") == undisturbed
 
 
-@pytest.mark.parametrize("moment", ["labels", pytest.param("checkpoints", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/unit/storage/test_outages.py waits for a store in `make test`
+@pytest.mark.parametrize("moment", ["labels", "checkpoints"])
 def test_the_store_is_away_for_16_seconds(undisturbed, s3_env, s3_server, tmp_path, monkeypatch, moment):
     """From the moment at which the first label part, or the first file of a checkpoint, is there."""
     monkeypatch.setenv("HOME", str(tmp_path))
