@@ -240,5 +240,5 @@ def test_failure_after_failure_stops_with_one_line(live, capfd):
     finally:
         over.set()
         thread.join()
-    assert len(killed) == 2
+    assert len(killed) >= 2  # one that is killed before its actor is there Ray starts again by itself
     assert "going on from step 0 (1 of 2 failures in a row)" in capfd.readouterr().err
