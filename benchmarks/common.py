@@ -83,6 +83,32 @@ def report(
     print(json.dumps(_rounded({"name": name, "ratio": ratio, "goal": goal, "met": met, **facts})), flush=True)
 
 
+def compare_policies(
+    name: str,
+    goal: str,
+    description: str | None,
+    sides: Sequence[str],
+    measure: Callable[[str, bool, int], dict[str, Any]],
+    compare: Callable[[bool, int], dict[str, Any]],
+) -> None:
+    """The main of a benchmark whose sides run in processes of their own, on the organism and, without --small, on
+    SmolLM2, whose ratio is the reported one.
+
+    measure(side, small, threads): one side, in this process. compare(small, threads): all sides on one policy, as
+    fields of the last line, "ratio" among them.
+    """
+    arguments = parser(description)
+    arguments.add_argument("--threads", type=int, default=2, help="of each side (default 2)")
+    arguments.add_argument("--side", choices=sides, help="measure this side in this process, and stop")
+    args = arguments.parse_args()
+    if args.side:
+        return print(json.dumps(measure(args.side, args.small, args.threads)))
+    organism = compare(True, args.threads)
+    real = {} if args.small else compare(False, args.threads)
+    chosen = real or organism
+    report(name, chosen.pop("ratio"), goal, **chosen, organism=organism if real else None, threads=args.threads)
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}

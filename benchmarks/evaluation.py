@@ -14,14 +14,13 @@ generation wherever that keeps to the form (`in_form` of the cases).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from benchmarks.common import Clock, child, make_cases, parser, policy_folder, report, run_main
+from benchmarks.common import Clock, child, compare_policies, make_cases, policy_folder, run_main
 from introspect_ray.cases.tokenize import longest_sequence, max_explanation_tokens
 from introspect_ray.errors import UserError
 from introspect_ray.records import TokenizedCase
@@ -186,18 +185,5 @@ def compare(small: bool, threads: int) -> dict[str, Any]:
     return {**ratios, "cases_s": rates, "hit_rate": hits, "in_form": in_form}
 
 
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--threads", type=int, default=2, help="of each side (default 2)")
-    arguments.add_argument("--side", choices=SIDES, help="measure this side in this process, and stop")
-    args = arguments.parse_args()
-    if args.side:
-        return print(json.dumps(measure(args.side, args.small, args.threads)))
-    organism = compare(True, args.threads)
-    real = {} if args.small else compare(False, args.threads)
-    chosen = real or organism
-    report(NAME, chosen.pop("ratio"), GOAL, **chosen, organism=organism if real else None, threads=args.threads)
-
-
 if __name__ == "__main__":
-    run_main(main)
+    run_main(lambda: compare_policies(NAME, GOAL, __doc__, SIDES, measure, compare))

@@ -10,14 +10,13 @@ organism the fastest of five passes counts. All sides must give the same label l
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from benchmarks.common import Clock, child, make_cases, parser, policy_folder, report, run_main
+from benchmarks.common import Clock, child, compare_policies, make_cases, policy_folder, run_main
 from introspect_ray.errors import UserError
 from introspect_ray.records import TokenizedCase
 
@@ -154,18 +153,5 @@ def compare(small: bool, threads: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--threads", type=int, default=2, help="of each side (default 2)")
-    arguments.add_argument("--side", choices=SIDES, help="measure this side in this process, and stop")
-    args = arguments.parse_args()
-    if args.side:
-        return print(json.dumps(measure(args.side, args.small, args.threads)))
-    organism = compare(True, args.threads)
-    real = {} if args.small else compare(False, args.threads)
-    chosen = real or organism
-    report(NAME, chosen.pop("ratio"), GOAL, **chosen, organism=organism if real else None, threads=args.threads)
-
-
 if __name__ == "__main__":
-    run_main(main)
+    run_main(lambda: compare_policies(NAME, GOAL, __doc__, SIDES, measure, compare))
