@@ -10,20 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.chaos.job import REPO, Around
 from tests.conftest import free_ports
 from tests.faulty_proxy import faulty_proxy
-from tests.ray.head import head, node
+from tests.ray.head import head, kill_family, node, wait_for
 
 PATIENCE = "patience_s=4"  # of the job, so that an outage becomes final soon
 
@@ -120,22 +117,11 @@ class Server:
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         with open(self._folder / "mlflow.log", "ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)
-        until = time.monotonic() + 180
-        while time.monotonic() < until:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{self.url}/health", timeout=2).read()
-                return
-            time.sleep(0.5)
-        raise RuntimeError((self._folder / "mlflow.log").read_text(errors="replace")[-2000:])
+        wait_for(f"{self.url}/health", "mlflow server", self._folder / "mlflow.log", seconds=180)
 
     def kill(self) -> None:
-        if self._process is None:
-            return
-        family = [*psutil.Process(self._process.pid).children(recursive=True), self._process]
-        for one in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        self._process.wait()
+        if self._process is not None:
+            kill_family(self._process)
         self._process = None
 
 

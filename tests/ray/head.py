@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+
+from tests.conftest import free_ports
 
 
 @contextlib.contextmanager
@@ -25,7 +26,7 @@ def head(
     """(job server address, environment for `ray job submit`) while a head runs in the foreground of a child, with
     `workers` nodes beside it. RAY_ADDRESS is that of the head for `ray.init`. autoscaler: from the head's address to
     the file of its autoscaler's config, and what its environment must have."""
-    gcs, dashboard, client, agent = _free_ports(4)
+    gcs, dashboard, client, agent = free_ports(4)
     bin_dir = str(Path(sys.executable).parent)
     config, more = autoscaler(f"127.0.0.1:{gcs}") if autoscaler else (None, {})
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_dir}:{os.environ['PATH']}", **more}
@@ -40,7 +41,7 @@ def head(
     address = f"http://127.0.0.1:{dashboard}"
     with contextlib.ExitStack() as started:
         started.enter_context(_running(command, env, folder / "head.log"))
-        _wait(address, folder / "head.log")
+        wait_for(f"{address}/api/version", "ray start --head", folder / "head.log", seconds=90)
         env["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
         for number in range(workers):
             started.enter_context(node(folder / f"worker{number}.log", env, cpus))
@@ -52,7 +53,7 @@ def node(log: Path, env: dict[str, str], cpus: int) -> Iterator[subprocess.Popen
     """A node beside the head of `env`, in a child process; it may die before the end (kill_family)."""
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1",
-        f"--address={env['RAY_ADDRESS']}", f"--dashboard-agent-listen-port={_free_ports(1)[0]}",
+        f"--address={env['RAY_ADDRESS']}", f"--dashboard-agent-listen-port={free_ports(1)[0]}",
         f"--num-cpus={cpus}", "--disable-usage-stats",
     ]  # fmt: skip
     with _running(command, env, log) as process:
@@ -83,22 +84,15 @@ def short_temp(folder: Path) -> str:
     return str(path)
 
 
-def _wait(address: str, log: Path) -> None:
-    deadline = time.monotonic() + 90
+def wait_for(url: str, what: str, log: Path, seconds: float) -> None:
+    """Until a server answers. what: it is, for the error; log: its output."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{address}/api/version", timeout=2).read()
+            urllib.request.urlopen(url, timeout=2).read()
             return
         time.sleep(0.5)
-    raise RuntimeError(f"ray start --head did not come up:\n{log.read_text(errors='replace')[-3000:]}")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    with contextlib.ExitStack() as stack:
-        for one in sockets:
-            stack.enter_context(one).bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    raise RuntimeError(f"{what} did not come up:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def kill_family(process: subprocess.Popen[bytes]) -> None:
