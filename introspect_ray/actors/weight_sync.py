@@ -47,6 +47,10 @@ class Tolerance(NamedTuple):
     typical: float
     single: float
 
+    def allows(self, typical: float, single: float) -> bool:
+        """Whether logprobs that are off by so much are right; NaN is beyond every bound."""
+        return typical <= self.typical and single <= self.single
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -66,6 +70,12 @@ def probe_tolerance(cfg: RunConfig) -> Tolerance:
     coarser = "bfloat16" if "bfloat16" in (cfg.rollout.dtype, cfg.train.dtype) else "float32"
     nats = cfg.rollout.probe_tolerance or PROBE_TOLERANCE[coarser]
     return Tolerance(nats, nats * SPREAD[coarser])
+
+
+def off_by(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """How far two lists of logprobs are apart, in nats: the root mean square, and the largest (NaN if any is NaN)."""
+    squares = [(a - b) * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    return math.sqrt(sum(squares) / len(squares)), worst_gap(ours, theirs)
 
 
 def pack(update: WeightUpdate) -> WeightUpdate:
@@ -111,16 +121,15 @@ def verify(expected: Expected, deliveries: Sequence[Delivery | None]) -> None:
 
 
 def _compare(engine: int, expected: Expected, served: Sequence[float]) -> None:
-    gaps = [abs(a - b) for a, b in zip(served, expected.probe, strict=True)]
-    typical, worst = math.sqrt(sum(gap * gap for gap in gaps) / len(gaps)), worst_gap(served, expected.probe)
+    typical, worst = off_by(served, expected.probe)
     allowed = expected.tolerance
-    if typical <= allowed.typical and worst <= allowed.single:  # NaN is beyond every bound
+    if allowed.allows(typical, worst):
         return
-    beyond = sum(not gap <= allowed.single for gap in gaps)
+    beyond = sum(not abs(a - b) <= allowed.single for a, b in zip(served, expected.probe, strict=True))
     raise WeightSyncError(
-        f"engine {engine} does not serve weight version {expected.version}: its {len(gaps)} logprobs on the probe are "
-        f"off by {worst:.2g} nats at most ({beyond} by more than {allowed.single:g}) and by {typical:.2g} in the root "
-        f"mean square, allowed are {allowed.typical:g}: if both sides are right and differ by rounding alone, go on "
+        f"engine {engine} does not serve weight version {expected.version}: its {len(served)} logprobs on the probe "
+        f"are off by {worst:.2g} nats at most ({beyond} by more than {allowed.single:g}) and by {typical:.2g} in the "
+        f"root mean square, allowed are {allowed.typical:g}: if both sides are right and differ by rounding alone, go on "
         "with --resume and a larger rollout.probe_tolerance"
     )
 

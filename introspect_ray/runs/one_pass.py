@@ -13,7 +13,6 @@ The engine also labels a few training cases: it must say of them what the pass s
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -27,14 +26,13 @@ from introspect_ray.actors.pool import RolloutPool
 from introspect_ray.actors.rollout import Serving
 from introspect_ray.actors.status import activity
 from introspect_ray.actors.trial_group import TrialGroup
-from introspect_ray.actors.weight_sync import Tolerance, probe_tolerance
+from introspect_ray.actors.weight_sync import Tolerance, off_by, probe_tolerance
 from introspect_ray.cases.lookup import records_of
 from introspect_ray.config import RunConfig
 from introspect_ray.config.compatibility import trainer_gpus
 from introspect_ray.config.load import cluster_address
 from introspect_ray.config.m0_labels import why_engine_labels
 from introspect_ray.errors import AlarmError
-from introspect_ray.labels.alarms import worst_gap
 from introspect_ray.labels.label_sets import save_pairs
 from introspect_ray.labels.pair_table import PairTable
 from introspect_ray.labels.reading import first_reading
@@ -111,10 +109,9 @@ def check_engine(cfg: RunConfig, ours: Sequence[BehaviorPair], theirs: Sequence[
     ]
     if bound is None or not flat[0]:
         return
-    typical = math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(*flat, strict=True)) / len(flat[0]))
-    worst = worst_gap(*flat)
+    typical, worst = off_by(*flat)
     allowed = Tolerance(*(max(bound, nats) for nats in probe_tolerance(cfg)))
-    if typical <= allowed.typical and worst <= allowed.single:  # NaN is beyond every bound
+    if allowed.allows(typical, worst):
         return
     raise AlarmError(
         f"M0's label logprobs on {len(theirs)} training cases differ between engine and trainer by {worst:.3g} nats at "
