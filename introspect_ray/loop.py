@@ -96,14 +96,22 @@ def run(
             conductor.report(row)
             stop_on(check_step(row, cfg.alarms))  # after the report: the numbers are on record
         if step + 1 < cfg.steps:
-            going = conductor.node_is_going() or fetched.halt
-            if going or (cfg.train.checkpoint_every and (step + 1) % cfg.train.checkpoint_every == 0):
-                conductor.checkpoint(step + 1, learner, supply.pending() if rank == 0 else [])
-            if fetched.halt:
-                conductor.halt(step + 1)
-            if going:
-                conductor.leave(step + 1)
+            _between_steps(cfg, learner, supply, conductor, step + 1, rank=rank, halt=fetched.halt)
     return seconds
+
+
+def _between_steps(
+    cfg: RunConfig, learner: Learner, supply: Supply, conductor: Conductor, step: int, *, rank: int, halt: bool
+) -> None:
+    """Before `step`: a checkpoint where one is due, or where it is the last thing to do. halt: the job was asked to
+    end. Raises as `run`."""
+    going = conductor.node_is_going() or halt
+    if going or (cfg.train.checkpoint_every and step % cfg.train.checkpoint_every == 0):
+        conductor.checkpoint(step, learner, supply.pending() if rank == 0 else [])
+    if halt:
+        conductor.halt(step)
+    if going:
+        conductor.leave(step)
 
 
 def _start_labels(

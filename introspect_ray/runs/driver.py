@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -80,17 +80,20 @@ def train_once(
     out = run_summary(cfg, cases, scores, (setup.reading, judged), totals, rows, setup.seconds, seconds)
     timing = {part: done.seconds[part] for part in ("learner", "export")}  # these are in the summary's set-up
     timing |= {"ray_train": seconds["train"] - sum(done.seconds.values()), "eval": seconds["eval"]}
-    extra = details(evaluated)
-    if cfg.alarms.collapse != "off":  # those of M0 were printed before training
-        warned([line for line in extra["findings"] if line.startswith("trained: ")])
-    # kept, as nobody sees the output of a sweep's trial
-    extra["findings"] += warned([*doubts(judged), *done.notes])
+    extra = _told(cfg, details(evaluated), [*doubts(judged), *done.notes])
     store.write_json("details.json", {**extra, "timing_s": timing, "memory": done.activations})
     store.write_json("summary.json", out)
     with tolerated("tracking of the results"):  # which are written by now
         track_results(tracker, store, cfg, out, rows, scored_on=data[1])
     require_complete(store, cfg, len(setup.prepared.test))
     return out
+
+
+def _told(cfg: RunConfig, found: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    """Details with their findings printed and `notes` among them: nobody sees the output of a sweep's trial."""
+    if cfg.alarms.collapse != "off":  # those of M0 were printed before training
+        warned([line for line in found["findings"] if line.startswith("trained: ")])
+    return {**found, "findings": [*found["findings"], *warned(notes)]}
 
 
 def _record_before(cfg: RunConfig, setup: SharedSetup, store: Store, tracker: Tracker) -> list[Dataset]:
