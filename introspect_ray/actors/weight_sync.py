@@ -129,8 +129,8 @@ def _compare(engine: int, expected: Expected, served: Sequence[float]) -> None:
     raise WeightSyncError(
         f"engine {engine} does not serve weight version {expected.version}: its {len(served)} logprobs on the probe "
         f"are off by {worst:.2g} nats at most ({beyond} by more than {allowed.single:g}) and by {typical:.2g} in the "
-        f"root mean square, allowed are {allowed.typical:g}: if both sides are right and differ by rounding alone, go on "
-        "with --resume and a larger rollout.probe_tolerance"
+        f"root mean square, allowed are {allowed.typical:g}: if both sides are right and differ by rounding alone, go "
+        "on with --resume and a larger rollout.probe_tolerance"
     )
 
 
