@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ENGINE, TRANSFER, CHUNKS = "vllm_engine_checks.py", "vllm_transfer_checks.py", "vllm_chunk_checks.py"
-PROBE, EXPLAIN = "vllm_probe_checks.py", "vllm_explain_checks.py"
+PROBE, EXPLAIN, LORA = "vllm_probe_checks.py", "vllm_explain_checks.py", "vllm_lora_checks.py"
 
 
 @pytest.mark.timeout(200)
@@ -23,7 +23,7 @@ PROBE, EXPLAIN = "vllm_probe_checks.py", "vllm_explain_checks.py"
     [
         (ENGINE, "TestTied", 13),
         (ENGINE, "TestOrganism", 5),
-        (ENGINE, "TestLora", 5),
+        (LORA, "TestLora", 5),
         (TRANSFER, "TestTransfer", 4),
         (CHUNKS, "TestChunks", 2),
         (PROBE, "TestProbe", 3),
